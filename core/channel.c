@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The sending side of a data channel; see channel.h. */
+#include "channel.h"
+#include "cleanup.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+struct channel_chunk {
+    struct channel_entry entry;
+    struct channel_chunk *next_free;
+    uint32_t used;
+    char data[CHANNEL_CHUNK];
+};
+
+void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
+                  void (*failed)(void *arg, unsigned index, int code), void *failed_arg)
+{
+    *ch = (struct channel){
+        .index = index,
+        .transport = transport,
+        .gate = gate,
+        .failed = failed,
+        .failed_arg = failed_arg,
+    };
+    ch->tail = &ch->head;
+    pthread_mutex_init(&ch->lock, NULL);
+    pthread_cond_init(&ch->progress, NULL);
+}
+
+void channel_fini(struct channel *ch)
+{
+    assert(!ch->head && !ch->busy);
+    transport_close(ch->transport);
+    while (ch->free_chunks) {
+        struct channel_chunk *chunk = ch->free_chunks;
+        ch->free_chunks = chunk->next_free;
+        free(chunk);
+    }
+    pthread_cond_destroy(&ch->progress);
+    pthread_mutex_destroy(&ch->lock);
+}
+
+static void push(struct channel *ch, struct channel_entry *entry)
+{
+    entry->next = NULL;
+    *ch->tail = entry;
+    ch->tail = &entry->next;
+}
+
+/* The chunk that a packet of @size bytes can be copied into, or NULL. */
+static struct channel_chunk *chunk_for(struct channel *ch, size_t size)
+{
+    struct channel_chunk *chunk = ch->open_chunk;
+
+    if (chunk && CHANNEL_CHUNK - chunk->used >= size)
+        return chunk;
+    chunk = ch->free_chunks;
+    if (chunk) {
+        ch->free_chunks = chunk->next_free;
+    } else {
+        if (ch->chunks == CHANNEL_CHUNKS)
+            return NULL;
+        chunk = malloc(sizeof(*chunk));
+        if (!chunk)
+            return NULL;
+        ch->chunks++;
+    }
+    memset(&chunk->entry, 0, sizeof(chunk->entry));
+    chunk->entry.chunk = chunk;
+    chunk->used = 0;
+    push(ch, &chunk->entry);
+    ch->open_chunk = chunk;
+    return chunk;
+}
+
+uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
+                     struct channel_entry *entry)
+{
+    struct channel_chunk *chunk = NULL;
+    uint64_t check;
+
+    assert(ch->closed == CHANNEL_OPEN);
+    packet->channel = ch->index;
+    packet->sequence = ++ch->last_sequence;
+    memset(entry, 0, sizeof(*entry));
+    check = wire_packet_encode(packet, &entry->header);
+    if (packet->length <= CHANNEL_COPY_MAX)
+        chunk = chunk_for(ch, sizeof(entry->header) + packet->length);
+    if (chunk) {
+        memcpy(chunk->data + chunk->used, &entry->header, sizeof(entry->header));
+        if (packet->length)
+            memcpy(chunk->data + chunk->used + sizeof(entry->header), payload, packet->length);
+        chunk->used += (uint32_t)sizeof(entry->header) + packet->length;
+        chunk->entry.bytes += bytes;
+        chunk->entry.last_sequence = packet->sequence;
+        entry->copied = true;
+    } else {
+        entry->payload = payload;
+        entry->length = packet->length;
+        entry->bytes = bytes;
+        entry->last_sequence = packet->sequence;
+        push(ch, entry);
+        ch->open_chunk = NULL;
+    }
+    return check;
+}
+
+/* Takes up to CHANNEL_BATCH bytes of entries off the queue. Returns the number of parts. */
+static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entry **first)
+{
+    size_t total = 0;
+    int n = 0;
+
+    *first = ch->head;
+    struct channel_entry *last = NULL;
+    while (ch->head && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH) {
+        struct channel_entry *entry = ch->head;
+        if (entry->chunk) {
+            iov[n++] = (struct iovec){entry->chunk->data, entry->chunk->used};
+        } else {
+            iov[n++] = (struct iovec){&entry->header, sizeof(entry->header)};
+            if (entry->length)
+                iov[n++] = (struct iovec){(void *)(uintptr_t)entry->payload, entry->length};
+        }
+        total += iov[n - 1].iov_len;
+        ch->head = entry->next;
+        last = entry;
+    }
+    last->next = NULL;
+    if (!ch->head) {
+        ch->tail = &ch->head;
+        ch->open_chunk = NULL;
+    }
+    return n;
+}
+
+/* Marks a batch as sent or dropped, wakes its owners, and returns what the gate is due. */
+static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
+{
+    uint64_t bytes = 0;
+
+    while (entry) {
+        struct channel_entry *next = entry->next;
+        bytes += entry->bytes;
+        ch->sent_sequence = entry->last_sequence;
+        if (entry->chunk) {
+            entry->chunk->next_free = ch->free_chunks;
+            ch->free_chunks = entry->chunk;
+        } else {
+            entry->done = true;
+            if (entry->waiting)
+                pthread_cond_signal(&entry->wake);
+        }
+        entry = next;
+    }
+    return bytes;
+}
+
+/* An owner that sleeps, and so can take over. */
+static struct channel_entry *next_waiting(struct channel *ch)
+{
+    struct channel_entry *entry = ch->head;
+
+    while (entry && !entry->waiting)
+        entry = entry->next;
+    return entry;
+}
+
+/*
+ * The sender's work; called and left with the lock held, ch->busy set at first.
+ * @mine: the caller's own packet, or NULL when it was copied.
+ */
+static void send_queued(struct channel *ch, struct channel_entry *mine)
+{
+    while (ch->head) {
+        if (!mine || mine->done) {
+            struct channel_entry *successor = next_waiting(ch);
+            if (successor) {
+                successor->chosen = true;
+                pthread_cond_signal(&successor->wake);
+                return;
+            }
+        }
+        struct iovec iov[TRANSPORT_IOV_MAX];
+        struct channel_entry *batch;
+        bool dead = ch->closed == CHANNEL_DEAD;
+        int n = take_batch(ch, iov, &batch);
+        pthread_mutex_unlock(&ch->lock);
+
+        int ret = dead ? -ECONNRESET : transport_send(ch->transport, iov, n);
+        uint64_t wire_bytes = 0;
+        for (int i = 0; i < n; i++)
+            wire_bytes += iov[i].iov_len;
+
+        pthread_mutex_lock(&ch->lock);
+        bool died = ret < 0 && ch->closed != CHANNEL_DEAD;
+        if (died)
+            ch->closed = CHANNEL_DEAD;
+        if (ret == 0)
+            ch->wire_bytes += wire_bytes;
+        uint64_t bytes = retire_batch(ch, batch);
+        if (ch->flushers || died)
+            pthread_cond_broadcast(&ch->progress);
+        pthread_mutex_unlock(&ch->lock);
+        gate_leave(ch->gate, bytes);
+        if (died)
+            ch->failed(ch->failed_arg, ch->index, ret);
+        pthread_mutex_lock(&ch->lock);
+    }
+    ch->busy = false;
+    if (ch->flushers || ch->closed != CHANNEL_OPEN)
+        pthread_cond_broadcast(&ch->progress);
+}
+
+void channel_finish(struct channel *ch, struct channel_entry *entry)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (entry->copied) {
+        if (!ch->busy && ch->head) {
+            ch->busy = true;
+            send_queued(ch, NULL);
+        }
+        return;
+    }
+    if (!entry->done && ch->busy) {
+        pthread_cond_init(&entry->wake, NULL);
+        entry->waiting = true;
+        while (!entry->done && !entry->chosen)
+            pthread_cond_wait(&entry->wake, &ch->lock);
+        entry->waiting = false;
+        pthread_cond_destroy(&entry->wake);
+    }
+    if (!entry->done) {
+        ch->busy = true;
+        send_queued(ch, entry);
+    }
+}
+
+int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt)
+{
+    int ret = 0;
+
+    SCOPED_LOCK(&ch->lock);
+    ch->flushers++;
+    while (ret == 0 && ch->sent_sequence < sequence) {
+        if (interrupt_is_hit(interrupt))
+            ret = -EINTR;
+        else if (ch->closed == CHANNEL_DEAD)
+            ret = -ECONNRESET;
+        else
+            pthread_cond_wait(&ch->progress, &ch->lock);
+    }
+    ch->flushers--;
+    return ret == 0 && ch->closed == CHANNEL_DEAD ? -ECONNRESET : ret;
+}
+
+void channel_close(struct channel *ch, enum channel_closed closed)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (ch->closed != CHANNEL_DEAD)
+        ch->closed = closed;
+    pthread_cond_broadcast(&ch->progress);
+}
+
+void channel_reopen(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (ch->closed == CHANNEL_SEALED)
+        ch->closed = CHANNEL_OPEN;
+}
+
+void channel_kick(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    pthread_cond_broadcast(&ch->progress);
+}
+
+void channel_disconnect(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    assert(ch->closed != CHANNEL_OPEN);
+    while (ch->busy || ch->head)
+        pthread_cond_wait(&ch->progress, &ch->lock);
+    transport_close(ch->transport);
+    ch->transport = NULL;
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A data channel of an outgoing migration: an ordered queue of packets in front
+ * of a connection.
+ *
+ * Theory of operation
+ *   There is no sending thread. Whoever adds a packet and finds nobody sending
+ *   becomes the sender; whoever finds one only waits until its buffer is free
+ *   (a large packet, sent from the writer's own buffer) or does not wait at all
+ *   (a small packet, which is copied). A sender stays until its own packets are
+ *   out, and then hands its role to the next waiting owner; with no owner
+ *   waiting it goes on, so that nothing that was accepted is ever left behind.
+ *   Small packets that arrive while somebody sends travel together.
+ *
+ *   A packet's place in the order, its sequence number, is fixed when it is
+ *   added, under the channel's lock; a caller that adds to several channels
+ *   holds all their locks, so that two writes that overlap meet in the same
+ *   order on all of them.
+ *
+ * Locks
+ *   channel.lock, many of them in the order of their index. Nothing else is
+ *   taken while one is held. Never held while sending.
+ */
+#ifndef MIGFS_CHANNEL_H
+#define MIGFS_CHANNEL_H
+
+#include "gate.h"
+#include "interrupt.h"
+#include "transport.h"
+#include "wire.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CHANNEL_COPY_MAX  (16u << 10) /* a packet up to this size is copied; a hand-off costs about as much */
+#define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
+#define CHANNEL_CHUNKS    4
+#define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
+
+enum channel_closed {
+    CHANNEL_OPEN,
+    CHANNEL_SEALED, /* `complete` has counted: what was accepted goes out, nothing more comes in */
+    CHANNEL_DEAD,   /* the connection is gone: what is queued is dropped */
+};
+
+struct channel_chunk;
+
+/*
+ * A place in the queue. A large packet's entry lives on its owner's stack until
+ * channel_finish(); a chunk of small packets has one of its own.
+ */
+struct channel_entry {
+    struct channel_entry *next;
+    struct channel_chunk *chunk; /* not NULL: the entry of a chunk, nobody owns it */
+    struct wire_packet header;   /* of a large packet */
+    const void *payload;
+    uint32_t length;
+    uint64_t bytes;         /* what the gate is given back when it is sent */
+    uint64_t last_sequence; /* of its last packet */
+    /* Guarded by channel.lock: */
+    bool copied;  /* the packet went into a chunk: there is nothing to wait for */
+    bool done;    /* sent or dropped */
+    bool waiting; /* the owner sleeps on wake */
+    bool chosen;  /* the owner is the sender now */
+    pthread_cond_t wake; /* initialised while waiting */
+};
+
+struct channel {
+    unsigned index;              /* constant */
+    struct transport *transport; /* constant until channel_disconnect(); used by the sender */
+    struct gate *gate;           /* constant */
+    void (*failed)(void *arg, unsigned index, int code); /* called once, with no lock held */
+    void *failed_arg;
+
+    pthread_mutex_t lock; /* guards the rest */
+    pthread_cond_t progress; /* sent_sequence moved, the channel closed, or a waiter was interrupted */
+    unsigned flushers;       /* waiting on progress */
+    enum channel_closed closed;
+    bool busy; /* somebody is the sender */
+    struct channel_entry *head, **tail;
+    struct channel_chunk *open_chunk; /* the last entry, if it is a chunk with room that nobody sends yet */
+    struct channel_chunk *free_chunks;
+    unsigned chunks; /* that exist */
+    uint64_t last_sequence; /* given to a packet */
+    uint64_t sent_sequence; /* everything up to here has left */
+    uint64_t wire_bytes;    /* sent, headers and all */
+};
+
+/**
+ * channel_init - make a channel of a connection
+ * @transport: the channel's from now on
+ * @gate: where accepted bytes are given back
+ * @failed: told when sending fails, by the thread that was sending
+ */
+void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
+                  void (*failed)(void *arg, unsigned index, int code), void *failed_arg);
+
+/** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
+void channel_fini(struct channel *ch);
+
+/**
+ * channel_add - give a packet its place; the caller holds the channel's lock and has seen it CHANNEL_OPEN
+ * @packet: @sequence and @channel are filled in
+ * @payload: @packet->length bytes; the caller's, to be left alone until channel_finish()
+ * @bytes: what was taken from the gate for it
+ * @entry: the caller's, until channel_finish()
+ *
+ * Return: the check of the packet's header.
+ */
+uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
+                     struct channel_entry *entry);
+
+/**
+ * channel_finish - see to it that an added packet goes out
+ *
+ * Returns when the caller's payload may be used again. A failure to send is not
+ * this caller's: it goes to @failed.
+ */
+void channel_finish(struct channel *ch, struct channel_entry *entry);
+
+/**
+ * channel_flush - wait until everything up to a packet has left
+ * @sequence: the packet's
+ * Return: 0, -EINTR, or -ECONNRESET when the channel is dead.
+ */
+int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt);
+
+/** channel_close - seal the channel, or declare it dead and wake everybody; a dead channel stays dead */
+void channel_close(struct channel *ch, enum channel_closed closed);
+
+/** channel_reopen - undo a seal */
+void channel_reopen(struct channel *ch);
+
+/** channel_kick - make the waiters look at their interrupts */
+void channel_kick(struct channel *ch);
+
+/** channel_disconnect - wait until nobody sends and the queue is empty, and close the connection; the channel is closed */
+void channel_disconnect(struct channel *ch);
+
+#endif

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Files; see file.h.
+ *
+ * The size at the destination. Channels run ahead of one another, so a channel
+ * may apply a truncation while another one still stores data from before it.
+ * Each channel therefore keeps its own view of where its data ends; a truncation
+ * travels on all of them and cuts each view in turn; the size is the largest
+ * view. Once all channels have applied everything, it is the source's.
+ *
+ * The frontier of a stream. A reader may follow a device's stream while it
+ * arrives. For each stripe we keep how much has arrived without a gap; the
+ * frontier moves over stripes that are full. Data that was written out of order
+ * within a stripe is seen when the stream ends. After a truncation the stripes
+ * of a channel count again only when that channel has applied it too.
+ */
+#include "file.h"
+#include "cleanup.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct file *file_new(uint32_t id, const char *name)
+{
+    struct file *file = calloc(1, sizeof(*file));
+
+    if (!file)
+        return NULL;
+    file->id = id;
+    strncpy(file->name, name, sizeof(file->name) - 1);
+    pthread_mutex_init(&file->lock, NULL);
+    pthread_cond_init(&file->arrived, NULL);
+    return file;
+}
+
+void file_free(struct file *file, bool keep)
+{
+    if (!file)
+        return;
+    if (file->has_memory)
+        memory_fini(&file->memory, keep);
+    if (file->budget)
+        budget_release(file->budget, file->charged);
+    free(file->per_channel);
+    free(file->prefix);
+    pthread_cond_destroy(&file->arrived);
+    pthread_mutex_destroy(&file->lock);
+    free(file);
+}
+
+int file_set_channels(struct file *file, unsigned channels)
+{
+    free(file->per_channel);
+    file->per_channel = calloc(channels, sizeof(*file->per_channel));
+    file->channels = channels;
+    return file->per_channel ? 0 : -ENOMEM;
+}
+
+struct file_totals file_totals(const struct file *file)
+{
+    struct file_totals totals = {0};
+
+    for (unsigned c = 0; file->per_channel && c < file->channels; c++) {
+        totals.packets += counter_get(&file->per_channel[c].packets);
+        totals.bytes += counter_get(&file->per_channel[c].bytes);
+        totals.pages += counter_get(&file->per_channel[c].pages);
+        totals.digest += counter_get(&file->per_channel[c].digest);
+    }
+    return totals;
+}
+
+/* Called with file->lock held. */
+static int charge(struct file *file, uint64_t size, struct error *err)
+{
+    if (size <= file->charged)
+        return 0;
+    if (!budget_charge(file->budget, size - file->charged))
+        return error_set(err, CAUSE_QUOTA,
+                         "'%.64s' of %llu bytes does not fit: the destination holds at most %llu bytes in all",
+                         file->name, (unsigned long long)size, (unsigned long long)file->budget->limit);
+    file->charged = size;
+    return 0;
+}
+
+int file_receive_begin(struct file *file, uint64_t size, const char *directory, const char *name,
+                       struct budget *budget, struct error *err)
+{
+    file->budget = budget;
+    pthread_mutex_lock(&file->lock);
+    int ret = charge(file, size, err);
+    pthread_mutex_unlock(&file->lock);
+    if (ret < 0)
+        return ret;
+    ret = memory_init(&file->memory, directory, name, err);
+    if (ret < 0)
+        return ret;
+    file->has_memory = true;
+    for (unsigned c = 0; c < file->channels; c++)
+        atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
+    return size ? memory_resize(&file->memory, size, err) : 0;
+}
+
+int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_t limit, struct error *err)
+{
+    struct file_channel *fc = &file->per_channel[channel];
+
+    if (end <= counter_get(&fc->end))
+        return 0;
+    if (end > limit)
+        return error_set(err, CAUSE_QUOTA, "'%.64s' grows to %llu bytes; the destination allows %llu", file->name,
+                         (unsigned long long)end, (unsigned long long)limit);
+    pthread_mutex_lock(&file->lock);
+    int ret = charge(file, end, err);
+    pthread_mutex_unlock(&file->lock);
+    if (ret == 0)
+        atomic_store_explicit(&fc->end, end, memory_order_relaxed);
+    return ret;
+}
+
+/* Called with file->lock held. Whether a stripe's prefix belongs to the stream as it is now. */
+static bool stripe_is_current(const struct file *file, uint64_t stripe)
+{
+    unsigned home = file_home(file, stripe * WIRE_STRIPE_SIZE);
+
+    return file->per_channel[home].truncation == file->truncation;
+}
+
+/* Called with file->lock held. */
+static void advance_frontier(struct file *file)
+{
+    uint64_t before = file->frontier;
+
+    for (;;) {
+        uint64_t stripe = file->frontier / WIRE_STRIPE_SIZE;
+        if (stripe >= file->stripes || !stripe_is_current(file, stripe))
+            break;
+        uint64_t end = stripe * WIRE_STRIPE_SIZE + file->prefix[stripe];
+        if (end <= file->frontier)
+            break;
+        file->frontier = end;
+    }
+    if (file->frontier != before && file->readers)
+        pthread_cond_broadcast(&file->arrived);
+}
+
+void file_received(struct file *file, uint64_t offset, uint64_t len)
+{
+    uint64_t stripe = offset / WIRE_STRIPE_SIZE;
+    uint32_t start = (uint32_t)(offset % WIRE_STRIPE_SIZE);
+
+    if (file->id == WIRE_RAM)
+        return;
+    SCOPED_LOCK(&file->lock);
+    if (stripe >= file->stripes) {
+        uint64_t stripes = stripe + 1 > 2 * file->stripes ? stripe + 1 : 2 * file->stripes;
+        uint32_t *prefix = realloc(file->prefix, stripes * sizeof(*prefix));
+        if (!prefix)
+            return; /* the frontier stands still; a reader sees the data when the stream ends */
+        memset(prefix + file->stripes, 0, (stripes - file->stripes) * sizeof(*prefix));
+        file->prefix = prefix;
+        file->stripes = stripes;
+    }
+    if (start <= file->prefix[stripe] && start + len > file->prefix[stripe]) {
+        file->prefix[stripe] = start + (uint32_t)len;
+        advance_frontier(file);
+    }
+}
+
+/* The channel's stripes of [offset, end), one call of memory_discard() for each run of neighbours. */
+static int discard_home(struct file *file, unsigned channel, uint64_t offset, uint64_t end, struct error *err)
+{
+    if (file->channels == 1)
+        return memory_discard(&file->memory, offset, end - offset, err);
+    while (offset < end) {
+        uint64_t stripe_end = (offset / WIRE_STRIPE_SIZE + 1) * WIRE_STRIPE_SIZE;
+        uint64_t to = stripe_end < end ? stripe_end : end;
+        if (file_home(file, offset) == channel && memory_discard(&file->memory, offset, to - offset, err) < 0)
+            return -EIO;
+        offset = to;
+    }
+    return 0;
+}
+
+/* Where stored bytes can be at all: a range that reaches past it need not be walked. */
+static uint64_t stored_end(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    return file->charged;
+}
+
+int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err)
+{
+    uint64_t end = offset + len, stored = stored_end(file);
+
+    return discard_home(file, channel, offset, end < stored ? end : stored, err);
+}
+
+int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, uint64_t number, uint64_t limit,
+                          struct error *err)
+{
+    struct file_channel *fc = &file->per_channel[channel];
+
+    if (number <= fc->truncation)
+        return error_set(err, CAUSE_PROTOCOL, "truncation %llu after truncation %llu", (unsigned long long)number,
+                         (unsigned long long)fc->truncation);
+    if (file_receive_size(file, channel, size, limit, err) < 0)
+        return -EIO;
+    if (discard_home(file, channel, size, stored_end(file), err) < 0)
+        return -EIO;
+    SCOPED_LOCK(&file->lock);
+    atomic_store_explicit(&fc->end, size, memory_order_relaxed);
+    fc->truncation = number;
+    if (number > file->truncation)
+        file->truncation = number;
+    if (file->frontier > size)
+        file->frontier = size;
+    for (uint64_t stripe = size / WIRE_STRIPE_SIZE; stripe < file->stripes; stripe++) {
+        uint64_t start = stripe * WIRE_STRIPE_SIZE;
+        uint32_t keep = size > start ? (uint32_t)(size - start) : 0;
+        if (file_home(file, start) == channel && file->prefix[stripe] > keep)
+            file->prefix[stripe] = keep;
+    }
+    advance_frontier(file);
+    return 0;
+}
+
+void file_receive_end(struct file *file, bool ended)
+{
+    SCOPED_LOCK(&file->lock);
+    file->ended = ended;
+    pthread_cond_broadcast(&file->arrived);
+}
+
+void file_receive_over(struct file *file, bool broken)
+{
+    SCOPED_LOCK(&file->lock);
+    if (broken)
+        file->broken = true;
+    else
+        file->ended = true;
+    pthread_cond_broadcast(&file->arrived);
+}
+
+uint64_t file_received_size(const struct file *file)
+{
+    uint64_t size = 0;
+
+    for (unsigned c = 0; c < file->channels; c++) {
+        uint64_t end = counter_get(&file->per_channel[c].end);
+        if (end > size)
+            size = end;
+    }
+    return size;
+}
+
+/* Called with file->lock held: how many of @len bytes at @offset can be read; -EAGAIN: wait. */
+static ssize_t readable(struct file *file, uint64_t offset, size_t len)
+{
+    uint64_t end = file_received_size(file);
+
+    if (file->id != WIRE_RAM && !file->ended) {
+        if (offset >= file->frontier)
+            return file->broken ? -ECONNRESET : -EAGAIN;
+        end = file->frontier;
+    }
+    if (offset >= end)
+        return 0;
+    return (ssize_t)(len < end - offset ? len : end - offset);
+}
+
+ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, bool nowait,
+                  const struct interrupt *interrupt)
+{
+    ssize_t n;
+
+    pthread_mutex_lock(&file->lock);
+    file->readers++;
+    while ((n = readable(file, offset, len)) == -EAGAIN && !nowait) {
+        if (interrupt_is_hit(interrupt)) {
+            n = -EINTR;
+            break;
+        }
+        pthread_cond_wait(&file->arrived, &file->lock);
+    }
+    file->readers--;
+    pthread_mutex_unlock(&file->lock);
+    if (n <= 0)
+        return n;
+    ssize_t got = memory_read(&file->memory, offset, buf, (size_t)n);
+    if (got < 0)
+        return got;
+    /* The memory can be shorter than the size: what was never stored is a hole. */
+    memset((char *)buf + got, 0, (size_t)(n - got));
+    return n;
+}
+
+bool file_readable(struct file *file, uint64_t offset)
+{
+    SCOPED_LOCK(&file->lock);
+    return readable(file, offset, 1) != -EAGAIN;
+}
+
+void file_kick(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    pthread_cond_broadcast(&file->arrived);
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One file of a migration: the RAM image, or a device's stream.
+ *
+ * A file is cut into stripes, and a stripe has a home: the one channel that
+ * carries everything about it, in order. What each channel did for a file is
+ * kept per channel, so that the data path shares nothing:
+ * at the source file_channel is guarded by the channel's lock, at the
+ * destination it belongs to the channel's receiver. Others read the counters,
+ * which are therefore atomics, relaxed; whoever needs them exact has passed a
+ * barrier first.
+ */
+#ifndef MIGFS_FILE_H
+#define MIGFS_FILE_H
+
+#include "budget.h"
+#include "interrupt.h"
+#include "memory.h"
+#include "wire.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct file_channel {
+    _Atomic uint64_t packets;
+    _Atomic uint64_t bytes;   /* of payload */
+    _Atomic uint64_t pages;   /* touched by payloads; one that two packets touch counts twice */
+    _Atomic uint64_t digest;  /* the sum of the packets' checks */
+    uint64_t last_sequence;   /* source: of the last packet for this file */
+    uint64_t truncation;      /* destination: the last truncation applied */
+    _Atomic uint64_t end;     /* destination: where the data of this channel ends, as far as it knows */
+};
+
+/* Adds to a counter that one thread writes and others read. */
+static inline void counter_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static inline uint64_t counter_get(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+struct file {
+    uint32_t id; /* WIRE_RAM, or a device's */
+    char name[WIRE_NAME_MAX + 1];
+
+    struct file_channel *per_channel; /* set when the number of channels is known; then constant */
+    unsigned channels;
+
+    /*
+     * Source: the size that a reader of the file would see. Written with the
+     * locks of all channels held (truncation) or of one (growth, by
+     * compare-and-swap, so that the larger one wins); before `start` under the
+     * migration's lock.
+     */
+    _Atomic uint64_t size;
+    uint64_t declared;    /* source, RAM: what was declared before `start`; writes past it are refused. 0: nothing */
+    uint64_t truncations; /* source: how many there were; guarded by the locks of all channels */
+    unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
+    bool announced_open;  /* source: whether the destination expects more; guarded by outgoing.announce_lock */
+
+    /* Destination only. */
+    struct memory memory;
+    bool has_memory;
+    struct budget *budget;
+    pthread_mutex_t lock;  /* guards what follows; a leaf lock */
+    pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
+    unsigned readers;      /* waiting on arrived */
+    uint64_t charged;      /* bytes of size that the budget has been charged for */
+    bool ended;            /* the writers have closed it: what is there is all, for now */
+    bool broken;           /* the migration is over and the stream will never end */
+    uint32_t *prefix;      /* devices: how much of each stripe has arrived without a gap from its start */
+    uint64_t stripes;      /* length of prefix */
+    uint64_t frontier;     /* devices: everything before it has arrived */
+    uint64_t truncation;   /* the newest one seen on any channel */
+};
+
+/** file_home - the channel that carries the stripe at @offset */
+static inline unsigned file_home(const struct file *file, uint64_t offset)
+{
+    return (unsigned)((offset / WIRE_STRIPE_SIZE + file->id) % file->channels);
+}
+
+/** file_new - a file without channels; NULL when memory runs out */
+struct file *file_new(uint32_t id, const char *name);
+
+/** file_free - free it; @keep leaves a backing file where it is. NULL is fine. */
+void file_free(struct file *file, bool keep);
+
+/** file_set_channels - make room for what each channel does; once */
+int file_set_channels(struct file *file, unsigned channels);
+
+/** file_sum - add up a counter over all channels */
+struct file_totals {
+    uint64_t packets, bytes, pages, digest;
+};
+struct file_totals file_totals(const struct file *file);
+
+/*
+ * The destination's side.
+ */
+
+/**
+ * file_receive_begin - make the memory of a file that will arrive
+ * @size: declared; charged to @budget at once
+ * @directory: for a backing file, or NULL
+ */
+int file_receive_begin(struct file *file, uint64_t size, const char *directory, const char *name,
+                       struct budget *budget, struct error *err);
+
+/**
+ * file_receive_size - note that a channel's data will reach to @end, before it is stored
+ * @limit: no file may be larger
+ */
+int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_t limit, struct error *err);
+
+/** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
+void file_received(struct file *file, uint64_t offset, uint64_t len);
+
+/** file_receive_discard - a channel's part of a hole */
+int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
+
+/** file_receive_truncate - a channel's part of truncation number @number to @size */
+int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, uint64_t number, uint64_t limit,
+                          struct error *err);
+
+/** file_receive_end - the stream has ended (or goes on); all its data has been applied */
+void file_receive_end(struct file *file, bool ended);
+
+/** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
+void file_receive_over(struct file *file, bool broken);
+
+/** file_received_size - the size as far as it has arrived; exact after a barrier */
+uint64_t file_received_size(const struct file *file);
+
+/**
+ * file_read - read what has arrived
+ * @nowait: -EAGAIN at the frontier of a stream that has not ended, instead of waiting
+ *
+ * The RAM image is read as it is. Return: the count, 0 at the end, -EAGAIN,
+ * -EINTR, -ECONNRESET when the stream will never end, or another negative errno.
+ */
+ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, bool nowait,
+                  const struct interrupt *interrupt);
+
+/** file_readable - whether file_read() at @offset would not wait */
+bool file_readable(struct file *file, uint64_t offset);
+
+/** file_kick - make the readers look at their interrupts */
+void file_kick(struct file *file);
+
+#endif

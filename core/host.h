@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A host: the migrations of one daemon, by name, and the limits on all of them.
+ *
+ * Lock order of the core, outermost first:
+ *   outgoing.announce_lock
+ *   host.lock
+ *   migration.lock
+ *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock: leaves
+ */
+#ifndef MIGFS_HOST_H
+#define MIGFS_HOST_H
+
+#include "budget.h"
+#include "migration.h"
+
+#include <pthread.h>
+#include <stdint.h>
+
+#define HOST_HISTORY 256
+
+/* What a user sets when the daemon starts; constant after that. */
+struct limits {
+    uint64_t max_memory;     /* bytes of all incoming migrations together */
+    uint64_t max_ram;        /* bytes of one RAM image, incoming */
+    uint64_t max_device;     /* bytes of one device's stream, incoming */
+    uint32_t max_devices;    /* per migration */
+    uint32_t max_migrations; /* in both roles together */
+    uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
+    uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
+    const char *backing;     /* the directory for the RAM of incoming migrations, or NULL */
+};
+
+/* What became of a migration that arrived, for a source that lost the connection at the last moment. */
+struct outcome_record {
+    uint8_t session[16];
+    enum wire_outcome outcome;
+};
+
+struct host {
+    struct limits limits;
+    struct budget budget;
+    /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
+    void (*changed)(struct migration *m);
+
+    pthread_mutex_t lock; /* guards the rest */
+    pthread_cond_t gone;  /* `living` fell */
+    struct migration *first;
+    unsigned count;  /* in the list */
+    unsigned living; /* not freed yet */
+    bool closed;     /* no new migrations: the daemon is going away */
+    struct outcome_record history[HOST_HISTORY];
+    unsigned history_next;
+    char last_error[ERROR_MESSAGE_MAX]; /* the last failure that belongs to no migration */
+};
+
+/** host_init - an empty host; @changed may be NULL */
+void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m));
+void host_fini(struct host *host);
+
+/** host_find - the visible migration of a name, with a reference for the caller; NULL: there is none */
+struct migration *host_find(struct host *host, const char *name);
+
+/** host_list - all visible migrations, each with a reference; the caller frees the array. The count, or -ENOMEM. */
+int host_list(struct host *host, struct migration ***out);
+
+/** host_add_outgoing - make an outgoing migration; on success @out has a reference for the caller */
+int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid, struct migration **out,
+                      struct error *err);
+
+/**
+ * host_add_incoming - make an incoming migration that a peer starts
+ * A failed or cancelled migration of the name makes way. @out has a reference.
+ */
+int host_add_incoming(struct host *host, const struct hello *hello, struct migration **out, struct error *err);
+
+/** host_find_session - the incoming migration of a session, with a reference, or NULL */
+struct migration *host_find_session(struct host *host, const char *name, const uint8_t session[16]);
+
+/** host_remove - forget a migration that is not running; the user's rmdir */
+int host_remove(struct host *host, struct migration *m, struct error *err);
+
+/** host_show - let users see an incoming migration */
+void host_show(struct host *host, struct migration *m);
+
+/** host_drop - take a migration out of the list, if it is there */
+void host_drop(struct host *host, struct migration *m);
+
+/** host_record - remember what became of a session */
+void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome);
+enum wire_outcome host_outcome(struct host *host, const uint8_t session[16]);
+
+/** host_note_error - keep a sentence about something that belongs to no migration, and log it */
+void host_note_error(struct host *host, const char *message);
+
+/** host_shutdown - fail what runs and let nothing start any more; does not wait */
+void host_shutdown(struct host *host);
+
+/** host_drain - after host_shutdown(): forget all migrations and wait until their threads are gone */
+void host_drain(struct host *host);
+
+#endif

@@ -1,0 +1,821 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The destination's side of a migration; see incoming.h. */
+#include "incoming.h"
+#include "cleanup.h"
+#include "clock.h"
+#include "host.h"
+#include "log.h"
+#include "name.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
+#define LINGER_MS      2000
+#define BUFFER_SIZE    (256u << 10)
+#define BARRIERS_MAX   4096 /* that may wait at once */
+
+/* A data channel. Its thread's, but for what is marked. */
+struct receiver {
+    struct migration *m;
+    unsigned index;
+    struct transport *transport;
+    pthread_t thread;
+    bool running; /* mig-in's: the thread exists */
+    /*
+     * Packets applied, and the count that mig-in waits for (0: none). Both
+     * sequentially consistent: the receiver publishes its count and then looks
+     * at the target, mig-in sets the target and then looks at the count; one of
+     * them sees the other.
+     */
+    _Atomic uint64_t applied, target;
+    _Atomic uint64_t wire_bytes; /* relaxed */
+    XXH3_state_t *checker;
+    size_t start, end; /* of what is in the buffer */
+    uint8_t *buffer;
+};
+
+/* Something that happens when all receivers have passed their counts. mig-in's. */
+struct barrier {
+    struct barrier *next;
+    enum wire_message_type type; /* WIRE_SYNC, WIRE_FILE_END or WIRE_COMPLETE */
+    uint64_t id;
+    struct file *file; /* WIRE_FILE_END */
+    uint32_t entries;  /* WIRE_COMPLETE: the manifest's */
+    struct manifest_entry *manifest;
+    uint64_t counts[]; /* one for each channel */
+};
+
+struct incoming {
+    struct session session;
+    unsigned channel_count;
+    struct receiver *receivers;
+    struct barrier *first, **tail; /* mig-in's */
+    unsigned barriers;             /* mig-in's */
+    uint64_t *prepared_counts;     /* mig-in's: those of the last manifest that was found right */
+    uint64_t prepared_id;          /* mig-in's */
+    bool peer_aborted;             /* mig-in's */
+
+    /* Guarded by migration.lock: */
+    bool has_session;
+    unsigned attached; /* receivers that have a connection */
+    struct error suspect;
+    int64_t suspect_until;
+};
+
+struct incoming *incoming_new(struct migration *m)
+{
+    struct incoming *in = calloc(1, sizeof(*in));
+    unsigned n = m->settings.channels;
+
+    if (!in)
+        return NULL;
+    in->channel_count = n;
+    in->tail = &in->first;
+    in->receivers = calloc(n, sizeof(*in->receivers));
+    in->prepared_counts = calloc(n, sizeof(*in->prepared_counts));
+    if (!in->receivers || !in->prepared_counts) {
+        incoming_free(in);
+        return NULL;
+    }
+    for (unsigned c = 0; c < n; c++) {
+        in->receivers[c].m = m;
+        in->receivers[c].index = c;
+    }
+    return in;
+}
+
+static void barrier_free(struct barrier *barrier)
+{
+    free(barrier->manifest);
+    free(barrier);
+}
+
+/* The receivers' threads are gone. */
+static void close_receivers(struct incoming *in)
+{
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        struct receiver *r = &in->receivers[c];
+        transport_close(r->transport);
+        r->transport = NULL;
+        free(r->buffer);
+        r->buffer = NULL;
+        XXH3_freeState(r->checker);
+        r->checker = NULL;
+    }
+}
+
+void incoming_free(struct incoming *in)
+{
+    if (!in)
+        return;
+    while (in->first) {
+        struct barrier *barrier = in->first;
+        in->first = barrier->next;
+        barrier_free(barrier);
+    }
+    if (in->receivers)
+        close_receivers(in);
+    if (in->has_session)
+        session_fini(&in->session);
+    free(in->receivers);
+    free(in->prepared_counts);
+    free(in);
+}
+
+/*
+ * Receivers
+ */
+
+static void receiver_failed(struct receiver *r, const struct error *err)
+{
+    struct migration *m = r->m;
+    struct incoming *in = m->in;
+
+    pthread_mutex_lock(&m->lock);
+    if (!error_is_set(&in->suspect)) {
+        in->suspect = *err;
+        error_prefix(&in->suspect, "channel %u", r->index);
+        /* What the connection says may be explained on the main channel; what the data says needs no explanation. */
+        in->suspect_until = clock_ms() + (err->cause == CAUSE_RESET ? SUSPECT_MS : 0);
+    }
+    pthread_mutex_unlock(&m->lock);
+    session_wake(&in->session);
+}
+
+/* Reads more into the buffer. 0; 1 at the end of the stream; negative with @err. */
+static int fill(struct receiver *r, struct error *err)
+{
+    if (r->start == r->end)
+        r->start = r->end = 0;
+    if (r->start > 0) {
+        memmove(r->buffer, r->buffer + r->start, r->end - r->start);
+        r->end -= r->start;
+        r->start = 0;
+    }
+    ssize_t n = transport_recv(r->transport, r->buffer + r->end, BUFFER_SIZE - r->end, 0);
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    r->end += (size_t)n;
+    atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
+    return n == 0;
+}
+
+static uint64_t limit_of(const struct migration *m, const struct file *file)
+{
+    const struct limits *limits = &m->host->limits;
+
+    return file->id == WIRE_RAM ? limits->max_ram : limits->max_device;
+}
+
+static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    struct migration *m = r->m;
+    struct file_channel *fc = &file->per_channel[r->index];
+    uint64_t offset = packet->offset;
+    uint32_t left = packet->length;
+
+    if (file_receive_size(file, r->index, offset + left, limit_of(m, file), err) < 0)
+        return -EIO;
+    if (m->settings.checksum)
+        XXH3_64bits_reset(r->checker);
+    while (left > 0) {
+        if (r->start == r->end) {
+            int ret = fill(r, err);
+            if (ret)
+                return ret < 0 ? ret : error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+        }
+        size_t n = r->end - r->start < left ? r->end - r->start : left;
+        if (m->settings.checksum)
+            XXH3_64bits_update(r->checker, r->buffer + r->start, n);
+        if (memory_write(&file->memory, offset, r->buffer + r->start, n, err) < 0)
+            return -EIO;
+        r->start += n;
+        offset += n;
+        left -= (uint32_t)n;
+    }
+    if (m->settings.checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
+        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged", file->name,
+                         (unsigned long long)packet->offset);
+    counter_add(&fc->bytes, packet->length);
+    counter_add(&fc->pages,
+                (offset - 1) / WIRE_PAGE_SIZE - packet->offset / WIRE_PAGE_SIZE + 1);
+    file_received(file, packet->offset, packet->length);
+    return 0;
+}
+
+static int apply(struct receiver *r, const struct packet *packet, struct error *err)
+{
+    struct migration *m = r->m;
+    struct file *file = migration_file(m, packet->file);
+    uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;
+    int ret;
+
+    if (packet->channel != r->index || packet->sequence != sequence)
+        return error_set(err, CAUSE_PROTOCOL, "packet %llu of channel %u came where packet %llu of channel %u was due",
+                         (unsigned long long)packet->sequence, packet->channel, (unsigned long long)sequence, r->index);
+    if (!file)
+        return error_set(err, CAUSE_PROTOCOL, "a packet for file %u, which has not been announced", packet->file);
+    switch (packet->type) {
+    case WIRE_DATA:
+        if (file_home(file, packet->offset) != r->index)
+            return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
+                             (unsigned long long)packet->offset);
+        ret = apply_data(r, file, packet, err);
+        break;
+    case WIRE_DISCARD:
+        ret = file_receive_discard(file, r->index, packet->offset, packet->range, err);
+        break;
+    default:
+        ret = file_receive_truncate(file, r->index, packet->offset, packet->range, limit_of(m, file), err);
+    }
+    if (ret < 0)
+        return ret;
+    counter_add(&file->per_channel[r->index].packets, 1);
+    counter_add(&file->per_channel[r->index].digest, packet->check);
+    atomic_store(&r->applied, sequence);
+    uint64_t target = atomic_load(&r->target);
+    if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0))
+        session_wake(&m->in->session);
+    if (atomic_load(&m->watchers))
+        migration_announce(m);
+    return 0;
+}
+
+/* One packet. 0; 1 when the stream has ended between packets; negative with @err. */
+static int receive_packet(struct receiver *r, struct error *err)
+{
+    struct wire_packet wire;
+    struct packet packet;
+
+    while (r->end - r->start < sizeof(wire)) {
+        bool between = r->start == r->end;
+        int ret = fill(r, err);
+        if (ret < 0)
+            return ret;
+        if (ret > 0)
+            return between ? 1 : error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+    }
+    memcpy(&wire, r->buffer + r->start, sizeof(wire));
+    if (wire_packet_decode(&wire, &packet, err) < 0)
+        return -EIO;
+    r->start += sizeof(wire);
+    return apply(r, &packet, err);
+}
+
+static void *mig_recv(void *arg)
+{
+    struct receiver *r = arg;
+    struct error err = {0};
+    int ret;
+
+    while ((ret = receive_packet(r, &err)) == 0)
+        ;
+    /* After the last packet the source just closes; before it, mig-in finds the migration not completed. */
+    if (ret > 0)
+        error_set(&err, CAUSE_RESET, "the source has closed the connection");
+    receiver_failed(r, &err);
+    return NULL;
+}
+
+/*
+ * Barriers
+ */
+
+static bool is_passed(struct incoming *in, const uint64_t *counts)
+{
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (atomic_load(&in->receivers[c].applied) < counts[c])
+            return false;
+    }
+    return true;
+}
+
+static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
+{
+    struct file *file = migration_file(m, entry->file);
+
+    if (!file)
+        return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
+    struct file_totals have = file_totals(file);
+    uint64_t size = file_received_size(file);
+    if (size != entry->size)
+        return error_set(err, CAUSE_MISMATCH, "'%.64s' has %llu bytes at the source and %llu at the destination",
+                         file->name, (unsigned long long)entry->size, (unsigned long long)size);
+    if (have.packets != entry->packets || have.bytes != entry->bytes || have.digest != entry->digest)
+        return error_set(err, CAUSE_MISMATCH,
+                         "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
+                         file->name, (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
+                         (unsigned long long)have.bytes, (unsigned long long)have.packets);
+    return 0;
+}
+
+/* Everything is applied: is it what the source says it sent? */
+static int check_manifest(struct migration *m, struct barrier *barrier, struct error *err)
+{
+    if (barrier->entries != m->file_count)
+        return error_set(err, CAUSE_MISMATCH, "the source has %u files, the destination %u", barrier->entries,
+                         m->file_count);
+    for (uint32_t i = 0; i < barrier->entries; i++) {
+        if (check_manifest_entry(m, &barrier->manifest[i], err) < 0)
+            return -EIO;
+    }
+    /* Truncation leaves the memory longer than the file; a VMM maps the memory. */
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        if (memory_resize(&m->files[i]->memory, file_received_size(m->files[i]), err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+static int reach(struct migration *m, struct barrier *barrier, struct error *err)
+{
+    struct incoming *in = m->in;
+
+    switch (barrier->type) {
+    case WIRE_SYNC:
+        session_send(&in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
+        return 0;
+    case WIRE_FILE_END:
+        file_receive_end(barrier->file, true);
+        migration_announce(m);
+        return 0;
+    default:
+        if (check_manifest(m, barrier, err) < 0)
+            return -EIO;
+        in->prepared_id = barrier->id;
+        memcpy(in->prepared_counts, barrier->counts, in->channel_count * sizeof(*barrier->counts));
+        session_send(&in->session, WIRE_PREPARED, barrier->id, NULL, 0);
+        return 0;
+    }
+}
+
+/* Acts on the barriers that all receivers have passed, and tells the receivers which count is awaited next. */
+static int check_barriers(struct migration *m, struct error *err)
+{
+    struct incoming *in = m->in;
+    bool again = true;
+
+    while (again) {
+        struct barrier **p = &in->first;
+        while (*p) {
+            struct barrier *barrier = *p;
+            if (!is_passed(in, barrier->counts)) {
+                p = &barrier->next;
+                continue;
+            }
+            *p = barrier->next;
+            if (in->tail == &barrier->next)
+                in->tail = p;
+            in->barriers--;
+            int ret = reach(m, barrier, err);
+            barrier_free(barrier);
+            if (ret < 0)
+                return ret;
+        }
+        again = false;
+        for (unsigned c = 0; c < in->channel_count; c++) {
+            struct receiver *r = &in->receivers[c];
+            uint64_t applied = atomic_load(&r->applied), next = 0;
+            for (struct barrier *barrier = in->first; barrier; barrier = barrier->next) {
+                if (barrier->counts[c] > applied && (!next || barrier->counts[c] < next))
+                    next = barrier->counts[c];
+            }
+            atomic_store(&r->target, next);
+            again |= next && atomic_load(&r->applied) >= next;
+        }
+    }
+    return 0;
+}
+
+static struct barrier *barrier_new(struct migration *m, const struct message *message, struct wire_reader *body)
+{
+    unsigned n = m->in->channel_count;
+    struct barrier *barrier = calloc(1, sizeof(*barrier) + n * sizeof(uint64_t));
+
+    if (!barrier)
+        return NULL;
+    barrier->type = message->type;
+    barrier->id = message->id;
+    for (unsigned c = 0; c < n; c++)
+        barrier->counts[c] = wire_read_u64(body);
+    return barrier;
+}
+
+static int add_barrier(struct migration *m, struct barrier *barrier, struct error *err)
+{
+    struct incoming *in = m->in;
+
+    if (in->barriers >= BARRIERS_MAX) {
+        barrier_free(barrier);
+        return error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", BARRIERS_MAX);
+    }
+    *in->tail = barrier;
+    in->tail = &barrier->next;
+    in->barriers++;
+    return check_barriers(m, err);
+}
+
+/*
+ * The main channel
+ */
+
+static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
+{
+    const struct limits *limits = &m->host->limits;
+
+    if (id > limits->max_devices)
+        return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
+    if (id != WIRE_RAM && name_check("device", name, err) < 0)
+        return -EIO;
+    if (migration_find_device(m, name))
+        return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
+    struct file *file = file_new(id, id == WIRE_RAM ? "ram" : name);
+    if (!file || file_set_channels(file, m->in->channel_count) < 0) {
+        file_free(file, false);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    if (size > limit_of(m, file))
+        error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination allows %llu", file->name,
+                  (unsigned long long)size, (unsigned long long)limit_of(m, file));
+    if (error_is_set(err) || file_receive_begin(file, size, id == WIRE_RAM ? limits->backing : NULL,
+                                                id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
+        file_free(file, false);
+        return -EIO;
+    }
+    SCOPED_LOCK(&m->lock);
+    migration_add_file(m, file);
+    return 0;
+}
+
+static int on_file_create(struct migration *m, struct wire_reader *body, struct error *err)
+{
+    uint32_t id = wire_read_u32(body);
+    uint64_t size = wire_read_u64(body);
+    char name[WIRE_NAME_MAX + 1];
+    struct error refusal = {0};
+    uint8_t buf[16 + WIRE_TEXT_MAX];
+    struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
+
+    wire_read_text(body, name, WIRE_NAME_MAX);
+    if (!wire_read_done(body) || id != m->file_count || size > WIRE_OFFSET_MAX)
+        return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
+    make_file(m, id, size, name, &refusal);
+    if (error_is_set(&refusal))
+        log_error("%s: refused: %s", m->name, refusal.message);
+    refusal.message[WIRE_TEXT_MAX] = '\0';
+    wire_write_u32(&reply, id);
+    wire_write_u32(&reply, refusal.cause);
+    wire_write_text(&reply, refusal.message);
+    session_send(&m->in->session, WIRE_FILE_REPLY, 0, buf, wire_written(&reply));
+    migration_announce(m);
+    return 0;
+}
+
+/* Forgets that the stream of @file was to end: there is newer news of it. */
+static void forget_end(struct incoming *in, const struct file *file)
+{
+    struct barrier **p = &in->first;
+
+    while (*p) {
+        struct barrier *barrier = *p;
+        if (barrier->type == WIRE_FILE_END && barrier->file == file) {
+            *p = barrier->next;
+            in->barriers--;
+            barrier_free(barrier);
+        } else {
+            p = &barrier->next;
+        }
+    }
+    in->tail = p;
+}
+
+static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    uint32_t id = wire_read_u32(body);
+    struct file *file = id == WIRE_RAM ? NULL : migration_file(m, id);
+    struct barrier *barrier = NULL;
+
+    if (message->type == WIRE_FILE_END) {
+        barrier = barrier_new(m, message, body);
+        if (!barrier)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        barrier->file = file;
+    }
+    if (!wire_read_done(body) || !file) {
+        if (barrier)
+            barrier_free(barrier);
+        return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
+    }
+    forget_end(m->in, file);
+    if (barrier)
+        return add_barrier(m, barrier, err);
+    file_receive_end(file, false);
+    return 0;
+}
+
+static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    struct barrier *barrier = barrier_new(m, message, body);
+
+    if (!barrier)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (!wire_read_done(body)) {
+        barrier_free(barrier);
+        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+    }
+    return add_barrier(m, barrier, err);
+}
+
+static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    struct barrier *barrier = barrier_new(m, message, body);
+
+    if (!barrier)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    barrier->entries = wire_read_u32(body);
+    bool plausible = !body->bad && body->left == (size_t)barrier->entries * WIRE_MANIFEST_ENTRY_SIZE;
+    if (plausible)
+        barrier->manifest = calloc(barrier->entries + 1, sizeof(*barrier->manifest));
+    if (!plausible || !barrier->manifest) {
+        barrier_free(barrier);
+        return error_set(err, CAUSE_PROTOCOL, "a manifest that makes no sense");
+    }
+    for (uint32_t i = 0; i < barrier->entries; i++) {
+        struct manifest_entry *entry = &barrier->manifest[i];
+        entry->file = wire_read_u32(body);
+        wire_read_u32(body);
+        entry->size = wire_read_u64(body);
+        entry->packets = wire_read_u64(body);
+        entry->bytes = wire_read_u64(body);
+        entry->digest = wire_read_u64(body);
+        if (entry->file != i) {
+            barrier_free(barrier);
+            return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+        }
+    }
+    return add_barrier(m, barrier, err);
+}
+
+static void end_streams(struct migration *m, bool broken)
+{
+    for (uint32_t i = 0; i < m->file_count; i++)
+        file_receive_over(m->files[i], broken);
+}
+
+static int on_commit(struct migration *m, uint64_t id, struct error *err)
+{
+    struct incoming *in = m->in;
+
+    if (!in->prepared_id || id != in->prepared_id)
+        return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (atomic_load(&in->receivers[c].applied) != in->prepared_counts[c])
+            return error_set(err, CAUSE_PROTOCOL, "a commit after more data");
+    }
+    pthread_mutex_lock(&m->lock);
+    bool moved = migration_move(m, STATE_COMPLETED, NULL);
+    pthread_mutex_unlock(&m->lock);
+    if (!moved)
+        return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
+    host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
+    end_streams(m, false);
+    log_info("%s: completed", m->name);
+    session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
+    migration_announce(m);
+    return 0;
+}
+
+/* If all channels are there: make the receivers, and the migration active. */
+static int activate(struct migration *m, struct error *err)
+{
+    struct incoming *in = m->in;
+
+    pthread_mutex_lock(&m->lock);
+    bool ready = m->state == STATE_SETUP && in->attached == in->channel_count;
+    pthread_mutex_unlock(&m->lock);
+    if (!ready)
+        return 0;
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        struct receiver *r = &in->receivers[c];
+        char name[24];
+        r->buffer = malloc(BUFFER_SIZE);
+        r->checker = XXH3_createState();
+        if (!r->buffer || !r->checker)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        int code = pthread_create(&r->thread, NULL, mig_recv, r);
+        if (code)
+            return error_set_errno(err, code, "cannot make a thread");
+        r->running = true;
+        snprintf(name, sizeof(name), "mig-recv-%u", c);
+        pthread_setname_np(r->thread, name);
+    }
+    pthread_mutex_lock(&m->lock);
+    bool moved = migration_move(m, STATE_ACTIVE, NULL);
+    pthread_mutex_unlock(&m->lock);
+    if (!moved)
+        return error_set(err, CAUSE_CANCELLED, "cancelled");
+    host_show(m->host, m);
+    log_info("%s: active, %u channels from %s", m->name, in->channel_count, in->session.transport->peer);
+    migration_announce(m);
+    return 0;
+}
+
+static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    struct migration *m = arg;
+
+    /* The first message can overtake the news that the last channel is there. */
+    if (activate(m, err) < 0)
+        return -EIO;
+    if (m->state == STATE_SETUP && message->type != WIRE_ABORT)
+        return error_set(err, CAUSE_PROTOCOL, "a message before all channels have arrived");
+    switch (message->type) {
+    case WIRE_FILE_CREATE:
+        return on_file_create(m, body, err);
+    case WIRE_FILE_END:
+    case WIRE_FILE_RESUME:
+        return on_stream(m, message, body, err);
+    case WIRE_SYNC:
+        return on_sync(m, message, body, err);
+    case WIRE_COMPLETE:
+        return on_complete(m, message, body, err);
+    case WIRE_COMMIT:
+        return on_commit(m, message->id, err);
+    case WIRE_ABORT:
+        m->in->peer_aborted = true;
+        session_read_abort(body, "source", err);
+        return -EIO;
+    default:
+        return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the source", (int)message->type);
+    }
+}
+
+/*
+ * The thread
+ */
+
+/* One turn of the loop. Negative: it is over, and why. */
+static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
+{
+    struct incoming *in = m->in;
+    bool setup = m->state == STATE_SETUP;
+
+    pthread_mutex_lock(&m->lock);
+    bool suspected = error_is_set(&in->suspect);
+    unsigned attached = in->attached;
+    int64_t deadline = suspected ? in->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
+    pthread_mutex_unlock(&m->lock);
+    if (activate(m, err) < 0)
+        return -EIO;
+    int ret = session_step(&in->session, deadline, handle_message, m, err);
+    if (ret == 0 && !setup)
+        ret = check_barriers(m, err);
+    if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
+        ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
+    if (ret == 0 && suspected && clock_ms() >= deadline)
+        ret = -EIO;
+    if (ret < 0 && suspected && !in->peer_aborted)
+        *err = in->suspect;
+    return ret;
+}
+
+static void *mig_in(void *arg)
+{
+    struct migration *m = arg;
+    struct incoming *in = m->in;
+    int64_t setup_deadline = clock_ms() + m->host->limits.timeout_ms;
+
+    while (!state_is_final(m->state)) {
+        struct error err = {0};
+        if (turn(m, setup_deadline, &err) < 0)
+            migration_fail(m, &err);
+    }
+    bool failed = m->state != STATE_COMPLETED;
+    if (failed) {
+        host_record(m->host, m->session_id, WIRE_OUTCOME_FAILED);
+        if (!in->peer_aborted)
+            session_goodbye(&in->session, &m->failure);
+    } else {
+        /* The source closes when it has read that the migration is committed. */
+        session_linger(&in->session, LINGER_MS);
+    }
+    /* No more connections are attached once the state is final. */
+    pthread_mutex_lock(&m->lock);
+    unsigned attached = in->attached;
+    pthread_mutex_unlock(&m->lock);
+    for (unsigned c = 0; attached && c < in->channel_count; c++) {
+        if (in->receivers[c].transport)
+            transport_shutdown(in->receivers[c].transport);
+    }
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (in->receivers[c].running)
+            pthread_join(in->receivers[c].thread, NULL);
+    }
+    close_receivers(in);
+    if (failed) {
+        end_streams(m, true);
+        migration_announce(m);
+        session_linger(&in->session, LINGER_MS);
+    }
+    if (!m->was_active)
+        host_drop(m->host, m);
+    migration_put(m);
+    return NULL;
+}
+
+int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms, struct error *err)
+{
+    struct incoming *in = m->in;
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    if (session_init(&in->session, transport, m->host->limits.timeout_ms, peer_timeout_ms) < 0)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    pthread_mutex_lock(&m->lock);
+    in->has_session = true;
+    migration_move(m, STATE_SETUP, NULL);
+    pthread_mutex_unlock(&m->lock);
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    int code = pthread_create(&thread, &attr, mig_in, migration_get(m));
+    pthread_attr_destroy(&attr);
+    if (code) {
+        migration_put(m);
+        /* The caller keeps the connection after a failure. */
+        in->session.transport = NULL;
+        return error_set_errno(err, code, "cannot make a thread");
+    }
+    pthread_setname_np(thread, "mig-in");
+    return 0;
+}
+
+int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,
+                    const struct hello_reply *reply, struct error *err)
+{
+    struct incoming *in = m->in;
+    struct wire_hello_reply wire;
+    struct iovec iov = {&wire, sizeof(wire)};
+
+    SCOPED_LOCK(&m->lock);
+    if (m->state != STATE_SETUP)
+        return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel, state_names[m->state]);
+    if (channels != in->channel_count)
+        return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels, in->channel_count);
+    if (in->receivers[channel].transport)
+        return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
+    transport_set_timeout(transport, (int)m->host->limits.timeout_ms);
+    in->receivers[channel].transport = transport;
+    /* With the lock held, so that mig-in does not close it meanwhile; the first bytes do not block. */
+    wire_hello_reply_encode(reply, &wire);
+    transport_send(transport, &iov, 1);
+    if (++in->attached == in->channel_count)
+        session_wake(&in->session);
+    return 0;
+}
+
+enum wire_outcome incoming_outcome(struct migration *m)
+{
+    struct error failure = {0};
+
+    error_set(&failure, CAUSE_RESET, "the source has lost the connection");
+    migration_fail(m, &failure);
+    return m->state == STATE_COMPLETED ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED;
+}
+
+void incoming_release(struct migration *m)
+{
+    if (m->file_count > 0)
+        memory_unlink(&m->files[0]->memory);
+}
+
+void incoming_ram_path(struct migration *m, char *out, size_t size)
+{
+    const struct memory *mem = m->file_count > 0 ? &m->files[0]->memory : NULL;
+
+    if (!mem)
+        out[0] = '\0';
+    else if (mem->path)
+        snprintf(out, size, "%s", mem->path);
+    else
+        snprintf(out, size, "/proc/%d/fd/%d", (int)getpid(), mem->fd);
+}
+
+uint64_t incoming_wire_bytes(struct migration *m, unsigned index)
+{
+    return atomic_load_explicit(&m->in->receivers[index].wire_bytes, memory_order_relaxed);
+}
+
+unsigned incoming_channels(struct migration *m)
+{
+    return m->in->channel_count;
+}
+
+void incoming_ended(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    if (m->in->has_session)
+        session_wake(&m->in->session);
+}

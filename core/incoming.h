@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The destination's side of a migration.
+ *
+ * Theory of operation
+ *   The listener makes a migration when a main channel says hello, and hands it
+ *   the data channels as they arrive. Thread mig-in waits until all are there,
+ *   starts a receiver for each, and reads the main channel. A receiver applies
+ *   the packets of its channel in order and publishes how many it has applied;
+ *   it never waits for another one. A barrier is a vector of counts that mig-in
+ *   keeps until every receiver has passed its own; a receiver that passes the
+ *   next count that anybody waits for wakes mig-in.
+ */
+#ifndef MIGFS_INCOMING_H
+#define MIGFS_INCOMING_H
+
+#include "migration.h"
+
+struct incoming *incoming_new(struct migration *m);
+/** incoming_free - free what incoming_new() made; NULL is fine */
+void incoming_free(struct incoming *in);
+
+/**
+ * incoming_begin - take over the main channel and start thread mig-in
+ * @transport: the migration's from now on, on success
+ * @peer_timeout_ms: how long the source lets this side be silent
+ */
+int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms, struct error *err);
+
+/**
+ * incoming_attach - hand over a data channel
+ * @transport: the migration's from now on, on success
+ * @reply: the answer to its hello, sent on success
+ */
+int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,
+                    const struct hello_reply *reply, struct error *err);
+
+/** incoming_outcome - what became of it; a migration that still runs is ended, so that the answer stays true */
+enum wire_outcome incoming_outcome(struct migration *m);
+
+/** incoming_release - the user has removed it: remove its backing file */
+void incoming_release(struct migration *m);
+
+/** incoming_ram_path - where the RAM image can be mapped by a VMM */
+void incoming_ram_path(struct migration *m, char *out, size_t size);
+
+/** incoming_wire_bytes - received on channel @index, headers and all */
+uint64_t incoming_wire_bytes(struct migration *m, unsigned index);
+unsigned incoming_channels(struct migration *m);
+
+/* For migration.c */
+void incoming_ended(struct migration *m);
+
+#endif

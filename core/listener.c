@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where migrations arrive; see listener.h. */
+#include "listener.h"
+#include "cleanup.h"
+#include "clock.h"
+#include "incoming.h"
+#include "log.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#define PENDING_MAX      256   /* undecided connections */
+#define ACCEPT_MAX       64    /* in one turn: what has arrived is read in between */
+#define HELLO_TIMEOUT_MS 10000 /* for a peer to say hello */
+#define LINGER_MS        1000  /* for a refused peer to read why */
+#define RETRY_MS         100   /* when accepting fails for want of descriptors */
+
+/* A connection whose hello has not been read, or that has been refused and may still read why. */
+struct pending {
+    struct transport *transport;
+    int64_t deadline;
+    bool refused;
+    size_t have; /* bytes of hello */
+    struct wire_hello hello;
+};
+
+/* All of it is the thread's, but what is made before the thread and constant. */
+struct listener {
+    struct host *host;
+    unsigned n;
+    struct transport_listener *listeners[LISTENER_URIS_MAX];
+    int stop_fd;
+    bool running;
+    pthread_t thread;
+    unsigned pending_count;
+    struct pending pending[PENDING_MAX]; /* oldest first */
+};
+
+static void send_reply(struct transport *t, const struct hello_reply *reply)
+{
+    struct wire_hello_reply wire;
+    struct iovec iov = {&wire, sizeof(wire)};
+
+    /* The first bytes on a new connection fit into its buffer: this does not block. */
+    wire_hello_reply_encode(reply, &wire);
+    transport_send(t, &iov, 1);
+}
+
+static struct hello_reply welcome(const struct host *host)
+{
+    const struct limits *limits = &host->limits;
+
+    return (struct hello_reply){
+        .features = WIRE_FEATURES,
+        .max_ram = limits->max_ram,
+        .max_device = limits->max_device,
+        .max_devices = limits->max_devices,
+        .timeout_ms = limits->timeout_ms,
+    };
+}
+
+/* Answers with the reason, and keeps the connection until the peer has had time to read it. */
+static void refuse(struct listener *l, struct pending *p, const struct error *err)
+{
+    struct hello_reply reply = welcome(l->host);
+    struct error line = *err;
+
+    error_prefix(&line, "%s: refused", p->transport->peer);
+    host_note_error(l->host, line.message);
+    reply.cause = err->cause;
+    snprintf(reply.text, sizeof(reply.text), "%s", err->message);
+    send_reply(p->transport, &reply);
+    transport_finish(p->transport);
+    p->refused = true;
+    p->deadline = clock_ms() + LINGER_MS;
+}
+
+/* The three kinds of hello. On success the connection has found its owner and p->transport is NULL. */
+
+static int accept_main(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
+{
+    struct hello_reply reply = welcome(l->host);
+    struct migration *m;
+
+    if (host_add_incoming(l->host, hello, &m, err) < 0)
+        return -EIO;
+    send_reply(p->transport, &reply);
+    int ret = incoming_begin(m, p->transport, hello->timeout_ms, err);
+    if (ret == 0)
+        p->transport = NULL;
+    else
+        host_drop(l->host, m);
+    migration_put(m);
+    return ret;
+}
+
+static int accept_data(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
+{
+    struct hello_reply reply = welcome(l->host);
+    struct migration *m = host_find_session(l->host, hello->name, hello->session);
+
+    if (!m)
+        return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting", hello->name);
+    int ret = incoming_attach(m, hello->channel, hello->channels, p->transport, &reply, err);
+    if (ret == 0)
+        p->transport = NULL;
+    migration_put(m);
+    return ret;
+}
+
+static void answer_query(struct listener *l, struct pending *p, const struct hello *hello)
+{
+    struct hello_reply reply = welcome(l->host);
+    struct migration *m = host_find_session(l->host, hello->name, hello->session);
+
+    reply.outcome = m ? incoming_outcome(m) : host_outcome(l->host, hello->session);
+    migration_put(m);
+    send_reply(p->transport, &reply);
+    transport_finish(p->transport);
+    p->refused = true; /* nothing more is expected of it */
+    p->deadline = clock_ms() + LINGER_MS;
+}
+
+static void decide(struct listener *l, struct pending *p)
+{
+    struct error err = {0};
+    struct hello hello;
+
+    if (wire_hello_decode(&p->hello, &hello, &err) == 0) {
+        switch (hello.kind) {
+        case WIRE_HELLO_MAIN:
+            accept_main(l, p, &hello, &err);
+            break;
+        case WIRE_HELLO_DATA:
+            accept_data(l, p, &hello, &err);
+            break;
+        case WIRE_HELLO_QUERY:
+            answer_query(l, p, &hello);
+            break;
+        }
+    }
+    if (error_is_set(&err))
+        refuse(l, p, &err);
+}
+
+/* Reads on. True: the connection is done with, here. */
+static bool advance(struct listener *l, struct pending *p)
+{
+    char rest[4096];
+    void *to = p->refused ? rest : (char *)&p->hello + p->have;
+    size_t room = p->refused ? sizeof(rest) : sizeof(p->hello) - p->have;
+    ssize_t n = transport_recv(p->transport, to, room, TRANSPORT_NOWAIT);
+
+    if (n == -EAGAIN)
+        return false;
+    if (n <= 0) {
+        if (!p->refused)
+            log_error("%s: closed before it said hello", p->transport->peer);
+        return true;
+    }
+    if (p->refused)
+        return false;
+    p->have += (size_t)n;
+    if (p->have == sizeof(p->hello))
+        decide(l, p);
+    return !p->transport;
+}
+
+static void drop_pending(struct listener *l, unsigned i)
+{
+    transport_close(l->pending[i].transport);
+    memmove(&l->pending[i], &l->pending[i + 1], (l->pending_count - i - 1) * sizeof(l->pending[0]));
+    l->pending_count--;
+}
+
+static int accept_one(struct listener *l, struct transport_listener *from)
+{
+    struct transport *t;
+    int ret = transport_accept(from, &t);
+
+    if (ret < 0)
+        return ret;
+    if (l->pending_count == PENDING_MAX) {
+        log_error("%s: dropped: too many connections that say nothing", l->pending[0].transport->peer);
+        drop_pending(l, 0);
+    }
+    struct pending *p = &l->pending[l->pending_count++];
+    p->transport = t;
+    p->deadline = clock_ms() + HELLO_TIMEOUT_MS;
+    p->refused = false;
+    p->have = 0;
+    return 0;
+}
+
+static void expire(struct listener *l)
+{
+    int64_t now = clock_ms();
+
+    for (unsigned i = l->pending_count; i-- > 0;) {
+        if (now < l->pending[i].deadline)
+            continue;
+        if (!l->pending[i].refused)
+            log_error("%s: dropped: it has not said hello", l->pending[i].transport->peer);
+        drop_pending(l, i);
+    }
+}
+
+static void *mig_listen(void *arg)
+{
+    struct listener *l = arg;
+    int64_t accept_after = 0; /* a pause when accepting fails */
+
+    for (;;) {
+        struct pollfd fds[1 + LISTENER_URIS_MAX + PENDING_MAX];
+        int64_t now = clock_ms(), until = now + 60000;
+        unsigned pending = l->pending_count;
+        fds[0] = (struct pollfd){.fd = l->stop_fd, .events = POLLIN};
+        for (unsigned i = 0; i < l->n; i++)
+            fds[1 + i] = (struct pollfd){
+                .fd = now < accept_after ? -1 : transport_listener_pollfd(l->listeners[i]),
+                .events = POLLIN,
+            };
+        if (now < accept_after)
+            until = accept_after;
+        for (unsigned i = 0; i < pending; i++) {
+            fds[1 + l->n + i] = (struct pollfd){.fd = transport_pollfd(l->pending[i].transport), .events = POLLIN};
+            if (l->pending[i].deadline < until)
+                until = l->pending[i].deadline;
+        }
+        if (poll(fds, 1 + l->n + pending, clock_poll_timeout(until)) < 0 && errno != EINTR)
+            log_error("listener: poll: %s", strerror(errno));
+        if (fds[0].revents)
+            return NULL;
+        for (unsigned i = pending; i-- > 0;) {
+            if (fds[1 + l->n + i].revents && advance(l, &l->pending[i]))
+                drop_pending(l, i);
+        }
+        expire(l);
+        for (unsigned i = 0; i < l->n; i++) {
+            int ret = 0;
+            for (int k = 0; k < ACCEPT_MAX && fds[1 + i].revents && ret == 0; k++)
+                ret = accept_one(l, l->listeners[i]);
+            if (ret < 0 && ret != -EAGAIN && ret != -EINTR && ret != -ECONNABORTED) {
+                log_error("%s: accept: %s", transport_listener_address(l->listeners[i]), strerror(-ret));
+                accept_after = clock_ms() + RETRY_MS;
+            }
+        }
+    }
+}
+
+int listener_new(struct host *host, const struct uri *uris, unsigned n, struct listener **out, struct error *err)
+{
+    struct listener *l = calloc(1, sizeof(*l));
+
+    if (!l)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    l->host = host;
+    l->stop_fd = eventfd(0, EFD_CLOEXEC);
+    if (l->stop_fd < 0)
+        error_set_errno(err, errno, "eventfd");
+    for (; l->n < n && !error_is_set(err); l->n++) {
+        if (transport_listen(&uris[l->n], &l->listeners[l->n], err) < 0)
+            break;
+    }
+    if (error_is_set(err)) {
+        listener_free(l);
+        return -EIO;
+    }
+    *out = l;
+    return 0;
+}
+
+int listener_start(struct listener *l, struct error *err)
+{
+    if (l->n == 0)
+        return 0;
+    int code = pthread_create(&l->thread, NULL, mig_listen, l);
+    if (code)
+        return error_set_errno(err, code, "cannot make a thread");
+    pthread_setname_np(l->thread, "mig-listen");
+    l->running = true;
+    return 0;
+}
+
+const char *listener_address(struct listener *l, unsigned i)
+{
+    return i < l->n ? transport_listener_address(l->listeners[i]) : NULL;
+}
+
+void listener_free(struct listener *l)
+{
+    if (!l)
+        return;
+    if (l->running) {
+        eventfd_write(l->stop_fd, 1);
+        pthread_join(l->thread, NULL);
+    }
+    while (l->pending_count > 0)
+        drop_pending(l, l->pending_count - 1);
+    for (unsigned i = 0; i < l->n; i++)
+        transport_listener_close(l->listeners[i]);
+    if (l->stop_fd >= 0)
+        close(l->stop_fd);
+    free(l);
+}

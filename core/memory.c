@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A destination's memory; see memory.h. */
+#include "memory.h"
+#include "cleanup.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+int memory_init(struct memory *mem, const char *directory, const char *name, struct error *err)
+{
+    CLEANUP_FREE char *path = NULL;
+    CLEANUP_FD int fd = -1;
+    struct statfs fs;
+
+    if (directory) {
+        if (asprintf(&path, "%s/%s", directory, name) < 0) {
+            path = NULL;
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        }
+        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0 && errno == EEXIST)
+            return error_set(err, CAUSE_EXISTS, "the backing file '%.160s' exists already: it may be in use, remove it if not",
+                             path);
+        if (fd < 0)
+            return error_set_errno(err, errno, "cannot make the backing file '%.160s'", path);
+    } else {
+        /* The name is for people who look at /proc/PID/fd; 249 bytes is all the kernel takes. */
+        char label[64];
+        snprintf(label, sizeof(label), "migfs:%s", name);
+        fd = memfd_create(label, MFD_CLOEXEC);
+        if (fd < 0)
+            return error_set_errno(err, errno, "cannot make a memfd");
+    }
+    *mem = (struct memory){0};
+    if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
+        mem->block = (uint64_t)fs.f_bsize;
+    pthread_rwlock_init(&mem->map_lock, NULL);
+    mem->fd = steal_fd(&fd);
+    mem->path = steal_ptr(&path);
+    return 0;
+}
+
+void memory_fini(struct memory *mem, bool keep)
+{
+    if (mem->map)
+        munmap(mem->map, mem->mapped);
+    if (!keep)
+        memory_unlink(mem);
+    free(mem->path);
+    close(mem->fd);
+    pthread_rwlock_destroy(&mem->map_lock);
+}
+
+void memory_unlink(struct memory *mem)
+{
+    if (mem->path && !mem->unlinked)
+        unlink(mem->path);
+    mem->unlinked = true;
+}
+
+/* hugetlbfs: makes sure that [0, end) is mapped. */
+static int grow_map(struct memory *mem, uint64_t end, struct error *err)
+{
+    uint64_t size = (end + mem->block - 1) / mem->block * mem->block;
+    int ret = 0;
+
+    pthread_rwlock_wrlock(&mem->map_lock);
+    if (size > mem->mapped) {
+        struct stat st;
+        if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
+            ret = error_set_errno(err, errno, "cannot grow the backing file");
+        } else {
+            void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, mem->fd, 0);
+            if (map == MAP_FAILED) {
+                ret = error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages for %llu bytes",
+                                (unsigned long long)size);
+            } else {
+                if (mem->map)
+                    munmap(mem->map, mem->mapped);
+                mem->map = map;
+                mem->mapped = size;
+            }
+        }
+    }
+    pthread_rwlock_unlock(&mem->map_lock);
+    return ret;
+}
+
+static int write_mapped(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err)
+{
+    for (;;) {
+        pthread_rwlock_rdlock(&mem->map_lock);
+        bool fits = offset + len <= mem->mapped;
+        if (fits)
+            memcpy(mem->map + offset, buf, len);
+        pthread_rwlock_unlock(&mem->map_lock);
+        if (fits)
+            return 0;
+        if (grow_map(mem, offset + len, err) < 0)
+            return -EIO;
+    }
+}
+
+int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err)
+{
+    const char *p = buf;
+
+    if (mem->block)
+        return write_mapped(mem, offset, buf, len, err);
+    while (len > 0) {
+        ssize_t n = pwrite(mem->fd, p, len, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return error_set_errno(err, n < 0 ? errno : ENOSPC, "cannot store what arrived");
+        p += n;
+        offset += (uint64_t)n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)
+{
+    size_t got = 0;
+
+    while (got < len) {
+        ssize_t n = pread(mem->fd, (char *)buf + got, len - got, (off_t)(offset + got));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        got += (size_t)n;
+    }
+    return (ssize_t)got;
+}
+
+int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err)
+{
+    if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) < 0)
+        return error_set_errno(err, errno, "cannot punch a hole");
+    return 0;
+}
+
+int memory_resize(struct memory *mem, uint64_t size, struct error *err)
+{
+    if (mem->block) {
+        uint64_t rounded = (size + mem->block - 1) / mem->block * mem->block;
+        if (rounded > mem->mapped)
+            return grow_map(mem, rounded, err);
+        size = rounded;
+    }
+    if (ftruncate(mem->fd, (off_t)size) < 0)
+        return error_set_errno(err, errno, "cannot set the size to %llu bytes", (unsigned long long)size);
+    return 0;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where a destination keeps a file that arrives: a memfd, or a regular file in
+ * a directory that a VMM can map too (tmpfs, hugetlbfs).
+ *
+ * Data is written with pwrite(2), not through a mapping: a first touch is then
+ * no page fault, and a full file system is an error, not a SIGBUS. hugetlbfs
+ * knows no write(2); there a mapping is used, whose pages the kernel reserves
+ * when it is made.
+ */
+#ifndef MIGFS_MEMORY_H
+#define MIGFS_MEMORY_H
+
+#include "error.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct memory {
+    int fd;
+    char *path;       /* of the backing file; NULL for a memfd */
+    bool unlinked;    /* the backing file has been removed already */
+    uint64_t block;   /* hugetlbfs: the size of a huge page; otherwise 0 */
+    /* hugetlbfs only: */
+    pthread_rwlock_t map_lock; /* held for writing while the mapping grows */
+    char *map;                 /* guarded by map_lock */
+    uint64_t mapped;           /* its length; guarded by map_lock */
+};
+
+/**
+ * memory_init - make an empty memory
+ * @directory: where its backing file goes, or NULL for a memfd
+ * @name: of the file in @directory; a file of that name must not exist
+ */
+int memory_init(struct memory *mem, const char *directory, const char *name, struct error *err);
+
+/** memory_fini - free it; @keep leaves the backing file where it is */
+void memory_fini(struct memory *mem, bool keep);
+
+/** memory_unlink - remove the backing file now; who has it open or mapped keeps it */
+void memory_unlink(struct memory *mem);
+
+/** memory_write - store bytes, growing as needed; any number of threads at once */
+int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err);
+
+/** memory_read - what is there; the count, 0 past the end, or a negative errno */
+ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len);
+
+/** memory_discard - make a range read as zeros and give its pages back */
+int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
+
+/**
+ * memory_resize - set the length (rounded up to whole huge pages on hugetlbfs);
+ * nobody writes meanwhile, or the new length is no smaller
+ */
+int memory_resize(struct memory *mem, uint64_t size, struct error *err);
+
+#endif

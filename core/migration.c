@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What both roles of a migration share; see migration.h. */
+#include "migration.h"
+#include "cleanup.h"
+#include "clock.h"
+#include "host.h"
+#include "incoming.h"
+#include "log.h"
+#include "outgoing.h"
+
+#include <assert.h>
+#include <string.h>
+
+struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices)
+{
+    struct migration *m = calloc(1, sizeof(*m));
+
+    if (!m)
+        return NULL;
+    m->files = calloc(max_devices + 1, sizeof(*m->files));
+    if (!m->files) {
+        free(m);
+        return NULL;
+    }
+    m->host = host;
+    m->role = role;
+    strcpy(m->name, name);
+    m->created = time(NULL);
+    m->refs = 1;
+    m->state = STATE_NONE;
+    m->settings = (struct settings){
+        .channels = 2,
+        .timeout_ms = host->limits.timeout_ms,
+        .checksum = true,
+    };
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->changed, NULL);
+    SCOPED_LOCK(&host->lock);
+    host->living++;
+    return m;
+}
+
+static void migration_free(struct migration *m)
+{
+    struct host *host = m->host;
+    /* A completed image is the user's: only rmdir takes it away, and that removes the file itself. */
+    bool keep = m->role == ROLE_INCOMING && m->state == STATE_COMPLETED;
+
+    outgoing_free(m->out);
+    incoming_free(m->in);
+    for (uint32_t i = 0; i < m->file_count; i++)
+        file_free(m->files[i], keep);
+    free(m->files);
+    pthread_cond_destroy(&m->changed);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+    SCOPED_LOCK(&host->lock);
+    host->living--;
+    pthread_cond_broadcast(&host->gone);
+}
+
+struct migration *migration_get(struct migration *m)
+{
+    atomic_fetch_add(&m->refs, 1);
+    return m;
+}
+
+void migration_put(struct migration *m)
+{
+    if (m && atomic_fetch_sub(&m->refs, 1) == 1)
+        migration_free(m);
+}
+
+bool migration_move(struct migration *m, enum state to, const struct error *failure)
+{
+    enum state from = m->state;
+
+    if (!state_may_become(from, to))
+        return false;
+    if (failure) {
+        m->failure = *failure;
+        m->last_error = *failure;
+    }
+    int64_t now = clock_ms();
+    switch (to) {
+    case STATE_SETUP:
+        m->failure = (struct error){0};
+        m->times = (struct milestones){.started = now};
+        break;
+    case STATE_ACTIVE:
+        if (!m->times.active)
+            m->times.active = now;
+        m->times.switchover = 0;
+        m->was_active = true;
+        break;
+    case STATE_COMPLETING:
+        m->times.switchover = now;
+        break;
+    case STATE_COMPLETED:
+    case STATE_FAILED:
+    case STATE_CANCELLED:
+        m->times.ended = now;
+        break;
+    default:
+        break;
+    }
+    /* Last: who sees a final state without the lock may read the failure. */
+    m->state = to;
+    m->generation++;
+    pthread_cond_broadcast(&m->changed);
+    return true;
+}
+
+void migration_announce(struct migration *m)
+{
+    if (m->host->changed)
+        m->host->changed(m);
+}
+
+/* After a move to a final state, with no lock held. */
+static void ended(struct migration *m)
+{
+    log_error("%s: %s: %s", m->name, state_names[m->state], m->failure.message);
+    if (m->out)
+        outgoing_ended(m);
+    else
+        incoming_ended(m);
+    migration_announce(m);
+}
+
+void migration_fail(struct migration *m, const struct error *failure)
+{
+    enum state to = failure->cause == CAUSE_CANCELLED ? STATE_CANCELLED : STATE_FAILED;
+
+    pthread_mutex_lock(&m->lock);
+    bool moved = state_is_running(m->state) && migration_move(m, to, failure);
+    pthread_mutex_unlock(&m->lock);
+    if (moved)
+        ended(m);
+}
+
+void migration_note_error(struct migration *m, const struct error *err)
+{
+    if (!error_is_set(err))
+        return;
+    SCOPED_LOCK(&m->lock);
+    m->last_error = *err;
+}
+
+void migration_kick(struct migration *m)
+{
+    pthread_mutex_lock(&m->lock);
+    pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->lock);
+    if (m->out)
+        outgoing_kick(m);
+    for (uint32_t i = 0; i < m->file_count; i++)
+        file_kick(m->files[i]);
+}
+
+struct file *migration_file(struct migration *m, uint32_t id)
+{
+    return id < m->file_count ? m->files[id] : NULL;
+}
+
+struct file *migration_find_device(struct migration *m, const char *name)
+{
+    for (uint32_t i = 1; i < m->file_count; i++) {
+        struct file *file = m->files[i];
+        if (file && !strcmp(file->name, name))
+            return file;
+    }
+    return NULL;
+}
+
+void migration_add_file(struct migration *m, struct file *file)
+{
+    assert(file->id == m->file_count);
+    m->files[file->id] = file;
+    atomic_fetch_add(&m->file_count, 1);
+}
+
+int migration_cancel(struct migration *m, struct error *err)
+{
+    struct error failure = {0};
+    bool moved = false;
+
+    error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s", m->out ? "source" : "destination");
+    pthread_mutex_lock(&m->lock);
+    int ret = state_allows(m->state, COMMAND_CANCEL, &m->failure, err);
+    if (ret == 0 && m->out && outgoing_is_committing(m))
+        ret = error_set(err, CAUSE_STATE, "too late to cancel: the destination has been told to complete");
+    if (ret == 0)
+        moved = state_is_running(m->state) && migration_move(m, STATE_CANCELLED, &failure);
+    pthread_mutex_unlock(&m->lock);
+    if (moved)
+        ended(m);
+    return ret;
+}

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A migration, in either role.
+ *
+ * Threads (each is detached and holds a reference; host_drain() waits for all):
+ *   name        made by               waits for                          ends when
+ *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
+ *   mig-in      the listener          the same                           the same
+ *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
+ *   mig-listen  the daemon            connections and hellos             listener_stop()
+ * Everything else runs in the threads of whoever calls: FUSE's workers.
+ */
+#ifndef MIGFS_MIGRATION_H
+#define MIGFS_MIGRATION_H
+
+#include "file.h"
+#include "gate.h"
+#include "interrupt.h"
+#include "session.h"
+#include "state.h"
+#include "uri.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct host;
+struct outgoing;
+struct incoming;
+
+enum role { ROLE_OUTGOING, ROLE_INCOMING };
+
+struct settings {
+    struct uri uri; /* text empty: not set */
+    unsigned channels;
+    uint32_t timeout_ms;
+    bool checksum;
+};
+
+/* Milliseconds of the monotonic clock; 0: has not happened. */
+struct milestones {
+    int64_t started;   /* setup began */
+    int64_t active;    /* setup ended */
+    int64_t switchover; /* `complete` began */
+    int64_t ended;     /* a final state */
+};
+
+struct migration {
+    struct host *host;
+    struct migration *next; /* in the host's list; guarded by host.lock */
+    bool listed;            /* whether it is in the list; guarded by host.lock */
+    bool visible;           /* whether users are shown it; guarded by host.lock */
+    enum role role;
+    char name[WIRE_NAME_MAX + 1];
+    uid_t uid;
+    gid_t gid;
+    int64_t created; /* seconds since 1970, for stat(2) */
+    atomic_uint refs;
+    atomic_uint watchers;   /* how many poll a file of this migration */
+
+    pthread_mutex_t lock;   /* guards what follows */
+    pthread_cond_t changed; /* anything that follows has changed, or a waiter was interrupted */
+    /* Written with the lock held; the data path reads it without. */
+    _Atomic enum state state;
+    bool was_active;
+    bool removed;            /* rmdir has taken it away: it cannot be started any more */
+    uint64_t generation;     /* counts the changes of state */
+    struct error failure;    /* why the state is failed or cancelled */
+    struct error last_error; /* what `error` shows */
+    struct settings settings; /* written only while the migration can be started */
+    struct milestones times;
+    uint64_t rounds;         /* syncs of RAM */
+    uint8_t session_id[16];
+    /*
+     * By id; [0] is RAM. Entries are added with the lock held and stay until
+     * the migration is freed; receivers read them without it.
+     */
+    struct file *_Atomic *files;
+    _Atomic uint32_t file_count;
+
+    struct outgoing *out; /* one of them, by role; constant */
+    struct incoming *in;
+};
+
+/** migration_get - another reference */
+struct migration *migration_get(struct migration *m);
+/** migration_put - drop a reference; the last one frees. NULL is fine. */
+void migration_put(struct migration *m);
+
+/** migration_new - for host.c: state none, one reference, no role-specific part */
+struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices);
+
+/**
+ * migration_move - change the state; the caller holds the lock
+ * @failure: kept when the new state is failed or cancelled; the first one wins
+ *
+ * Return: whether the step exists. The caller calls migration_announce() after
+ * unlocking.
+ */
+bool migration_move(struct migration *m, enum state to, const struct error *failure);
+
+/** migration_announce - tell those who poll; no lock held */
+void migration_announce(struct migration *m);
+
+/**
+ * migration_fail - end a running migration with a reason; any thread, no lock held
+ *
+ * The state becomes cancelled when the cause is CAUSE_CANCELLED, failed
+ * otherwise, and all who wait are told. Does nothing in a final state.
+ */
+void migration_fail(struct migration *m, const struct error *failure);
+
+/** migration_note_error - what `error` shows next; no lock held. No error leaves it as it is. */
+void migration_note_error(struct migration *m, const struct error *err);
+
+/** migration_kick - make all who wait look at their interrupts; no lock held */
+void migration_kick(struct migration *m);
+
+/** migration_file - the file of an id, or NULL */
+struct file *migration_file(struct migration *m, uint32_t id);
+
+/** migration_find_device - the device of a name, or NULL */
+struct file *migration_find_device(struct migration *m, const char *name);
+
+/** migration_add_file - publish a file; the caller holds the lock and has checked the count */
+void migration_add_file(struct migration *m, struct file *file);
+
+/**
+ * migration_cancel - the command `cancel`, in either role
+ * @err: why not
+ */
+int migration_cancel(struct migration *m, struct error *err);
+
+#endif

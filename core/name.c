@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Names of migrations and devices; see name.h. */
+#include "name.h"
+#include "wire.h"
+
+#include <string.h>
+
+int name_check(const char *what, const char *name, struct error *err)
+{
+    if (!*name)
+        return error_set(err, CAUSE_SYNTAX, "the name of a %s is empty", what);
+    if (strlen(name) > WIRE_NAME_MAX)
+        return error_set(err, CAUSE_NAME_TOO_LONG, "the name of a %s has at most %d bytes", what, WIRE_NAME_MAX);
+    if (*name == '.')
+        return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a %s does not begin with a dot", name, what);
+    for (const char *p = name; *p; p++) {
+        if (*p == '/')
+            return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a %s has no slash", name, what);
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            return error_set(err, CAUSE_SYNTAX, "the name of a %s has no control characters", what);
+    }
+    return 0;
+}

@@ -1,0 +1,1099 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The source's side of a migration; see outgoing.h. */
+#include "outgoing.h"
+#include "cleanup.h"
+#include "clock.h"
+#include "host.h"
+#include "log.h"
+#include "name.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+
+#define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
+#define LINGER_MS  2000 /* how long the peer has to read a goodbye */
+#define RETRY_MS   200  /* between two questions about what became of a migration */
+
+/* A `sync` that waits for its acknowledgement. */
+struct sync_waiter {
+    uint64_t id;
+    bool acked;
+    struct sync_waiter *next;
+};
+
+struct outgoing {
+    int cancel_fd; /* an eventfd: readable when `start` is to give up */
+    struct gate gate;
+    struct session session;    /* valid from setup on, when has_session */
+    struct channel *channels;  /* valid when ready */
+    unsigned channel_count;
+    struct hello_reply limits; /* the destination's; constant when ready */
+    /* Release when all of the above is there; then they stay until outgoing_free(). */
+    atomic_bool ready;
+
+    /* Held across the announcement of a stream or a device, so that the announcements come in order. */
+    pthread_mutex_t announce_lock;
+
+    /* Guarded by migration.lock: */
+    bool has_session;
+    uint64_t last_id; /* of a barrier or a manifest */
+    struct sync_waiter *waiters;
+    struct error suspect; /* why a data channel broke */
+    int64_t suspect_until;
+    uint64_t prepared_id; /* the last manifest that the destination has everything of */
+    uint64_t commit_id;   /* not 0: the destination has been told to complete */
+    bool peer_aborted;    /* the destination said why; it needs no goodbye */
+    struct {
+        bool there;
+        uint32_t file;
+        struct error refusal; /* or nothing: accepted */
+    } reply; /* to the announcement of a device */
+};
+
+struct outgoing *outgoing_new(struct migration *m)
+{
+    struct outgoing *out = calloc(1, sizeof(*out));
+
+    if (!out)
+        return NULL;
+    out->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (out->cancel_fd < 0) {
+        free(out);
+        return NULL;
+    }
+    gate_init(&out->gate, m->host->limits.write_behind);
+    pthread_mutex_init(&out->announce_lock, NULL);
+    return out;
+}
+
+/* Takes down what connect_all() has made. Nobody else uses it: it is not ready, or the migration is being freed. */
+static void disconnect_all(struct outgoing *out)
+{
+    for (unsigned c = 0; c < out->channel_count; c++)
+        channel_fini(&out->channels[c]);
+    free(out->channels);
+    out->channels = NULL;
+    out->channel_count = 0;
+    if (out->has_session)
+        session_fini(&out->session);
+    out->has_session = false;
+}
+
+void outgoing_free(struct outgoing *out)
+{
+    if (!out)
+        return;
+    disconnect_all(out);
+    gate_fini(&out->gate);
+    pthread_mutex_destroy(&out->announce_lock);
+    close(out->cancel_fd);
+    free(out);
+}
+
+static bool is_ready(const struct outgoing *out)
+{
+    return atomic_load_explicit(&out->ready, memory_order_acquire);
+}
+
+static struct channel *home_of(struct outgoing *out, const struct file *file, uint64_t offset)
+{
+    return &out->channels[file_home(file, offset)];
+}
+
+/*
+ * Failures of data channels
+ */
+
+/* channel.failed: keep the reason, and let the main channel have its say. */
+static void channel_failed(void *arg, unsigned index, int code)
+{
+    struct migration *m = arg;
+    struct outgoing *out = m->out;
+
+    pthread_mutex_lock(&m->lock);
+    if (!error_is_set(&out->suspect)) {
+        error_set_errno(&out->suspect, code, "sending on channel %u", index);
+        out->suspect_until = clock_ms() + SUSPECT_MS;
+    }
+    pthread_mutex_unlock(&m->lock);
+    session_wake(&out->session);
+}
+
+/*
+ * A command or a write found a channel closed. Waits for the verdict if the
+ * migration is about to fail. 0: try again, else why not.
+ */
+static int refuse(struct migration *m, enum command command, const struct interrupt *interrupt, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    while (m->state == STATE_ACTIVE && error_is_set(&m->out->suspect)) {
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+    return state_allows(m->state, command, &m->failure, err);
+}
+
+/*
+ * Starting
+ */
+
+/* Connects and exchanges hellos. */
+static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channel, struct transport **transport,
+                 struct hello_reply *reply, struct error *err)
+{
+    const struct settings *settings = &m->settings;
+    struct transport_wait wait = {
+        .cancel_fd = m->out->cancel_fd,
+        .deadline_ms = clock_ms() + settings->timeout_ms,
+    };
+    struct hello hello = {
+        .kind = kind,
+        .channel = channel,
+        .channels = settings->channels,
+        .features = settings->checksum ? WIRE_FEATURE_CHECKSUM : 0,
+        .page_size = WIRE_PAGE_SIZE,
+        .stripe_size = WIRE_STRIPE_SIZE,
+        .timeout_ms = settings->timeout_ms,
+    };
+    struct wire_hello wire;
+    struct wire_hello_reply wire_reply;
+    struct iovec iov = {&wire, sizeof(wire)};
+    struct transport *t;
+
+    memcpy(hello.session, m->session_id, sizeof(hello.session));
+    strcpy(hello.name, m->name);
+    if (transport_connect(&settings->uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, &wait, &t, err) < 0)
+        return -EIO;
+    wire_hello_encode(&hello, &wire);
+    int ret = transport_send(t, &iov, 1);
+    if (ret == 0)
+        ret = transport_recv_all(t, &wire_reply, sizeof(wire_reply), &wait);
+    if (ret == -ECANCELED)
+        error_set(err, CAUSE_INTERRUPTED, "connecting to %s was interrupted", settings->uri.text);
+    else if (ret == -ETIMEDOUT)
+        error_set(err, CAUSE_TIMEOUT, "%s does not answer", settings->uri.text);
+    else if (ret < 0)
+        error_set_errno(err, ret, "the handshake with %s", settings->uri.text);
+    else if (wire_hello_reply_decode(&wire_reply, reply, err) == 0 && reply->cause != CAUSE_NONE)
+        error_set(err, reply->cause, "the destination refuses: %s", reply->text);
+    if (error_is_set(err)) {
+        transport_close(t);
+        return -EIO;
+    }
+    *transport = t;
+    return 0;
+}
+
+static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err);
+
+/* Called with announce_lock held: tells the destination of a file, and waits for its answer. */
+static int announce_file(struct migration *m, struct file *file, bool in_setup, const struct interrupt *interrupt,
+                         struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint8_t buf[16 + WIRE_NAME_MAX];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    int ret = 0;
+
+    wire_write_u32(&body, file->id);
+    wire_write_u64(&body, atomic_load(&file->size));
+    wire_write_text(&body, file->name);
+    pthread_mutex_lock(&m->lock);
+    out->reply.there = false;
+    out->reply.file = file->id;
+    out->reply.refusal = (struct error){0};
+    pthread_mutex_unlock(&m->lock);
+    int code = session_send(&out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
+    if (code < 0 && in_setup)
+        return error_set_errno(err, code, "announcing '%.64s'", file->name);
+    /* While mig-out does not run yet, this thread reads the main channel itself. */
+    while (in_setup && !out->reply.there && ret == 0) {
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        if (m->state != STATE_SETUP)
+            return error_set(err, CAUSE_CANCELLED, "cancelled");
+        ret = session_step(&out->session, clock_ms() + m->settings.timeout_ms, handle_message, m, err);
+    }
+    if (ret < 0)
+        return ret;
+    SCOPED_LOCK(&m->lock);
+    while (!out->reply.there && m->state == STATE_ACTIVE) {
+        /* Not interruptible any more: the destination may have made the file. The heartbeat bounds the wait. */
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+    if (!out->reply.there)
+        return state_allows(m->state, COMMAND_WRITE, &m->failure, err) < 0
+                   ? -EIO
+                   : error_set(err, CAUSE_RESET, "the connection is lost");
+    if (error_is_set(&out->reply.refusal))
+        return error_set(err, out->reply.refusal.cause, "%s", out->reply.refusal.message);
+    file->announced_open = true;
+    return 0;
+}
+
+/* The destination's limit on a file's size. */
+static uint64_t size_limit(const struct outgoing *out, const struct file *file)
+{
+    return file->id == WIRE_RAM ? out->limits.max_ram : out->limits.max_device;
+}
+
+static int check_quota(const struct outgoing *out, const struct file *file, uint64_t end, struct error *err)
+{
+    if (end > size_limit(out, file))
+        return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu", file->name,
+                         (unsigned long long)end, (unsigned long long)size_limit(out, file));
+    return 0;
+}
+
+static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    unsigned n = m->settings.channels;
+    struct transport *t;
+
+    if (getrandom(m->session_id, sizeof(m->session_id), 0) != sizeof(m->session_id))
+        return error_set_errno(err, errno, "no random numbers");
+    if (greet(m, WIRE_HELLO_MAIN, 0, &t, &out->limits, err) < 0)
+        return -EIO;
+    if (session_init(&out->session, t, m->settings.timeout_ms, out->limits.timeout_ms) < 0) {
+        transport_close(t);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    pthread_mutex_lock(&m->lock);
+    out->has_session = true;
+    pthread_mutex_unlock(&m->lock);
+    out->channels = calloc(n, sizeof(*out->channels));
+    if (!out->channels)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    for (unsigned c = 0; c < n; c++) {
+        struct hello_reply reply;
+        if (greet(m, WIRE_HELLO_DATA, c, &t, &reply, err) < 0)
+            return -EIO;
+        transport_set_timeout(t, (int)m->settings.timeout_ms);
+        channel_init(&out->channels[c], c, t, &out->gate, channel_failed, m);
+        out->channel_count = c + 1;
+    }
+    SCOPED_LOCK(&out->announce_lock);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        struct file *file = m->files[i];
+        if (file_set_channels(file, n) < 0)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        if (file->id > out->limits.max_devices)
+            return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", out->limits.max_devices);
+        if (check_quota(out, file, atomic_load(&file->size), err) < 0 ||
+            announce_file(m, file, true, interrupt, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+static void announce_stream(struct migration *m, struct file *file);
+static void *mig_out(void *arg);
+
+static int start_thread(struct migration *m, struct error *err)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    int code = pthread_create(&thread, &attr, mig_out, migration_get(m));
+    pthread_attr_destroy(&attr);
+    if (code) {
+        migration_put(m);
+        return error_set_errno(err, code, "cannot make a thread");
+    }
+    pthread_setname_np(thread, "mig-out");
+    return 0;
+}
+
+static int may_start(struct migration *m, struct error *err)
+{
+    if (m->removed)
+        return error_set(err, CAUSE_NOT_FOUND, "the migration is gone");
+    if (state_allows(m->state, COMMAND_START, &m->failure, err) < 0)
+        return -EIO;
+    if (m->was_active)
+        return error_set(err, CAUSE_STATE, "the migration has %s: rmdir it and make it again",
+                         m->state == STATE_FAILED ? "failed" : "been cancelled");
+    if (!m->settings.uri.text[0])
+        return error_set(err, CAUSE_SYNTAX, "where to? Write a URI to 'uri' first");
+    return 0;
+}
+
+int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    struct error failure = {0};
+    eventfd_t drained;
+
+    pthread_mutex_lock(&m->lock);
+    if (may_start(m, err) < 0) {
+        pthread_mutex_unlock(&m->lock);
+        return -EIO;
+    }
+    eventfd_read(out->cancel_fd, &drained);
+    migration_move(m, STATE_SETUP, NULL);
+    pthread_mutex_unlock(&m->lock);
+    migration_announce(m);
+
+    int ret = connect_all(m, interrupt, &failure);
+    if (ret == 0)
+        ret = start_thread(m, &failure);
+    if (ret < 0) {
+        /* mig-out does not exist: the goodbye is said here. It tells the peer more than a closed connection. */
+        if (out->has_session)
+            session_goodbye(&out->session, &failure);
+        pthread_mutex_lock(&m->lock);
+        disconnect_all(out);
+        if (m->state == STATE_SETUP)
+            migration_move(m, STATE_FAILED, &failure);
+        error_set(err, m->failure.cause, "%s", m->failure.message);
+        pthread_mutex_unlock(&m->lock);
+        log_error("%s: cannot start: %s", m->name, err->message);
+        migration_announce(m);
+        return -EIO;
+    }
+    /* mig-out waits for the state to leave setup. */
+    pthread_mutex_lock(&m->lock);
+    atomic_store_explicit(&out->ready, true, memory_order_release);
+    bool active = m->state == STATE_SETUP && migration_move(m, STATE_ACTIVE, NULL);
+    if (!active) {
+        /* Cancelled at the last moment: mig-out takes it down, and it cannot be started again meanwhile. */
+        m->was_active = true;
+        error_set(err, m->failure.cause, "%s", m->failure.message);
+    }
+    pthread_mutex_unlock(&m->lock);
+    migration_announce(m);
+    if (!active)
+        return -EIO;
+    log_info("%s: active, %u channels to %s", m->name, out->channel_count, m->settings.uri.text);
+    for (uint32_t i = 1; i < m->file_count; i++)
+        announce_stream(m, m->files[i]);
+    return 0;
+}
+
+/*
+ * Writing
+ */
+
+/* Locks the channels that @need names, in the order of their index. False, with nothing locked: one is closed. */
+static bool lock_channels(struct outgoing *out, const bool *need)
+{
+    bool open = true;
+    unsigned c;
+
+    for (c = 0; c < out->channel_count && open; c++) {
+        if (!need[c])
+            continue;
+        pthread_mutex_lock(&out->channels[c].lock);
+        open = out->channels[c].closed == CHANNEL_OPEN;
+    }
+    if (open)
+        return true;
+    while (c-- > 0) {
+        if (need[c])
+            pthread_mutex_unlock(&out->channels[c].lock);
+    }
+    return false;
+}
+
+static void unlock_channels(struct outgoing *out, const bool *need)
+{
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        if (need[c])
+            pthread_mutex_unlock(&out->channels[c].lock);
+    }
+}
+
+/* Called with the channel's lock held. */
+static void add_packet(struct channel *ch, struct file *file, struct packet *packet, const void *payload,
+                       struct channel_entry *entry)
+{
+    struct file_channel *fc = &file->per_channel[ch->index];
+
+    packet->file = file->id;
+    uint64_t check = channel_add(ch, packet, payload, packet->length, entry);
+    counter_add(&fc->packets, 1);
+    counter_add(&fc->digest, check);
+    if (packet->length) {
+        counter_add(&fc->bytes, packet->length);
+        counter_add(&fc->pages, (packet->offset + packet->length - 1) / WIRE_PAGE_SIZE -
+                                    packet->offset / WIRE_PAGE_SIZE + 1);
+    }
+    fc->last_sequence = packet->sequence;
+}
+
+static void grow(struct file *file, uint64_t end)
+{
+    uint64_t size = atomic_load_explicit(&file->size, memory_order_relaxed);
+
+    while (end > size && !atomic_compare_exchange_weak(&file->size, &size, end))
+        ;
+}
+
+/* Whether [.., end) may be written: not past what was declared or is allowed. */
+static int check_size(struct migration *m, const struct file *file, uint64_t offset, uint64_t len, struct error *err)
+{
+    if (len > WIRE_OFFSET_MAX || offset > WIRE_OFFSET_MAX - len)
+        return error_set(err, CAUSE_TOO_BIG, "'%.64s': no file has more than %llu bytes", file->name, WIRE_OFFSET_MAX);
+    if (file->declared && offset + len > file->declared)
+        return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes; the write ends at %llu",
+                         file->name, (unsigned long long)file->declared, (unsigned long long)(offset + len));
+    return check_quota(m->out, file, offset + len, err);
+}
+
+/* The state allows data, so that out->channels and the limits are there. */
+static int check_active(struct migration *m, struct error *err)
+{
+    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE)
+        return 0;
+    SCOPED_LOCK(&m->lock);
+    return state_allows(m->state, COMMAND_WRITE, &m->failure, err);
+}
+
+static int enter_gate(struct migration *m, uint64_t bytes, const struct interrupt *interrupt, struct error *err)
+{
+    int ret = gate_enter(&m->out->gate, bytes, interrupt);
+
+    if (ret == -EINTR)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    if (ret == -ECANCELED && refuse(m, COMMAND_WRITE, interrupt, err) == 0)
+        return error_set(err, CAUSE_RESET, "the connection is lost");
+    return ret;
+}
+
+int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
+                         const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+{
+    struct outgoing *out = m->out;
+    struct packet packets[OUTGOING_PIECES];
+    const char *payloads[OUTGOING_PIECES];
+    bool need[WIRE_CHANNELS_MAX] = {false};
+    unsigned n = 0;
+
+    assert(len <= OUTGOING_WRITE_MAX);
+    if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
+        return -EIO;
+    for (size_t done = 0; done < len; n++) {
+        uint64_t at = offset + done;
+        size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
+        size_t piece = len - done < room ? len - done : room;
+        packets[n] = (struct packet){.type = WIRE_DATA, .length = (uint32_t)piece, .offset = at};
+        payloads[n] = (const char *)buf + done;
+        if (m->settings.checksum)
+            packets[n].payload_check = wire_payload_check(payloads[n], piece);
+        need[file_home(file, at)] = true;
+        done += piece;
+    }
+    if (enter_gate(m, len, interrupt, err) < 0)
+        return -EIO;
+    while (!lock_channels(out, need)) {
+        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0) {
+            gate_leave(&out->gate, len);
+            return -EIO;
+        }
+    }
+    write->m = m;
+    write->n = n;
+    for (unsigned i = 0; i < n; i++) {
+        struct channel *ch = home_of(out, file, packets[i].offset);
+        write->pieces[i].channel = ch;
+        add_packet(ch, file, &packets[i], payloads[i], &write->pieces[i].entry);
+    }
+    grow(file, offset + len);
+    unlock_channels(out, need);
+    return 0;
+}
+
+void outgoing_write_end(struct outgoing_write *write)
+{
+    for (unsigned i = 0; i < write->n; i++)
+        channel_finish(write->pieces[i].channel, &write->pieces[i].entry);
+}
+
+/*
+ * Gives one packet to each channel of @need, in one step, and sends them.
+ * @make fills in the packet, with all the locks held.
+ */
+static int broadcast_packet(struct migration *m, struct file *file, const bool *need,
+                            void (*make)(struct file *file, uint64_t value, uint64_t range, struct packet *packet),
+                            uint64_t value, uint64_t range, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    CLEANUP_FREE struct channel_entry *entries = calloc(out->channel_count, sizeof(*entries));
+    struct packet packet = {0};
+
+    if (!entries)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    while (!lock_channels(out, need)) {
+        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0)
+            return -EIO;
+    }
+    make(file, value, range, &packet);
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        struct packet copy = packet;
+        if (need[c])
+            add_packet(&out->channels[c], file, &copy, NULL, &entries[c]);
+    }
+    unlock_channels(out, need);
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        if (need[c])
+            channel_finish(&out->channels[c], &entries[c]);
+    }
+    return 0;
+}
+
+static void make_discard(struct file *file, uint64_t offset, uint64_t range, struct packet *packet)
+{
+    (void)file;
+    *packet = (struct packet){.type = WIRE_DISCARD, .offset = offset, .range = range};
+}
+
+int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
+                     const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    bool need[WIRE_CHANNELS_MAX] = {false};
+    uint64_t size;
+
+    if (check_active(m, err) < 0)
+        return -EIO;
+    size = atomic_load(&file->size);
+    if (offset >= size || len == 0)
+        return 0;
+    if (len > size - offset)
+        len = size - offset;
+    uint64_t first = offset / WIRE_STRIPE_SIZE, last = (offset + len - 1) / WIRE_STRIPE_SIZE;
+    for (uint64_t stripe = first; stripe <= last && stripe - first < out->channel_count; stripe++)
+        need[file_home(file, stripe * WIRE_STRIPE_SIZE)] = true;
+    return broadcast_packet(m, file, need, make_discard, offset, len, interrupt, err);
+}
+
+static void make_truncate(struct file *file, uint64_t size, uint64_t range, struct packet *packet)
+{
+    (void)range;
+    atomic_store(&file->size, size);
+    *packet = (struct packet){.type = WIRE_TRUNCATE, .offset = size, .range = ++file->truncations};
+}
+
+int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
+                      struct error *err)
+{
+    bool need[WIRE_CHANNELS_MAX];
+
+    if (size > WIRE_OFFSET_MAX)
+        return error_set(err, CAUSE_TOO_BIG, "no file has more than %llu bytes", WIRE_OFFSET_MAX);
+    pthread_mutex_lock(&m->lock);
+    bool declares = outgoing_setting_writable(m, NULL) == 0;
+    if (declares) {
+        atomic_store(&file->size, size);
+        if (file->id == WIRE_RAM)
+            file->declared = size;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (declares)
+        return 0;
+    if (check_active(m, err) < 0 || check_quota(m->out, file, size, err) < 0)
+        return -EIO;
+    if (file->declared && size > file->declared)
+        return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes before the start", file->name,
+                         (unsigned long long)file->declared);
+    if (size == atomic_load(&file->size))
+        return 0;
+    memset(need, true, sizeof(need));
+    return broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err);
+}
+
+/*
+ * Barriers
+ */
+
+/* The number of the last packet accepted on each channel, for @file or at all. */
+static void count_accepted(struct outgoing *out, const struct file *file, uint64_t *counts)
+{
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        struct channel *ch = &out->channels[c];
+        SCOPED_LOCK(&ch->lock);
+        counts[c] = file ? file->per_channel[c].last_sequence : ch->last_sequence;
+    }
+}
+
+static int check_command(struct migration *m, enum command command, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    return state_allows(m->state, command, &m->failure, err);
+}
+
+int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint64_t counts[WIRE_CHANNELS_MAX];
+
+    if (check_command(m, COMMAND_FLUSH, err) < 0)
+        return -EIO;
+    count_accepted(out, file, counts);
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        int ret = channel_flush(&out->channels[c], counts[c], interrupt);
+        if (ret == -EINTR)
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        if (ret < 0 && refuse(m, COMMAND_FLUSH, interrupt, err) == 0)
+            return error_set(err, CAUSE_RESET, "the connection is lost");
+        if (ret < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+/* A failure to send on the main channel is noticed by mig-out; wake it, and wait for what it makes of it. */
+static void send_on_main(struct migration *m, enum wire_message_type type, uint64_t id, const void *body,
+                         uint32_t length)
+{
+    if (session_send(&m->out->session, type, id, body, length) < 0)
+        session_wake(&m->out->session);
+}
+
+int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint64_t counts[WIRE_CHANNELS_MAX];
+    uint8_t buf[sizeof(counts)];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct sync_waiter waiter = {0};
+
+    pthread_mutex_lock(&m->lock);
+    int ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
+    if (ret == 0) {
+        waiter.id = ++out->last_id;
+        waiter.next = out->waiters;
+        out->waiters = &waiter;
+        if (!file || file->id == WIRE_RAM)
+            m->rounds++;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (ret < 0)
+        return ret;
+    count_accepted(out, file, counts);
+    for (unsigned c = 0; c < out->channel_count; c++)
+        wire_write_u64(&body, counts[c]);
+    send_on_main(m, WIRE_SYNC, waiter.id, buf, wire_written(&body));
+
+    SCOPED_LOCK(&m->lock);
+    /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
+    while (!waiter.acked && state_is_running(m->state) && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    struct sync_waiter **p = &out->waiters;
+    while (*p != &waiter)
+        p = &(*p)->next;
+    *p = waiter.next;
+    if (waiter.acked || m->state == STATE_COMPLETED)
+        return 0;
+    if (state_is_running(m->state))
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    return error_set(err, m->failure.cause, "%s", m->failure.message);
+}
+
+/* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
+static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
+{
+    uint8_t *buf = malloc(WIRE_BODY_MAX);
+    struct wire_writer body = {buf, buf, buf + WIRE_BODY_MAX};
+    uint64_t counts[WIRE_CHANNELS_MAX];
+
+    if (!buf)
+        return -ENOMEM;
+    count_accepted(m->out, NULL, counts);
+    for (unsigned c = 0; c < m->out->channel_count; c++)
+        wire_write_u64(&body, counts[c]);
+    wire_write_u32(&body, m->file_count);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        struct file_totals totals = file_totals(m->files[i]);
+        wire_write_u32(&body, i);
+        wire_write_u32(&body, 0);
+        wire_write_u64(&body, atomic_load(&m->files[i]->size));
+        wire_write_u64(&body, totals.packets);
+        wire_write_u64(&body, totals.bytes);
+        wire_write_u64(&body, totals.digest);
+    }
+    *out = buf;
+    *length = wire_written(&body);
+    return 0;
+}
+
+/* Back from completing to active: data is accepted again. The caller holds migration.lock. */
+static void resume_from_completing(struct migration *m)
+{
+    migration_move(m, STATE_ACTIVE, NULL);
+    for (unsigned c = 0; c < m->out->channel_count; c++)
+        channel_reopen(&m->out->channels[c]);
+}
+
+int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    CLEANUP_FREE uint8_t *manifest = NULL;
+    uint32_t length;
+
+    /* No device may be on its way to being made while the files are counted. */
+    pthread_mutex_lock(&out->announce_lock);
+    pthread_mutex_lock(&m->lock);
+    int ret = state_allows(m->state, COMMAND_COMPLETE, &m->failure, err);
+    uint64_t id = ++out->last_id;
+    if (ret == 0)
+        migration_move(m, STATE_COMPLETING, NULL);
+    pthread_mutex_unlock(&m->lock);
+    pthread_mutex_unlock(&out->announce_lock);
+    if (ret < 0)
+        return ret;
+    migration_announce(m);
+    for (unsigned c = 0; c < out->channel_count; c++)
+        channel_close(&out->channels[c], CHANNEL_SEALED);
+    if (make_manifest(m, &manifest, &length) < 0) {
+        pthread_mutex_lock(&m->lock);
+        if (m->state == STATE_COMPLETING)
+            resume_from_completing(m);
+        pthread_mutex_unlock(&m->lock);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    send_on_main(m, WIRE_COMPLETE, id, manifest, length);
+
+    pthread_mutex_lock(&m->lock);
+    while (m->state == STATE_COMPLETING && out->prepared_id != id && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    bool interrupted = m->state == STATE_COMPLETING && out->prepared_id != id;
+    if (interrupted)
+        resume_from_completing(m);
+    else if (m->state == STATE_COMPLETING)
+        out->commit_id = id;
+    bool commit = out->commit_id == id;
+    pthread_mutex_unlock(&m->lock);
+    if (interrupted) {
+        migration_announce(m);
+        for (uint32_t i = 1; i < m->file_count; i++)
+            announce_stream(m, m->files[i]);
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
+    }
+    if (commit)
+        send_on_main(m, WIRE_COMMIT, id, NULL, 0);
+
+    SCOPED_LOCK(&m->lock);
+    /* From here on there is no way back; the heartbeat bounds the wait. */
+    while (m->state == STATE_COMPLETING)
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (m->state == STATE_COMPLETED)
+        return 0;
+    return error_set(err, m->failure.cause, "%s", m->failure.message);
+}
+
+bool outgoing_is_committing(const struct migration *m)
+{
+    return m->out->commit_id && m->state == STATE_COMPLETING;
+}
+
+/*
+ * Devices
+ */
+
+int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
+                           struct file **out_file, struct error *err)
+{
+    struct outgoing *out = m->out;
+
+    if (name_check("device", name, err) < 0)
+        return -EIO;
+    SCOPED_LOCK(&out->announce_lock);
+    struct file *file = migration_find_device(m, name);
+    if (file) {
+        if (exclusive)
+            return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
+        *out_file = file;
+        return 0;
+    }
+    pthread_mutex_lock(&m->lock);
+    bool before_start = outgoing_setting_writable(m, NULL) == 0;
+    int ret = before_start ? 0 : state_allows(m->state, COMMAND_WRITE, &m->failure, err);
+    uint32_t id = m->file_count;
+    uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
+    if (ret == 0 && (id > max || id > WIRE_DEVICES_MAX))
+        ret = error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", id - 1);
+    file = ret == 0 ? file_new(id, name) : NULL;
+    if (ret == 0 && !file)
+        ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (ret == 0 && before_start)
+        migration_add_file(m, file);
+    pthread_mutex_unlock(&m->lock);
+    if (ret == 0 && !before_start) {
+        if (file_set_channels(file, out->channel_count) < 0)
+            ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        else
+            ret = announce_file(m, file, false, interrupt, err);
+        pthread_mutex_lock(&m->lock);
+        if (ret == 0)
+            migration_add_file(m, file);
+        pthread_mutex_unlock(&m->lock);
+        if (ret < 0)
+            file_free(file, false);
+    }
+    if (ret == 0)
+        *out_file = file;
+    return ret;
+}
+
+/* Tells the destination whether a device's stream has ended, when that has changed. */
+static void announce_stream(struct migration *m, struct file *file)
+{
+    struct outgoing *out = m->out;
+    uint64_t counts[WIRE_CHANNELS_MAX];
+    uint8_t buf[4 + sizeof(counts)];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+
+    if (file->id == WIRE_RAM)
+        return;
+    SCOPED_LOCK(&out->announce_lock);
+    pthread_mutex_lock(&m->lock);
+    bool open = file->writers > 0;
+    bool active = m->state == STATE_ACTIVE;
+    pthread_mutex_unlock(&m->lock);
+    if (!active || open == file->announced_open)
+        return;
+    wire_write_u32(&body, file->id);
+    count_accepted(out, file, counts);
+    for (unsigned c = 0; c < out->channel_count && !open; c++)
+        wire_write_u64(&body, counts[c]);
+    send_on_main(m, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
+    file->announced_open = open;
+}
+
+void outgoing_open_writer(struct migration *m, struct file *file)
+{
+    pthread_mutex_lock(&m->lock);
+    bool first = file->writers++ == 0;
+    pthread_mutex_unlock(&m->lock);
+    if (first)
+        announce_stream(m, file);
+}
+
+void outgoing_close_writer(struct migration *m, struct file *file)
+{
+    pthread_mutex_lock(&m->lock);
+    bool last = --file->writers == 0;
+    pthread_mutex_unlock(&m->lock);
+    if (last)
+        announce_stream(m, file);
+}
+
+/*
+ * The main channel
+ */
+
+static int on_file_reply(struct migration *m, struct wire_reader *body, struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint32_t file = wire_read_u32(body);
+    uint32_t cause = wire_read_u32(body);
+    char text[WIRE_TEXT_MAX + 1];
+
+    wire_read_text(body, text, WIRE_TEXT_MAX);
+    SCOPED_LOCK(&m->lock);
+    if (!wire_read_done(body) || out->reply.there || file != out->reply.file)
+        return error_set(err, CAUSE_PROTOCOL, "an answer about a file that nobody asked for");
+    if (cause != CAUSE_NONE)
+        error_set(&out->reply.refusal, cause < CAUSE_MAX ? cause : CAUSE_PEER, "the destination refuses: %s", text);
+    out->reply.there = true;
+    pthread_cond_broadcast(&m->changed);
+    return 0;
+}
+
+static void on_sync_ack(struct migration *m, uint64_t id)
+{
+    SCOPED_LOCK(&m->lock);
+    for (struct sync_waiter *waiter = m->out->waiters; waiter; waiter = waiter->next) {
+        if (waiter->id == id)
+            waiter->acked = true;
+    }
+    pthread_cond_broadcast(&m->changed);
+}
+
+static int on_committed(struct migration *m, uint64_t id, struct error *err)
+{
+    pthread_mutex_lock(&m->lock);
+    bool moved = m->out->commit_id && m->out->commit_id == id && migration_move(m, STATE_COMPLETED, NULL);
+    pthread_mutex_unlock(&m->lock);
+    if (!moved)
+        return error_set(err, CAUSE_PROTOCOL, "the destination has completed what it was not asked to");
+    log_info("%s: completed", m->name);
+    migration_announce(m);
+    return 0;
+}
+
+/* Runs in mig-out, and in the thread of `start` before that exists. */
+static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    struct migration *m = arg;
+
+    switch (message->type) {
+    case WIRE_FILE_REPLY:
+        return on_file_reply(m, body, err);
+    case WIRE_SYNC_ACK:
+        on_sync_ack(m, message->id);
+        return 0;
+    case WIRE_PREPARED: {
+        SCOPED_LOCK(&m->lock);
+        m->out->prepared_id = message->id;
+        pthread_cond_broadcast(&m->changed);
+        return 0;
+    }
+    case WIRE_COMMITTED:
+        return on_committed(m, message->id, err);
+    case WIRE_ABORT:
+        m->out->peer_aborted = true;
+        session_read_abort(body, "destination", err);
+        return -EIO;
+    default:
+        return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the destination", (int)message->type);
+    }
+}
+
+/* The connection was lost after the commit was sent: asks the destination what became of the migration. */
+static void resolve(struct migration *m, const struct error *lost)
+{
+    int64_t deadline = clock_ms() + m->settings.timeout_ms;
+    struct error failure = {0}, last = {0};
+    enum wire_outcome outcome = WIRE_OUTCOME_UNKNOWN;
+    bool answered = false, refused = false;
+
+    log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
+    while (!answered && !refused && clock_ms() < deadline && !m->host->closed) {
+        struct hello_reply reply;
+        struct transport *t;
+        struct pollfd fd = {.fd = m->out->cancel_fd, .events = POLLIN};
+        last = (struct error){0};
+        if (greet(m, WIRE_HELLO_QUERY, 0, &t, &reply, &last) == 0) {
+            transport_close(t);
+            outcome = reply.outcome;
+            answered = true;
+        } else {
+            refused = last.cause == CAUSE_REFUSED;
+            if (!refused && poll(&fd, 1, RETRY_MS) > 0)
+                break;
+        }
+    }
+    if (outcome == WIRE_OUTCOME_COMPLETED) {
+        pthread_mutex_lock(&m->lock);
+        migration_move(m, STATE_COMPLETED, NULL);
+        pthread_mutex_unlock(&m->lock);
+        log_info("%s: completed, as the destination says", m->name);
+        migration_announce(m);
+        return;
+    }
+    if (outcome == WIRE_OUTCOME_FAILED)
+        error_set(&failure, lost->cause, "%s; the destination has not completed", lost->message);
+    else
+        error_set(&failure, lost->cause,
+                  "%s, and the destination cannot say whether it has completed (%s): look there before the VM goes on here",
+                  lost->message, answered ? "it does not know the migration" : last.message);
+    migration_fail(m, &failure);
+}
+
+static void lost_connection(struct migration *m, const struct error *reason)
+{
+    pthread_mutex_lock(&m->lock);
+    bool committing = outgoing_is_committing(m) && !m->out->peer_aborted;
+    pthread_mutex_unlock(&m->lock);
+    if (committing)
+        resolve(m, reason);
+    else
+        migration_fail(m, reason);
+}
+
+static void *mig_out(void *arg)
+{
+    struct migration *m = arg;
+    struct outgoing *out = m->out;
+
+    pthread_mutex_lock(&m->lock);
+    while (m->state == STATE_SETUP)
+        pthread_cond_wait(&m->changed, &m->lock);
+    pthread_mutex_unlock(&m->lock);
+    while (!state_is_final(m->state)) {
+        struct error err = {0};
+        pthread_mutex_lock(&m->lock);
+        bool suspected = error_is_set(&out->suspect);
+        int64_t deadline = suspected ? out->suspect_until : clock_ms() + 60000;
+        pthread_mutex_unlock(&m->lock);
+        int ret = session_step(&out->session, deadline, handle_message, m, &err);
+        if (state_is_final(m->state))
+            break;
+        if (ret == 0 && !(suspected && clock_ms() >= deadline))
+            continue;
+        /* The first sign of trouble says more than what followed from it, unless the peer itself says why. */
+        if (suspected && !out->peer_aborted)
+            err = out->suspect;
+        lost_connection(m, &err);
+    }
+    if (m->state != STATE_COMPLETED && !out->peer_aborted)
+        session_goodbye(&out->session, &m->failure);
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        channel_close(&out->channels[c], CHANNEL_DEAD);
+        transport_shutdown(out->channels[c].transport);
+    }
+    gate_close(&out->gate);
+    for (unsigned c = 0; c < out->channel_count; c++)
+        channel_disconnect(&out->channels[c]);
+    session_linger(&out->session, LINGER_MS);
+    migration_put(m);
+    return NULL;
+}
+
+void outgoing_ended(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    eventfd_write(m->out->cancel_fd, 1);
+    if (m->out->has_session)
+        session_wake(&m->out->session);
+}
+
+void outgoing_kick(struct migration *m)
+{
+    struct outgoing *out = m->out;
+
+    if (m->state == STATE_SETUP)
+        eventfd_write(out->cancel_fd, 1);
+    gate_kick(&out->gate);
+    for (unsigned c = 0; is_ready(out) && c < out->channel_count; c++)
+        channel_kick(&out->channels[c]);
+}
+
+int outgoing_setting_writable(struct migration *m, struct error *err)
+{
+    if (m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED && !m->was_active))
+        return 0;
+    return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
+}
+
+uint64_t outgoing_wire_bytes(struct migration *m, int index)
+{
+    struct outgoing *out = m->out;
+
+    if (!is_ready(out))
+        return 0;
+    if (index < 0)
+        return atomic_load_explicit(&out->session.bytes_sent, memory_order_relaxed);
+    SCOPED_LOCK(&out->channels[index].lock);
+    return out->channels[index].wire_bytes;
+}
+
+uint64_t outgoing_queued(struct migration *m)
+{
+    return atomic_load_explicit(&m->out->gate.used, memory_order_relaxed);
+}
+
+unsigned outgoing_channels(struct migration *m)
+{
+    return is_ready(m->out) ? m->out->channel_count : 0;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The source's side of a migration.
+ *
+ * Theory of operation
+ *   `start` connects the main channel and the data channels, and makes thread
+ *   mig-out, which reads the main channel. A write is cut at the stripes; each
+ *   piece gets its place in its home channel's order, the writer is answered
+ *   (write-behind), and then the pieces are sent by the same thread.
+ *
+ *   A barrier is a vector of counts: the number of the last packet accepted on
+ *   each channel. `flush` waits until the packets have left; `sync` sends the
+ *   vector and waits until the destination says that it has applied that many.
+ *   Nothing about a barrier travels on a data channel.
+ *
+ *   `complete` seals the channels, so that nothing more is accepted, and sends
+ *   the manifest with the final counts. The destination applies all, checks,
+ *   and says `prepared`; the source says `commit`; the destination completes
+ *   and says `committed`; then the source completes. Should the connection be
+ *   lost after `commit` was sent, the source connects once more and asks what
+ *   became of it.
+ *
+ *   When a data channel breaks, the main channel usually says why a moment
+ *   later; the failure waits for that (SUSPECT_MS).
+ */
+#ifndef MIGFS_OUTGOING_H
+#define MIGFS_OUTGOING_H
+
+#include "channel.h"
+#include "migration.h"
+
+#define OUTGOING_PIECES 4 /* a write touches at most this many stripes */
+
+/* The largest write that outgoing_write() takes at once. */
+#define OUTGOING_WRITE_MAX ((OUTGOING_PIECES - 1) * (size_t)WIRE_STRIPE_SIZE)
+
+/* A write that has been accepted and is not finished; lives on its owner's stack. */
+struct outgoing_write {
+    struct migration *m;
+    unsigned n;
+    struct {
+        struct channel *channel;
+        struct channel_entry entry;
+    } pieces[OUTGOING_PIECES];
+};
+
+
+struct outgoing *outgoing_new(struct migration *m);
+/** outgoing_free - free what outgoing_new() made; NULL is fine */
+void outgoing_free(struct outgoing *out);
+
+/** outgoing_start - connect, and become active; blocks */
+int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err);
+
+/**
+ * outgoing_write_begin - accept a write
+ * @buf: left alone by the caller until outgoing_write_end()
+ * @len: at most OUTGOING_WRITE_MAX
+ * @write: filled in on success; must be ended
+ *
+ * On success the data is the daemon's and its place in the order is fixed: the
+ * writer can be answered. Blocks while the migration has too much accepted and
+ * not sent. Later failures are the migration's.
+ */
+int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
+                         const struct interrupt *interrupt, struct outgoing_write *write, struct error *err);
+
+/** outgoing_write_end - send what was accepted, or wait until another thread has */
+void outgoing_write_end(struct outgoing_write *write);
+
+/** outgoing_discard - punch a hole, ordered with the writes */
+int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
+                     const struct interrupt *interrupt, struct error *err);
+
+/** outgoing_truncate - set the size; before `start` it declares it */
+int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
+                      struct error *err);
+
+/** outgoing_flush - wait until what was accepted (for @file, or at all when it is NULL) has left */
+int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+
+/** outgoing_sync - wait until the destination has applied it */
+int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+
+/** outgoing_complete - the final barrier, the check and the hand-over */
+int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err);
+
+/**
+ * outgoing_create_device - the device of a name, made if it is not there
+ * @exclusive: CAUSE_EXISTS when it is
+ */
+int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
+                           struct file **out, struct error *err);
+
+/** outgoing_open_writer, outgoing_close_writer - an open handle that can write came or went */
+void outgoing_open_writer(struct migration *m, struct file *file);
+void outgoing_close_writer(struct migration *m, struct file *file);
+
+/** outgoing_setting_writable - whether settings can be changed now; the caller holds migration.lock */
+int outgoing_setting_writable(struct migration *m, struct error *err);
+
+/** outgoing_is_committing - the destination has been told to complete; the caller holds migration.lock */
+bool outgoing_is_committing(const struct migration *m);
+
+/** outgoing_wire_bytes - sent on channel @index, headers and all; @index -1: the main channel */
+uint64_t outgoing_wire_bytes(struct migration *m, int index);
+/** outgoing_queued - bytes that are accepted and not sent */
+uint64_t outgoing_queued(struct migration *m);
+/** outgoing_channels - how many data channels exist now */
+unsigned outgoing_channels(struct migration *m);
+
+/* For migration.c: the state became final; wake all; make waiters look at their interrupts. */
+void outgoing_ended(struct migration *m);
+void outgoing_kick(struct migration *m);
+
+#endif

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The main channel of a migration: messages both ways, and a heartbeat.
+ *
+ * Both ends run the same loop in a thread of their own: wait for messages, for
+ * a wake-up from this process, or for the next heartbeat. Any thread may send;
+ * messages are small and the peer's thread always reads, so a send does not
+ * block for long, and when it does the heartbeat fails and shuts the connection
+ * down under it.
+ *
+ * session.send_lock is held across a blocking send, and exists for that. It is
+ * a leaf lock.
+ */
+#ifndef MIGFS_SESSION_H
+#define MIGFS_SESSION_H
+
+#include "transport.h"
+#include "wire.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+struct session {
+    struct transport *transport;
+    pthread_mutex_t send_lock;
+    int wake_fd; /* an eventfd */
+    int timeout_ms, ping_ms;
+    int64_t last_heard, next_ping; /* the loop's thread */
+    uint8_t *buffer;               /* the loop's thread: what has arrived and is not dispatched */
+    size_t have;
+    _Atomic uint64_t bytes_sent; /* relaxed */
+};
+
+/**
+ * session_init - take over a connection whose handshake is done
+ * @transport: the session's from now on, on success
+ * @timeout_ms: how long the peer may be silent
+ * @peer_timeout_ms: how long the peer lets this side be silent
+ */
+int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms);
+void session_fini(struct session *s);
+
+/** session_send - send one message; any thread. 0 or a negative errno. */
+int session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length);
+
+/** session_try_send - the same, unless another thread is sending: -EAGAIN */
+int session_try_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
+                     uint32_t length);
+
+/** session_wake - make session_step() return; any thread */
+void session_wake(struct session *s);
+
+/**
+ * session_step - wait, and dispatch what has arrived
+ * @deadline_ms: return then at the latest, by the monotonic clock
+ * @handle: called for each message; a negative return ends the step with @err set
+ *
+ * Sends the heartbeat when it is due. Return: 0; negative with CAUSE_TIMEOUT,
+ * CAUSE_RESET (the peer has closed), CAUSE_PROTOCOL, or what @handle said.
+ */
+int session_step(struct session *s, int64_t deadline_ms,
+                 int (*handle)(void *arg, const struct message *message, struct wire_reader *body, struct error *err),
+                 void *arg, struct error *err);
+
+/**
+ * session_goodbye - say why it is over, if there is something to say
+ * @failure: sent as an abort; NULL sends none. Never blocks for long.
+ */
+void session_goodbye(struct session *s, const struct error *failure);
+
+/** session_linger - send nothing more, and wait until the peer has closed or @timeout_ms is over */
+void session_linger(struct session *s, int timeout_ms);
+
+/** session_read_abort - the body of an abort, as this side's error */
+void session_read_abort(struct wire_reader *body, const char *peer_role, struct error *out);
+
+#endif

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Open files; see handle.h. */
+#include "handle.h"
+#include "cleanup.h"
+#include "control.h"
+#include "host.h"
+#include "polling.h"
+#include "setting.h"
+#include "status.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf lock */
+static struct handle *all;                                   /* guarded by all_lock */
+
+struct handle *handle_new(struct node *node)
+{
+    struct handle *handle = calloc(1, sizeof(*handle));
+
+    if (!handle)
+        return NULL;
+    handle->node = node;
+    handle->generation = UINT64_MAX;
+    pthread_mutex_init(&handle->lock, NULL);
+    SCOPED_LOCK(&all_lock);
+    handle->next = all;
+    handle->prev = &all;
+    if (all)
+        all->prev = &handle->next;
+    all = handle;
+    return handle;
+}
+
+void handle_free_all(void)
+{
+    while (all)
+        handle_free(all);
+}
+
+void handle_free(struct handle *handle)
+{
+    pthread_mutex_lock(&all_lock);
+    *handle->prev = handle->next;
+    if (handle->next)
+        handle->next->prev = handle->prev;
+    pthread_mutex_unlock(&all_lock);
+    poll_forget(handle);
+    pthread_mutex_destroy(&handle->lock);
+    free(handle->text);
+    free(handle);
+}
+
+static char *error_text(const char *message, size_t *size)
+{
+    char *text = NULL;
+    int n = asprintf(&text, *message ? "%s\n" : "%s", message);
+
+    if (n < 0)
+        return NULL;
+    *size = (size_t)n;
+    return text;
+}
+
+static char *make_text(struct handle *handle, struct host *host, size_t *size)
+{
+    const struct node *node = handle->node;
+    char buf[SETTING_VALUE_MAX + ERROR_MESSAGE_MAX] = "";
+    uint64_t generation;
+    char *text;
+
+    switch (node->kind) {
+    case NODE_STATUS:
+    case NODE_STATUS_JSON:
+        text = status_text(node->m, node->kind == NODE_STATUS_JSON, size, &generation);
+        if (text)
+            handle->generation = generation;
+        return text;
+    case NODE_ERROR:
+        pthread_mutex_lock(&node->m->lock);
+        snprintf(buf, sizeof(buf), "%s", node->m->last_error.message);
+        pthread_mutex_unlock(&node->m->lock);
+        return error_text(buf, size);
+    case NODE_HOST_ERROR:
+        pthread_mutex_lock(&host->lock);
+        snprintf(buf, sizeof(buf), "%s", host->last_error);
+        pthread_mutex_unlock(&host->lock);
+        return error_text(buf, size);
+    case NODE_SETTING:
+        setting_read(node->m, &settings_table[node->index], buf, sizeof(buf));
+        break;
+    default:
+        snprintf(buf, sizeof(buf), "%s", control_help);
+    }
+    *size = strlen(buf);
+    return strdup(buf);
+}
+
+int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size, char **out)
+{
+    SCOPED_LOCK(&handle->lock);
+    if (offset == 0 || !handle->text) {
+        size_t text_size = 0;
+        char *text = make_text(handle, host, &text_size);
+        if (!text)
+            return -ENOMEM;
+        free(handle->text);
+        handle->text = text;
+        handle->text_size = text_size;
+    }
+    if (offset >= handle->text_size)
+        size = 0;
+    else if (size > handle->text_size - offset)
+        size = handle->text_size - offset;
+    *out = malloc(size + 1);
+    if (!*out)
+        return -ENOMEM;
+    if (size)
+        memcpy(*out, handle->text + offset, size);
+    return (int)size;
+}

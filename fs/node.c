@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The tree; see node.h. */
+#include "node.h"
+#include "cleanup.h"
+#include "host.h"
+#include "outgoing.h"
+#include "setting.h"
+
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <search.h>
+#include <string.h>
+#include <time.h>
+
+static struct node root = {.kind = NODE_ROOT, .inode = FUSE_ROOT_ID};
+
+static pthread_mutex_t tree_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf lock; guards what follows */
+static void *tree;                                            /* of all nodes but the root, by place */
+static uint64_t last_inode = FUSE_ROOT_ID;
+
+struct node *node_of(uint64_t id)
+{
+    return id == FUSE_ROOT_ID ? &root : (struct node *)(uintptr_t)id;
+}
+
+uint64_t node_id(struct node *node)
+{
+    return node == &root ? FUSE_ROOT_ID : (uint64_t)(uintptr_t)node;
+}
+
+static int compare(const void *pa, const void *pb)
+{
+    const struct node *a = pa, *b = pb;
+
+    if (a->m != b->m)
+        return (uintptr_t)a->m < (uintptr_t)b->m ? -1 : 1;
+    if (a->kind != b->kind)
+        return a->kind < b->kind ? -1 : 1;
+    if (a->index != b->index)
+        return a->index < b->index ? -1 : 1;
+    if (a->kind == NODE_CONTROL && a->inode != b->inode)
+        return a->inode < b->inode ? -1 : 1;
+    return 0;
+}
+
+struct node *node_get(enum node_kind kind, struct migration *m, uint32_t index)
+{
+    struct node key = {.kind = kind, .m = m, .index = index};
+    struct node **found;
+
+    if (kind == NODE_ROOT)
+        return &root;
+    SCOPED_LOCK(&tree_lock);
+    found = kind == NODE_CONTROL ? NULL : tfind(&key, &tree, compare);
+    if (found) {
+        (*found)->lookups++;
+        return *found;
+    }
+    struct node *node = malloc(sizeof(*node));
+    if (!node)
+        return NULL;
+    *node = key;
+    node->inode = ++last_inode;
+    node->lookups = 1;
+    if (!tsearch(node, &tree, compare)) {
+        free(node);
+        return NULL;
+    }
+    if (m)
+        migration_get(m);
+    return node;
+}
+
+void node_forget(struct node *node, uint64_t n)
+{
+    if (node == &root)
+        return;
+    pthread_mutex_lock(&tree_lock);
+    node->lookups -= n;
+    bool last = node->lookups == 0;
+    if (last)
+        tdelete(node, &tree, compare);
+    pthread_mutex_unlock(&tree_lock);
+    if (last) {
+        migration_put(node->m);
+        free(node);
+    }
+}
+
+static void free_node(void *p)
+{
+    struct node *node = p;
+
+    migration_put(node->m);
+    free(node);
+}
+
+void node_forget_all(void)
+{
+    tdestroy(tree, free_node);
+    tree = NULL;
+}
+
+struct file *node_file(const struct node *node)
+{
+    switch (node->kind) {
+    case NODE_RAM:
+        return migration_file(node->m, WIRE_RAM);
+    case NODE_DEVICE:
+        return migration_file(node->m, node->index);
+    default:
+        return NULL;
+    }
+}
+
+bool node_is_directory(const struct node *node)
+{
+    return node->kind == NODE_ROOT || node->kind == NODE_MIGRATION || node->kind == NODE_DEVICE_STATE;
+}
+
+static mode_t mode_of(const struct node *node)
+{
+    bool outgoing = node->m && node->m->role == ROLE_OUTGOING;
+
+    switch (node->kind) {
+    case NODE_ROOT:
+    case NODE_MIGRATION:
+    case NODE_DEVICE_STATE:
+        return S_IFDIR | 0755;
+    case NODE_HOST_ERROR:
+    case NODE_STATUS:
+    case NODE_STATUS_JSON:
+    case NODE_ERROR:
+        return S_IFREG | 0444;
+    case NODE_CONTROL:
+    case NODE_RAM:
+        return S_IFREG | 0600;
+    case NODE_DEVICE:
+        return S_IFREG | (outgoing ? 0600 : 0400);
+    default:
+        return S_IFREG | 0644;
+    }
+}
+
+/* The size and the blocks of a file of data. */
+static void stat_file(const struct node *node, const struct file *file, struct stat *st)
+{
+    struct stat stored;
+
+    if (node->m->role == ROLE_OUTGOING) {
+        st->st_size = (off_t)atomic_load(&file->size);
+        st->st_blocks = (st->st_size + 511) / 512;
+    } else {
+        st->st_size = (off_t)file_received_size(file);
+        if (fstat(file->memory.fd, &stored) == 0)
+            st->st_blocks = stored.st_blocks;
+    }
+}
+
+void node_stat(const struct node *node, struct stat *st)
+{
+    const struct migration *m = node->m;
+    const struct file *file = node_file(node);
+
+    memset(st, 0, sizeof(*st));
+    st->st_ino = node->inode;
+    st->st_mode = mode_of(node);
+    st->st_nlink = node_is_directory(node) ? 2 : 1;
+    st->st_uid = m ? m->uid : getuid();
+    st->st_gid = m ? m->gid : getgid();
+    st->st_blksize = WIRE_STRIPE_SIZE;
+    st->st_mtime = st->st_ctime = st->st_atime = m ? m->created : 0;
+    if (file)
+        stat_file(node, file, st);
+    else if (node->kind == NODE_CONTROL)
+        st->st_size = WIRE_PAGE_SIZE; /* a write within the size needs no exclusive lock on the inode */
+}
+
+/* The files of a migration's directory that have no table of their own. */
+static const struct {
+    const char *name;
+    enum node_kind kind;
+} fixed[] = {
+    {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"error", NODE_ERROR},
+    {"ram", NODE_RAM},           {"status", NODE_STATUS},             {"status.json", NODE_STATUS_JSON},
+};
+#define FIXED_COUNT (sizeof(fixed) / sizeof(fixed[0]))
+
+static bool is_shown(const struct migration *m, enum node_kind kind)
+{
+    return kind != NODE_RAM || m->file_count > 0;
+}
+
+static int lookup_in_migration(struct migration *m, const char *name, enum node_kind *kind, uint32_t *index)
+{
+    for (size_t i = 0; i < FIXED_COUNT; i++) {
+        if (!strcmp(name, fixed[i].name) && is_shown(m, fixed[i].kind)) {
+            *kind = fixed[i].kind;
+            return 0;
+        }
+    }
+    for (uint32_t i = 0; m->role == ROLE_OUTGOING && i < settings_count; i++) {
+        if (!strcmp(name, settings_table[i].name)) {
+            *kind = NODE_SETTING;
+            *index = i;
+            return 0;
+        }
+    }
+    return -ENOENT;
+}
+
+int node_lookup(struct host *host, const struct node *parent, const char *name, enum node_kind *kind,
+                struct migration **m, uint32_t *index)
+{
+    *m = NULL;
+    *index = 0;
+    switch (parent->kind) {
+    case NODE_ROOT:
+        if (!strcmp(name, ".error")) {
+            *kind = NODE_HOST_ERROR;
+            return 0;
+        }
+        *kind = NODE_MIGRATION;
+        *m = host_find(host, name);
+        return *m ? 0 : -ENOENT;
+    case NODE_MIGRATION:
+        if (lookup_in_migration(parent->m, name, kind, index) < 0)
+            return -ENOENT;
+        break;
+    case NODE_DEVICE_STATE: {
+        struct file *file = migration_find_device(parent->m, name);
+        if (!file)
+            return -ENOENT;
+        *kind = NODE_DEVICE;
+        *index = file->id;
+        break;
+    }
+    default:
+        return -ENOENT;
+    }
+    *m = migration_get(parent->m);
+    return 0;
+}
+
+static int list_root(struct host *host, int (*add)(void *, const char *, mode_t), void *arg)
+{
+    struct migration **list;
+    int n = host_list(host, &list), ret = 0;
+
+    if (n < 0)
+        return n;
+    for (int i = 0; i < n; i++) {
+        if (ret == 0)
+            ret = add(arg, list[i]->name, S_IFDIR);
+        migration_put(list[i]);
+    }
+    free(list);
+    return ret < 0 ? ret : add(arg, ".error", S_IFREG);
+}
+
+int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
+              void *arg)
+{
+    struct migration *m = dir->m;
+    int ret = 0;
+
+    if (dir->kind == NODE_ROOT)
+        return list_root(host, add, arg);
+    if (dir->kind == NODE_DEVICE_STATE) {
+        for (uint32_t i = 1; i < m->file_count && ret == 0; i++)
+            ret = add(arg, m->files[i]->name, S_IFREG);
+        return ret;
+    }
+    for (size_t i = 0; i < FIXED_COUNT && ret == 0; i++) {
+        if (is_shown(m, fixed[i].kind))
+            ret = add(arg, fixed[i].name, fixed[i].kind == NODE_DEVICE_STATE ? S_IFDIR : S_IFREG);
+    }
+    for (uint32_t i = 0; m->role == ROLE_OUTGOING && i < settings_count && ret == 0; i++)
+        ret = add(arg, settings_table[i].name, S_IFREG);
+    return ret;
+}

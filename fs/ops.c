@@ -1,0 +1,750 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The FUSE operations; see ops.h.
+ *
+ * Each runs in one of libfuse's workers and may block; there are many workers.
+ * What blocks is interruptible: struct waiting ties the request's interrupt to
+ * the waits of the core.
+ *
+ * Nothing is cached by the kernel, neither names nor attributes, because both
+ * change without it. Data files are opened for direct I/O with parallel writes,
+ * but for a completed image, which goes through the page cache so that it can
+ * be mapped.
+ */
+#include "ops.h"
+#include "cleanup.h"
+#include "control.h"
+#include "errno_table.h"
+#include "handle.h"
+#include "incoming.h"
+#include "outgoing.h"
+#include "polling.h"
+#include "setting.h"
+
+#include <errno.h>
+#include <linux/falloc.h>
+#include <linux/fuse.h>
+#include <string.h>
+
+static struct host *host_of(fuse_req_t req)
+{
+    return fuse_req_userdata(req);
+}
+
+static struct handle *handle_of(struct fuse_file_info *fi)
+{
+    return (struct handle *)(uintptr_t)fi->fh;
+}
+
+/* Ties a request to what it waits for. */
+struct waiting {
+    struct interrupt interrupt;
+    struct migration *m;
+};
+
+static void on_interrupt(fuse_req_t req, void *data)
+{
+    struct waiting *waiting = data;
+
+    (void)req;
+    atomic_store(&waiting->interrupt.hit, true);
+    migration_kick(waiting->m);
+}
+
+static void wait_begin(fuse_req_t req, struct waiting *waiting, struct migration *m)
+{
+    waiting->m = m;
+    atomic_init(&waiting->interrupt.hit, false);
+    fuse_req_interrupt_func(req, on_interrupt, waiting);
+}
+
+/* After this the interrupt cannot come any more. */
+static void wait_end(fuse_req_t req)
+{
+    fuse_req_interrupt_func(req, NULL, NULL);
+}
+
+/* Answers with an error, and keeps its sentence for `error`. */
+static void reply_error(fuse_req_t req, struct migration *m, const struct error *err)
+{
+    bool noteworthy = err->cause != CAUSE_INTERRUPTED && err->cause != CAUSE_AGAIN;
+
+    if (m && noteworthy)
+        migration_note_error(m, err);
+    else if (noteworthy)
+        host_note_error(host_of(req), err->message);
+    fuse_reply_err(req, errno_of(err->cause));
+}
+
+static void reply_cause(fuse_req_t req, struct migration *m, enum cause cause, const char *text)
+{
+    struct error err = {0};
+
+    error_set(&err, cause, "%s", text);
+    reply_error(req, m, &err);
+}
+
+static void op_init(void *userdata, struct fuse_conn_info *conn)
+{
+    (void)userdata;
+    conn->max_write = OPS_MAX_WRITE;
+    conn->max_readahead = OPS_MAX_WRITE;
+    conn->want &= ~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_MOVE);
+}
+
+static int fill_entry(struct node *node, struct fuse_entry_param *entry)
+{
+    if (!node)
+        return -ENOMEM;
+    memset(entry, 0, sizeof(*entry));
+    entry->ino = node_id(node);
+    node_stat(node, &entry->attr);
+    return 0;
+}
+
+static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    struct fuse_entry_param entry;
+    enum node_kind kind;
+    struct migration *m;
+    uint32_t index;
+
+    if (node_lookup(host_of(req), node_of(parent), name, &kind, &m, &index) < 0) {
+        fuse_reply_err(req, ENOENT);
+        return;
+    }
+    struct node *node = node_get(kind, m, index);
+    migration_put(m);
+    if (fill_entry(node, &entry) < 0)
+        fuse_reply_err(req, ENOMEM);
+    else if (fuse_reply_entry(req, &entry) < 0)
+        node_forget(node, 1);
+}
+
+static void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
+{
+    node_forget(node_of(ino), nlookup);
+    fuse_reply_none(req);
+}
+
+static void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
+{
+    for (size_t i = 0; i < count; i++)
+        node_forget(node_of(forgets[i].ino), forgets[i].nlookup);
+    fuse_reply_none(req);
+}
+
+static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct stat st;
+
+    (void)fi;
+    node_stat(node_of(ino), &st);
+    fuse_reply_attr(req, &st, 0);
+}
+
+/* Sets the size of a data file of an outgoing migration. */
+static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struct error *err)
+{
+    struct waiting waiting;
+
+    if (node->m->role == ROLE_INCOMING)
+        return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
+    wait_begin(req, &waiting, node->m);
+    int ret = outgoing_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
+    wait_end(req);
+    return ret;
+}
+
+static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct error err = {0};
+    struct stat st;
+
+    (void)fi;
+    node_stat(node, &st);
+    /* Times are nobody's here: touch(1) is let through. */
+    if ((to_set & FUSE_SET_ATTR_MODE && (attr->st_mode & 07777) != (st.st_mode & 07777)) ||
+        (to_set & FUSE_SET_ATTR_UID && attr->st_uid != st.st_uid) ||
+        (to_set & FUSE_SET_ATTR_GID && attr->st_gid != st.st_gid)) {
+        fuse_reply_err(req, EPERM);
+        return;
+    }
+    if (to_set & FUSE_SET_ATTR_SIZE && node_file(node) &&
+        truncate_node(req, node, (uint64_t)attr->st_size, &err) < 0) {
+        reply_error(req, node->m, &err);
+        return;
+    }
+    node_stat(node, &st);
+    fuse_reply_attr(req, &st, 0);
+}
+
+static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    struct node *dir = node_of(parent);
+    struct fuse_entry_param entry;
+    struct error err = {0};
+    struct migration *m;
+
+    (void)mode;
+    if (dir->kind != NODE_ROOT) {
+        reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory has the files that it has");
+        return;
+    }
+    if (host_add_outgoing(host_of(req), name, ctx->uid, ctx->gid, &m, &err) < 0) {
+        reply_error(req, NULL, &err);
+        return;
+    }
+    struct node *node = node_get(NODE_MIGRATION, m, 0);
+    migration_put(m);
+    if (fill_entry(node, &entry) < 0)
+        fuse_reply_err(req, ENOMEM);
+    else if (fuse_reply_entry(req, &entry) < 0)
+        node_forget(node, 1);
+}
+
+static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    struct node *dir = node_of(parent);
+    struct error err = {0};
+
+    if (dir->kind != NODE_ROOT) {
+        reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory keeps the files that it has");
+        return;
+    }
+    struct migration *m = host_find(host_of(req), name);
+    if (!m) {
+        fuse_reply_err(req, ENOENT);
+        return;
+    }
+    if (host_remove(host_of(req), m, &err) < 0)
+        reply_error(req, m, &err);
+    else
+        fuse_reply_err(req, 0);
+    migration_put(m);
+}
+
+static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    (void)name;
+    reply_cause(req, node_of(parent)->m, CAUSE_DENIED, "files are not removed: rmdir ends a migration");
+}
+
+static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+                      const char *newname, unsigned int flags)
+{
+    (void)name, (void)newparent, (void)newname, (void)flags;
+    reply_cause(req, node_of(parent)->m, CAUSE_DENIED, "nothing here can be renamed");
+}
+
+/*
+ * Opening
+ */
+
+/* Writing to an incoming migration: only the image, and only when it is complete. */
+static int check_incoming_writer(const struct node *node, int flags, struct error *err)
+{
+    if (node->kind == NODE_DEVICE)
+        return error_set(err, CAUSE_READ_ONLY, "a device's stream is written at the source");
+    if (node->m->state != STATE_COMPLETED)
+        return error_set(err, CAUSE_STATE, "the image can be written when the migration has completed");
+    if (flags & O_TRUNC)
+        return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
+    return 0;
+}
+
+static int open_data(fuse_req_t req, struct handle *handle, int flags, struct error *err)
+{
+    struct node *node = handle->node;
+    bool writes = (flags & O_ACCMODE) != O_RDONLY;
+
+    if (node->m->role == ROLE_INCOMING) {
+        handle->cached = node->kind == NODE_RAM && node->m->state == STATE_COMPLETED;
+        return writes ? check_incoming_writer(node, flags, err) : 0;
+    }
+    if (flags & O_TRUNC && truncate_node(req, node, 0, err) < 0)
+        return -EIO;
+    if (writes) {
+        handle->writer = true;
+        outgoing_open_writer(node->m, node_file(node));
+    }
+    return 0;
+}
+
+/* The flags of an answer to OPEN. libfuse 3.14 has no field for parallel direct writes, the kernel has. */
+static struct fuse_open_out open_out(const struct handle *handle)
+{
+    return (struct fuse_open_out){
+        .fh = (uint64_t)(uintptr_t)handle,
+        .open_flags = handle->cached ? 0 : FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
+    };
+}
+
+/* The handle of an open that nobody will use. */
+static void abandon(struct handle *handle)
+{
+    if (handle->writer)
+        outgoing_close_writer(handle->node->m, node_file(handle->node));
+    handle_free(handle);
+}
+
+static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct handle *handle = handle_new(node);
+    struct error err = {0};
+
+    if (!handle) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
+        handle_free(handle);
+        reply_error(req, node->m, &err);
+        return;
+    }
+    struct fuse_open_out out = open_out(handle);
+    if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0)
+        abandon(handle);
+}
+
+static struct fuse_attr attr_out(const struct stat *st)
+{
+    return (struct fuse_attr){
+        .ino = st->st_ino,
+        .size = (uint64_t)st->st_size,
+        .blocks = (uint64_t)st->st_blocks,
+        .atime = (uint64_t)st->st_atime,
+        .mtime = (uint64_t)st->st_mtime,
+        .ctime = (uint64_t)st->st_ctime,
+        .mode = st->st_mode,
+        .nlink = (uint32_t)st->st_nlink,
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+        .blksize = (uint32_t)st->st_blksize,
+    };
+}
+
+static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+    struct node *dir = node_of(parent);
+    struct error err = {0};
+    struct waiting waiting;
+    struct file *file;
+    struct stat st;
+
+    (void)mode;
+    if (dir->kind != NODE_DEVICE_STATE) {
+        reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
+        return;
+    }
+    if (dir->m->role == ROLE_INCOMING) {
+        reply_cause(req, dir->m, CAUSE_READ_ONLY, "devices are made at the source");
+        return;
+    }
+    wait_begin(req, &waiting, dir->m);
+    int ret = outgoing_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
+    wait_end(req);
+    if (ret < 0) {
+        reply_error(req, dir->m, &err);
+        return;
+    }
+    struct node *node = node_get(NODE_DEVICE, dir->m, file->id);
+    struct handle *handle = node ? handle_new(node) : NULL;
+    if (!handle || open_data(req, handle, fi->flags, &err) < 0) {
+        if (node)
+            node_forget(node, 1);
+        if (!handle)
+            error_set(&err, CAUSE_NO_MEMORY, "out of memory");
+        else
+            handle_free(handle);
+        reply_error(req, dir->m, &err);
+        return;
+    }
+    struct {
+        struct fuse_entry_out entry;
+        struct fuse_open_out open;
+    } out = {.entry = {.nodeid = node_id(node)}, .open = open_out(handle)};
+    node_stat(node, &st);
+    out.entry.attr = attr_out(&st);
+    if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
+        abandon(handle);
+        node_forget(node, 1);
+    }
+}
+
+static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    (void)ino;
+    abandon(handle_of(fi));
+    fuse_reply_err(req, 0);
+}
+
+/* close(2) of a handle that wrote: an error that came after the writes were answered shows here too. */
+static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct handle *handle = handle_of(fi);
+    struct error err = {0};
+
+    if (handle->writer && handle->wrote) {
+        pthread_mutex_lock(&node->m->lock);
+        if (node->m->state == STATE_FAILED || node->m->state == STATE_CANCELLED)
+            err = node->m->failure;
+        pthread_mutex_unlock(&node->m->lock);
+    }
+    fuse_reply_err(req, errno_of(err.cause));
+}
+
+static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct file *file = node_file(node);
+    struct waiting waiting;
+    struct error err = {0};
+
+    (void)datasync, (void)fi;
+    /* Before `start` nothing has been accepted, and after `complete` all of it has been applied. */
+    if (!file || node->m->role == ROLE_INCOMING || node->m->state == STATE_NONE ||
+        node->m->state == STATE_COMPLETED) {
+        fuse_reply_err(req, 0);
+        return;
+    }
+    wait_begin(req, &waiting, node->m);
+    int ret = outgoing_sync(node->m, file, &waiting.interrupt, &err);
+    wait_end(req);
+    if (ret < 0)
+        reply_error(req, node->m, &err);
+    else
+        fuse_reply_err(req, 0);
+}
+
+/*
+ * Reading
+ */
+
+static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
+{
+    CLEANUP_FREE char *text = NULL;
+    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, &text);
+
+    if (n < 0)
+        fuse_reply_err(req, -n);
+    else
+        fuse_reply_buf(req, text, (size_t)n);
+}
+
+static enum cause cause_of_read(ssize_t code)
+{
+    switch (code) {
+    case -EAGAIN:
+        return CAUSE_AGAIN;
+    case -EINTR:
+        return CAUSE_INTERRUPTED;
+    case -ECONNRESET:
+        return CAUSE_RESET;
+    default:
+        return error_cause_of_errno((int)code);
+    }
+}
+
+static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags)
+{
+    struct node *node = handle->node;
+    CLEANUP_FREE char *buf = malloc(size);
+    struct waiting waiting;
+    struct error err = {0};
+
+    if (!buf) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    wait_begin(req, &waiting, node->m);
+    ssize_t n = file_read(node_file(node), (uint64_t)offset, buf, size, flags & O_NONBLOCK, &waiting.interrupt);
+    wait_end(req);
+    if (n < 0) {
+        if (n == -ECONNRESET) {
+            pthread_mutex_lock(&node->m->lock);
+            err = node->m->failure;
+            pthread_mutex_unlock(&node->m->lock);
+        }
+        error_set(&err, cause_of_read(n), "reading: %s", strerror((int)-n));
+        reply_error(req, node->m, &err);
+        return;
+    }
+    atomic_store(&handle->position, (uint64_t)offset + (uint64_t)n);
+    fuse_reply_buf(req, buf, (size_t)n);
+}
+
+static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+
+    if (!node_file(node))
+        read_text(req, handle_of(fi), size, offset);
+    else if (node->m->role == ROLE_OUTGOING)
+        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "an outgoing file cannot be read back");
+    else
+        read_data(req, handle_of(fi), size, offset, fi->flags);
+}
+
+static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct file *file = node_file(node);
+    struct stat st;
+
+    (void)fi;
+    node_stat(node, &st);
+    if (offset >= st.st_size) {
+        fuse_reply_err(req, ENXIO);
+        return;
+    }
+    off_t found = whence == SEEK_DATA ? offset : st.st_size;
+    if (file && node->m->role == ROLE_INCOMING) {
+        found = lseek(file->memory.fd, offset, whence);
+        /* Past the end of the memory there is nothing but a hole. */
+        if (found < 0 && errno == ENXIO && whence == SEEK_HOLE)
+            found = offset;
+        if (found < 0) {
+            fuse_reply_err(req, errno);
+            return;
+        }
+        if (found > st.st_size)
+            found = st.st_size;
+    }
+    fuse_reply_lseek(req, found);
+}
+
+/*
+ * Writing
+ */
+
+static int write_text(fuse_req_t req, struct node *node, const char *buf, size_t size, struct error *err)
+{
+    struct control_line line;
+    struct waiting waiting;
+
+    if (node->kind == NODE_SETTING)
+        return setting_write(node->m, &settings_table[node->index], buf, size, err);
+    if (node->kind != NODE_CONTROL)
+        return error_set(err, CAUSE_DENIED, "this file cannot be written");
+    if (control_parse(buf, size, &line, err) < 0)
+        return -EIO;
+    wait_begin(req, &waiting, node->m);
+    int ret = control_run(node->m, &line, &waiting.interrupt, err);
+    wait_end(req);
+    return ret;
+}
+
+static void write_outgoing(fuse_req_t req, struct handle *handle, const char *buf, size_t size, off_t offset)
+{
+    struct node *node = handle->node;
+    /* The handle and the node can go as soon as the writer is answered. */
+    struct migration *m = migration_get(node->m);
+    struct outgoing_write write;
+    struct waiting waiting;
+    struct error err = {0};
+
+    atomic_store_explicit(&handle->wrote, true, memory_order_relaxed);
+    wait_begin(req, &waiting, m);
+    int ret = outgoing_write_begin(m, node_file(node), buf, size, (uint64_t)offset, &waiting.interrupt, &write, &err);
+    wait_end(req);
+    if (ret < 0) {
+        reply_error(req, m, &err);
+    } else {
+        fuse_reply_write(req, size);
+        outgoing_write_end(&write);
+    }
+    migration_put(m);
+}
+
+/* A completed image belongs to the user. */
+static void write_completed(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset)
+{
+    struct file *file = node_file(node);
+    struct error err = {0};
+
+    if ((uint64_t)offset + size > file_received_size(file))
+        error_set(&err, CAUSE_TOO_BIG, "a received image does not grow");
+    else
+        memory_write(&file->memory, (uint64_t)offset, buf, size, &err);
+    if (error_is_set(&err))
+        reply_error(req, node->m, &err);
+    else
+        fuse_reply_write(req, size);
+}
+
+static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t offset,
+                     struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct error err = {0};
+
+    if (node_file(node)) {
+        if (node->m->role == ROLE_OUTGOING)
+            write_outgoing(req, handle_of(fi), buf, size, offset);
+        else
+            write_completed(req, node, buf, size, offset);
+    } else if (write_text(req, node, buf, size, &err) < 0) {
+        reply_error(req, node->m, &err);
+    } else {
+        fuse_reply_write(req, size);
+    }
+}
+
+static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+                         struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct file *file = node_file(node);
+    bool clears = mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE);
+    struct waiting waiting;
+    struct error err = {0};
+    int ret = 0;
+
+    (void)fi;
+    if (!file || node->m->role == ROLE_INCOMING || offset < 0 || length <= 0 ||
+        mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
+        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "this kind of fallocate is not supported here");
+        return;
+    }
+    uint64_t end = (uint64_t)offset + (uint64_t)length;
+    wait_begin(req, &waiting, node->m);
+    if (clears)
+        ret = outgoing_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
+    if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > atomic_load(&file->size))
+        ret = outgoing_truncate(node->m, file, end, &waiting.interrupt, &err);
+    wait_end(req);
+    if (ret < 0)
+        reply_error(req, node->m, &err);
+    else
+        fuse_reply_err(req, 0);
+}
+
+/*
+ * Directories
+ */
+
+struct listing {
+    fuse_req_t req; /* while it is being made */
+    char *buf;
+    size_t size;
+};
+
+static int list_name(void *arg, const char *name, mode_t type)
+{
+    struct listing *listing = arg;
+    struct stat st = {.st_mode = type, .st_ino = 0xffffffff /* unknown */};
+    size_t size = listing->size + fuse_add_direntry(listing->req, NULL, 0, name, NULL, 0);
+    char *buf = realloc(listing->buf, size);
+
+    if (!buf)
+        return -ENOMEM;
+    listing->buf = buf;
+    fuse_add_direntry(listing->req, buf + listing->size, size - listing->size, name, &st, (off_t)size);
+    listing->size = size;
+    return 0;
+}
+
+static int make_listing(fuse_req_t req, struct node *dir, struct listing *listing)
+{
+    listing->req = req;
+    listing->size = 0;
+    int ret = list_name(listing, ".", S_IFDIR);
+    if (ret == 0)
+        ret = list_name(listing, "..", S_IFDIR);
+    return ret == 0 ? node_list(host_of(req), dir, list_name, listing) : ret;
+}
+
+static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct listing *listing = calloc(1, sizeof(*listing));
+
+    if (!listing) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    (void)ino;
+    fi->fh = (uint64_t)(uintptr_t)listing;
+    if (fuse_reply_open(req, fi) < 0)
+        free(listing);
+}
+
+/* The kernel reads a directory from one thread at a time. */
+static void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+    struct listing *listing = (struct listing *)(uintptr_t)fi->fh;
+    int ret = offset == 0 ? make_listing(req, node_of(ino), listing) : 0;
+
+    if (ret < 0)
+        fuse_reply_err(req, -ret);
+    else if ((size_t)offset >= listing->size)
+        fuse_reply_buf(req, NULL, 0);
+    else
+        fuse_reply_buf(req, listing->buf + offset,
+                       size < listing->size - (size_t)offset ? size : listing->size - (size_t)offset);
+}
+
+static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    struct listing *listing = (struct listing *)(uintptr_t)fi->fh;
+
+    (void)ino;
+    free(listing->buf);
+    free(listing);
+    fuse_reply_err(req, 0);
+}
+
+static void op_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph)
+{
+    (void)ino;
+    fuse_reply_poll(req, poll_check(handle_of(fi), ph));
+}
+
+static void op_statfs(fuse_req_t req, fuse_ino_t ino)
+{
+    const struct host *host = host_of(req);
+    uint64_t limit = host->budget.limit / WIRE_PAGE_SIZE;
+    uint64_t used = atomic_load_explicit(&host->budget.used, memory_order_relaxed) / WIRE_PAGE_SIZE;
+    struct statvfs st = {
+        .f_bsize = WIRE_STRIPE_SIZE,
+        .f_frsize = WIRE_PAGE_SIZE,
+        .f_blocks = limit,
+        .f_bfree = limit - used,
+        .f_bavail = limit - used,
+        .f_namemax = WIRE_NAME_MAX,
+    };
+
+    (void)ino;
+    fuse_reply_statfs(req, &st);
+}
+
+const struct fuse_lowlevel_ops ops_table = {
+    .init = op_init,
+    .lookup = op_lookup,
+    .forget = op_forget,
+    .forget_multi = op_forget_multi,
+    .getattr = op_getattr,
+    .setattr = op_setattr,
+    .mkdir = op_mkdir,
+    .rmdir = op_rmdir,
+    .unlink = op_unlink,
+    .rename = op_rename,
+    .open = op_open,
+    .create = op_create,
+    .release = op_release,
+    .flush = op_flush,
+    .fsync = op_fsync,
+    .read = op_read,
+    .write = op_write,
+    .lseek = op_lseek,
+    .fallocate = op_fallocate,
+    .opendir = op_opendir,
+    .readdir = op_readdir,
+    .releasedir = op_releasedir,
+    .poll = op_poll,
+    .statfs = op_statfs,
+};

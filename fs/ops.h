@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The FUSE operations: from requests of the kernel to calls of the core. */
+#ifndef MIGFS_OPS_H
+#define MIGFS_OPS_H
+
+#include "host.h"
+
+#include <fuse_lowlevel.h>
+
+/* The largest write that the kernel is asked to send at once; it cuts longer ones. */
+#define OPS_MAX_WRITE (1u << 20)
+
+/** ops_table - the operations; their user data is the struct host */
+extern const struct fuse_lowlevel_ops ops_table;
+
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The command line; see options.h.
+ *
+ * `-o listen=URI,URI`: libfuse splits the argument of -o at commas, so an option
+ * that begins like a URI belongs to the list. The mount point is the last word;
+ * mount(8) puts a source in front of it, which is ignored.
+ */
+#include "options.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define DEFAULT_WRITE_BEHIND   (16ull << 20)
+#define DEFAULT_TIMEOUT_MS     30000
+#define DEFAULT_MAX_MIGRATIONS 256
+#define DEFAULT_MAX_DEVICES    1024
+
+struct parser {
+    struct options *options;
+    struct error *err;
+    unsigned words;
+};
+
+enum key { KEY_LISTEN, KEY_BACKING, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
+
+static const struct fuse_opt templates[] = {
+    FUSE_OPT_KEY("listen=", KEY_LISTEN),
+    FUSE_OPT_KEY("backing=", KEY_BACKING),
+    FUSE_OPT_KEY("max-memory=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-ram=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-device=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-devices=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-migrations=", KEY_LIMIT),
+    FUSE_OPT_KEY("write-behind=", KEY_LIMIT),
+    FUSE_OPT_KEY("timeout=", KEY_LIMIT),
+    FUSE_OPT_KEY("-h", KEY_HELP),
+    FUSE_OPT_KEY("--help", KEY_HELP),
+    FUSE_OPT_KEY("-V", KEY_VERSION),
+    FUSE_OPT_KEY("--version", KEY_VERSION),
+    FUSE_OPT_KEY("-f", KEY_FOREGROUND),
+    FUSE_OPT_KEY("-d", KEY_DEBUG),
+    FUSE_OPT_END,
+};
+
+/* A number with K, M, G or T behind it. */
+static int parse_size(const char *text, uint64_t *out, struct error *err)
+{
+    static const char units[] = "KMGT";
+    char *end;
+
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
+    unsigned shift = unit ? (unsigned)(unit - units + 1) * 10 : 0;
+    if (!isdigit((unsigned char)*text) || errno || (*end && (!unit || end[1])) || value > (UINT64_MAX >> shift))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a size, such as 512M or 16G", text);
+    *out = value << shift;
+    return 0;
+}
+
+static int parse_limit(struct parser *parser, const char *arg)
+{
+    struct limits *limits = &parser->options->limits;
+    const char *value = strchr(arg, '=') + 1;
+    size_t name = (size_t)(value - arg - 1);
+    uint64_t number = 0;
+
+    if (parse_size(value, &number, parser->err) < 0) {
+        error_prefix(parser->err, "%.*s", (int)name, arg);
+        return -1;
+    }
+    struct {
+        const char *name;
+        uint64_t min, max;
+        uint64_t *wide;
+        uint32_t *narrow;
+        uint32_t factor;
+    } table[] = {
+        {"max-memory", 0, UINT64_MAX, &limits->max_memory, NULL, 1},
+        {"max-ram", 0, UINT64_MAX, &limits->max_ram, NULL, 1},
+        {"max-device", 0, UINT64_MAX, &limits->max_device, NULL, 1},
+        {"max-devices", 0, WIRE_DEVICES_MAX, NULL, &limits->max_devices, 1},
+        {"max-migrations", 1, 65536, NULL, &limits->max_migrations, 1},
+        {"write-behind", 0, UINT64_MAX, &limits->write_behind, NULL, 1},
+        {"timeout", 1, 3600, NULL, &limits->timeout_ms, 1000},
+    };
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        if (strlen(table[i].name) != name || strncmp(table[i].name, arg, name))
+            continue;
+        if (number < table[i].min || number > table[i].max) {
+            error_set(parser->err, CAUSE_SYNTAX, "%s is from %llu to %llu", table[i].name,
+                      (unsigned long long)table[i].min, (unsigned long long)table[i].max);
+            return -1;
+        }
+        if (table[i].wide)
+            *table[i].wide = number;
+        else
+            *table[i].narrow = (uint32_t)number * table[i].factor;
+    }
+    return 0;
+}
+
+/* A listener's URI; the path of a socket may be relative to where the command is given. */
+static int add_uri(struct parser *parser, const char *text)
+{
+    struct options *options = parser->options;
+    char absolute[URI_MAX + PATH_MAX], cwd[PATH_MAX];
+
+    if (!strncmp(text, "unix:", 5) && text[5] != '/' && text[5] && getcwd(cwd, sizeof(cwd))) {
+        snprintf(absolute, sizeof(absolute), "unix:%s/%s", cwd, text + 5);
+        text = absolute;
+    }
+    if (options->uri_count == LISTENER_URIS_MAX) {
+        error_set(parser->err, CAUSE_SYNTAX, "at most %d listeners are possible", LISTENER_URIS_MAX);
+        return -1;
+    }
+    return uri_parse(text, &options->uris[options->uri_count++], parser->err) < 0 ? -1 : 0;
+}
+
+static int set_backing(struct parser *parser, const char *path)
+{
+    struct options *options = parser->options;
+    struct stat st;
+
+    free(options->backing);
+    options->backing = realpath(path, NULL);
+    if (!options->backing) {
+        error_set_errno(parser->err, errno, "backing=%s", path);
+        return -1;
+    }
+    if (stat(options->backing, &st) < 0 || !S_ISDIR(st.st_mode)) {
+        error_set(parser->err, CAUSE_SYNTAX, "backing=%s: not a directory", path);
+        return -1;
+    }
+    return 0;
+}
+
+static int process(void *data, const char *arg, int key, struct fuse_args *out)
+{
+    struct parser *parser = data;
+    struct options *options = parser->options;
+
+    (void)out;
+    switch (key) {
+    case KEY_LISTEN:
+        return add_uri(parser, arg + strlen("listen="));
+    case KEY_BACKING:
+        return set_backing(parser, arg + strlen("backing="));
+    case KEY_LIMIT:
+        return parse_limit(parser, arg);
+    case KEY_HELP:
+        options->help = true;
+        return 0;
+    case KEY_VERSION:
+        options->version = true;
+        return 0;
+    case KEY_FOREGROUND:
+        options->foreground = true;
+        return 0;
+    case KEY_DEBUG:
+        options->debug = options->foreground = true;
+        return 1;
+    case FUSE_OPT_KEY_NONOPT:
+        if (++parser->words > 2) {
+            error_set(parser->err, CAUSE_SYNTAX, "one mount point, please: '%.64s' is too much", arg);
+            return -1;
+        }
+        free(options->mountpoint);
+        options->mountpoint = strdup(arg);
+        return 0;
+    default:
+        return uri_has_scheme(arg) ? add_uri(parser, arg) : 1;
+    }
+}
+
+static int check_mountpoint(struct options *options, struct error *err)
+{
+    struct stat st;
+
+    if (!options->mountpoint)
+        return error_set(err, CAUSE_SYNTAX, "where should it be mounted? See migfs -h");
+    char *absolute = realpath(options->mountpoint, NULL);
+    if (!absolute)
+        return error_set_errno(err, errno, "the mount point '%.128s'", options->mountpoint);
+    free(options->mountpoint);
+    options->mountpoint = absolute;
+    if (stat(absolute, &st) == 0 && !S_ISDIR(st.st_mode))
+        return error_set(err, CAUSE_SYNTAX, "the mount point '%.128s' is not a directory", absolute);
+    return 0;
+}
+
+int options_parse(struct fuse_args *args, struct options *out, struct error *err)
+{
+    uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    struct parser parser = {.options = out, .err = err};
+
+    *out = (struct options){
+        .limits =
+            {
+                .max_memory = memory,
+                .max_ram = UINT64_MAX,
+                .max_device = UINT64_MAX,
+                .max_devices = DEFAULT_MAX_DEVICES,
+                .max_migrations = DEFAULT_MAX_MIGRATIONS,
+                .write_behind = DEFAULT_WRITE_BEHIND,
+                .timeout_ms = DEFAULT_TIMEOUT_MS,
+            },
+    };
+    if (fuse_opt_parse(args, &parser, templates, process) < 0)
+        return error_set(err, CAUSE_SYNTAX, "the command line cannot be read");
+    if (out->help || out->version)
+        return 0;
+    struct limits *limits = &out->limits;
+    if (limits->max_ram > limits->max_memory)
+        limits->max_ram = limits->max_memory;
+    if (limits->max_device > limits->max_memory)
+        limits->max_device = limits->max_memory;
+    limits->backing = out->backing;
+    return check_mountpoint(out, err);
+}
+
+void options_fini(struct options *options)
+{
+    free(options->backing);
+    free(options->mountpoint);
+}
+
+void options_help(const char *program)
+{
+    printf("usage: %s [options] MOUNTPOINT\n"
+           "\n"
+           "    -f                     stay in the foreground, log to stderr\n"
+           "    -h, -V                 this text, the version\n"
+           "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
+           "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
+           "                           (tmpfs or hugetlbfs) instead of memfds\n"
+           "    -o max-memory=SIZE     of all incoming migrations together (default: this machine's)\n"
+           "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
+           "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"
+           "    -o max-devices=N       per migration (default: %d)\n"
+           "    -o max-migrations=N    at once, in both roles (default: %d)\n"
+           "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
+           "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
+           "    -o allow_other, ...    options of FUSE; see mount.fuse3(8)\n"
+           "\n"
+           "The files of the mount are described in migfs(5).\n",
+           program, DEFAULT_MAX_DEVICES, DEFAULT_MAX_MIGRATIONS, DEFAULT_WRITE_BEHIND >> 20,
+           DEFAULT_TIMEOUT_MS / 1000);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who waits in poll(2); see polling.h.
+ *
+ * Locks: poll_lock, then whatever the readiness of a file takes
+ * (migration.lock, file.lock). A waiter is listed before it is looked at, and
+ * looked at after every change, so that no change is missed.
+ */
+#include "polling.h"
+#include "cleanup.h"
+
+#include <poll.h>
+
+static pthread_mutex_t poll_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct handle *waiting; /* guarded by poll_lock */
+
+static unsigned ready_events(struct handle *handle)
+{
+    struct node *node = handle->node;
+    struct migration *m = node->m;
+    bool ready = true;
+
+    switch (node->kind) {
+    case NODE_STATUS:
+    case NODE_STATUS_JSON:
+        pthread_mutex_lock(&m->lock);
+        ready = m->generation != handle->generation;
+        pthread_mutex_unlock(&m->lock);
+        return ready ? POLLIN | POLLRDNORM | POLLPRI : 0;
+    case NODE_DEVICE:
+        if (m->role == ROLE_OUTGOING)
+            return POLLOUT | POLLWRNORM;
+        return file_readable(node_file(node), handle->position) ? POLLIN | POLLRDNORM : 0;
+    default:
+        return POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM;
+    }
+}
+
+/* Called with poll_lock held. */
+static void unlist(struct handle *handle)
+{
+    struct handle **p = &waiting;
+
+    if (!handle->ph)
+        return;
+    while (*p != handle)
+        p = &(*p)->next_waiting;
+    *p = handle->next_waiting;
+    fuse_pollhandle_destroy(handle->ph);
+    handle->ph = NULL;
+    atomic_fetch_sub(&handle->node->m->watchers, 1);
+}
+
+unsigned poll_check(struct handle *handle, struct fuse_pollhandle *ph)
+{
+    if (!handle->node->m) {
+        if (ph)
+            fuse_pollhandle_destroy(ph);
+        return ready_events(handle);
+    }
+    SCOPED_LOCK(&poll_lock);
+    if (ph) {
+        unlist(handle);
+        handle->ph = ph;
+        handle->next_waiting = waiting;
+        waiting = handle;
+        atomic_fetch_add(&handle->node->m->watchers, 1);
+    }
+    unsigned events = ready_events(handle);
+    if (events)
+        unlist(handle);
+    return events;
+}
+
+void poll_forget(struct handle *handle)
+{
+    SCOPED_LOCK(&poll_lock);
+    unlist(handle);
+}
+
+void poll_changed(struct migration *m)
+{
+    if (!atomic_load(&m->watchers))
+        return;
+    SCOPED_LOCK(&poll_lock);
+    for (struct handle *handle = waiting, *next; handle; handle = next) {
+        next = handle->next_waiting;
+        if (handle->node->m == m && ready_events(handle)) {
+            fuse_lowlevel_notify_poll(handle->ph);
+            unlist(handle);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of settings; see setting.h. */
+#include "setting.h"
+#include "cleanup.h"
+#include "control.h"
+#include "outgoing.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static int parse_number(const char *text, const char *what, unsigned long min, unsigned long max,
+                        unsigned long *out, struct error *err)
+{
+    char *end;
+
+    errno = 0;
+    unsigned long value = strtoul(text, &end, 10);
+    if (!isdigit((unsigned char)*text) || *end || errno || value < min || value > max)
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a number of %s: %lu to %lu", text, what, min, max);
+    *out = value;
+    return 0;
+}
+
+static int parse_uri(struct settings *settings, const char *text, struct error *err)
+{
+    return uri_parse(text, &settings->uri, err);
+}
+
+static void format_uri(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%s", settings->uri.text);
+}
+
+static int parse_channels(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "channels", 1, WIRE_CHANNELS_MAX, &value, err) < 0)
+        return -EIO;
+    settings->channels = (unsigned)value;
+    return 0;
+}
+
+static void format_channels(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->channels);
+}
+
+static int parse_timeout(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "seconds", 1, 3600, &value, err) < 0)
+        return -EIO;
+    settings->timeout_ms = (uint32_t)value * 1000;
+    return 0;
+}
+
+static void format_timeout(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->timeout_ms / 1000);
+}
+
+static int parse_checksum(struct settings *settings, const char *text, struct error *err)
+{
+    if (strcmp(text, "on") && strcmp(text, "off"))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither on nor off", text);
+    settings->checksum = !strcmp(text, "on");
+    return 0;
+}
+
+static void format_checksum(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, settings->checksum ? "on" : "off");
+}
+
+const struct setting settings_table[] = {
+    {"uri", parse_uri, format_uri},
+    {"channels", parse_channels, format_channels},
+    {"timeout", parse_timeout, format_timeout},
+    {"checksum", parse_checksum, format_checksum},
+};
+const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
+
+int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
+                  struct error *err)
+{
+    char line[SETTING_VALUE_MAX];
+
+    if (text_line(text, len, line, sizeof(line), err) < 0)
+        return -EIO;
+    SCOPED_LOCK(&m->lock);
+    if (outgoing_setting_writable(m, err) < 0)
+        return -EIO;
+    return setting->parse(&m->settings, line, err);
+}
+
+void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size)
+{
+    pthread_mutex_lock(&m->lock);
+    setting->format(&m->settings, out, size - 1);
+    pthread_mutex_unlock(&m->lock);
+    if (*out)
+        strcat(out, "\n");
+}

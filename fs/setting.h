@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The settings of an outgoing migration: one value a file. */
+#ifndef MIGFS_SETTING_H
+#define MIGFS_SETTING_H
+
+#include "migration.h"
+
+#include <stddef.h>
+
+#define SETTING_VALUE_MAX (URI_MAX + 2)
+
+/**
+ * struct setting - one of them
+ * @parse: text to value; the migration's lock is held and it may be written
+ * @format: value to text, without a newline
+ */
+struct setting {
+    const char *name;
+    int (*parse)(struct settings *settings, const char *text, struct error *err);
+    void (*format)(const struct settings *settings, char *out, size_t size);
+};
+
+extern const struct setting settings_table[];
+extern const unsigned settings_count;
+
+/** setting_write - set a value from what a user wrote */
+int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
+                  struct error *err);
+
+/** setting_read - the value and a newline; nothing at all when it is not set */
+void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size);
+
+#endif

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * faulty:OPTIONS:URI, a transport stacked on another one that breaks it on
+ * purpose; for tests. See struct uri_faults for what it can do.
+ *
+ * Sending and receiving can happen at the same time, so the count of bytes that
+ * both share is an atomic: a cut at byte N lets exactly N bytes through.
+ */
+#include "transport.h"
+#include "cleanup.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+struct faulty_transport {
+    struct transport base;
+    struct transport *inner;
+    struct uri_faults faults;
+    _Atomic uint64_t moved; /* bytes sent and received; relaxed, it only counts */
+    uint64_t sent;          /* the sender's */
+};
+
+/* How many of @len bytes may still move before the cut; claims them. */
+static size_t claim(struct faulty_transport *f, size_t len)
+{
+    if (!f->faults.cut)
+        return len;
+    uint64_t before = atomic_load_explicit(&f->moved, memory_order_relaxed);
+    size_t granted;
+    do {
+        uint64_t left = f->faults.cut > before ? f->faults.cut - before : 0;
+        granted = len < left ? len : (size_t)left;
+    } while (!atomic_compare_exchange_weak_explicit(&f->moved, &before, before + granted,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return granted;
+}
+
+static int send_slice(struct faulty_transport *f, char *buf, size_t len)
+{
+    size_t granted = claim(f, len);
+    struct iovec iov = {buf, granted};
+    char broken;
+    int ret = 0;
+
+    if (f->faults.corrupt > f->sent && f->faults.corrupt <= f->sent + granted) {
+        struct iovec parts[3];
+        size_t at = (size_t)(f->faults.corrupt - f->sent - 1);
+        broken = (char)(buf[at] ^ 0x10);
+        parts[0] = (struct iovec){buf, at};
+        parts[1] = (struct iovec){&broken, 1};
+        parts[2] = (struct iovec){buf + at + 1, granted - at - 1};
+        ret = transport_send(f->inner, parts, 3);
+    } else if (granted > 0) {
+        ret = transport_send(f->inner, &iov, 1);
+    }
+    f->sent += granted;
+    if (granted < len) {
+        transport_shutdown(f->inner);
+        return -ECONNRESET;
+    }
+    return ret;
+}
+
+static int faulty_send(struct transport *t, const struct iovec *iov, int n)
+{
+    struct faulty_transport *f = (struct faulty_transport *)t;
+
+    if (f->faults.delay_ms) {
+        struct timespec delay = {f->faults.delay_ms / 1000, (long)(f->faults.delay_ms % 1000) * 1000000};
+        nanosleep(&delay, NULL);
+    }
+    for (int i = 0; i < n; i++) {
+        char *p = iov[i].iov_base;
+        size_t left = iov[i].iov_len;
+        while (left > 0) {
+            size_t slice = f->faults.slice && left > f->faults.slice ? f->faults.slice : left;
+            int ret = send_slice(f, p, slice);
+            if (ret < 0)
+                return ret;
+            p += slice;
+            left -= slice;
+        }
+    }
+    return 0;
+}
+
+static int faulty_drain(struct transport *t)
+{
+    return transport_drain(((struct faulty_transport *)t)->inner);
+}
+
+static ssize_t faulty_recv(struct transport *t, void *buf, size_t len, int flags)
+{
+    struct faulty_transport *f = (struct faulty_transport *)t;
+
+    if (f->faults.slice && len > f->faults.slice)
+        len = f->faults.slice;
+    ssize_t n = transport_recv(f->inner, buf, len, flags);
+    if (n <= 0)
+        return n;
+    size_t granted = claim(f, (size_t)n);
+    if (granted < (size_t)n)
+        transport_shutdown(f->inner);
+    return granted ? (ssize_t)granted : -ECONNRESET;
+}
+
+static int faulty_pollfd(struct transport *t)
+{
+    return transport_pollfd(((struct faulty_transport *)t)->inner);
+}
+
+static void faulty_set_timeout(struct transport *t, int timeout_ms)
+{
+    transport_set_timeout(((struct faulty_transport *)t)->inner, timeout_ms);
+}
+
+static void faulty_shutdown(struct transport *t)
+{
+    transport_shutdown(((struct faulty_transport *)t)->inner);
+}
+
+static void faulty_finish(struct transport *t)
+{
+    transport_finish(((struct faulty_transport *)t)->inner);
+}
+
+static void faulty_close(struct transport *t)
+{
+    struct faulty_transport *f = (struct faulty_transport *)t;
+
+    transport_close(f->inner);
+    free(f);
+}
+
+static const struct transport_ops faulty_ops = {
+    .name = "faulty",
+    .send = faulty_send,
+    .drain = faulty_drain,
+    .recv = faulty_recv,
+    .pollfd = faulty_pollfd,
+    .set_timeout = faulty_set_timeout,
+    .shutdown = faulty_shutdown,
+    .finish = faulty_finish,
+    .close = faulty_close,
+};
+
+/* Stacks a faulty connection on @inner, or hands @inner through when the faults are not for it. */
+static int stack(struct transport *inner, const struct uri_faults *faults, unsigned index, struct transport **out)
+{
+    struct faulty_transport *f;
+
+    if (faults->only >= 0 && (unsigned)faults->only != index) {
+        *out = inner;
+        return 0;
+    }
+    f = calloc(1, sizeof(*f));
+    if (!f) {
+        transport_close(inner);
+        return -ENOMEM;
+    }
+    f->base.ops = &faulty_ops;
+    memcpy(f->base.peer, inner->peer, sizeof(f->base.peer));
+    f->inner = inner;
+    f->faults = *faults;
+    *out = &f->base;
+    return 0;
+}
+
+static struct uri inner_uri(const struct uri *uri)
+{
+    struct uri inner = *uri;
+
+    inner.scheme = uri->inner;
+    return inner;
+}
+
+static int faulty_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
+                          struct transport **out, struct error *err)
+{
+    struct uri below = inner_uri(uri);
+    struct transport *inner;
+
+    if (transport_connect(&below, index, wait, &inner, err) < 0)
+        return -EIO;
+    if (stack(inner, &uri->faults, index, out) < 0)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    return 0;
+}
+
+struct faulty_listener {
+    struct transport_listener base;
+    struct transport_listener *inner;
+    struct uri_faults faults;
+    unsigned accepted; /* the accepting thread's */
+};
+
+static int faulty_accept(struct transport_listener *l, struct transport **out)
+{
+    struct faulty_listener *f = (struct faulty_listener *)l;
+    struct transport *inner;
+    int ret = transport_accept(f->inner, &inner);
+
+    return ret < 0 ? ret : stack(inner, &f->faults, f->accepted++, out);
+}
+
+static int faulty_listener_pollfd(struct transport_listener *l)
+{
+    return transport_listener_pollfd(((struct faulty_listener *)l)->inner);
+}
+
+static const char *faulty_listener_address(struct transport_listener *l)
+{
+    return transport_listener_address(((struct faulty_listener *)l)->inner);
+}
+
+static void faulty_listener_close(struct transport_listener *l)
+{
+    transport_listener_close(((struct faulty_listener *)l)->inner);
+    free(l);
+}
+
+static const struct transport_listener_ops faulty_listener_ops = {
+    .accept = faulty_accept,
+    .pollfd = faulty_listener_pollfd,
+    .address = faulty_listener_address,
+    .close = faulty_listener_close,
+};
+
+static int faulty_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
+{
+    struct uri below = inner_uri(uri);
+    struct faulty_listener *f = calloc(1, sizeof(*f));
+
+    if (!f)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    f->base.ops = &faulty_listener_ops;
+    f->faults = uri->faults;
+    if (transport_listen(&below, &f->inner, err) < 0) {
+        free(f);
+        return -EIO;
+    }
+    *out = &f->base;
+    return 0;
+}
+
+const struct transport_family transport_faulty = {
+    .connect = faulty_connect,
+    .listen = faulty_listen,
+};

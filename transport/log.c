@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The log; see log.h. What a peer says can be part of a line: control characters are replaced. */
+#include "log.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <syslog.h>
+
+/* Written before any thread starts, read by all. */
+static bool journal;
+
+void log_to_journal(void)
+{
+    openlog("migfs", LOG_PID, LOG_DAEMON);
+    journal = true;
+}
+
+static void log_line(int priority, const char *fmt, va_list ap)
+{
+    char line[1024];
+
+    vsnprintf(line, sizeof(line), fmt, ap);
+    for (char *p = line; *p; p++) {
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';
+    }
+    if (journal)
+        syslog(priority, "%s", line);
+    else
+        fprintf(stderr, "migfs: %s\n", line);
+}
+
+void log_info(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    log_line(LOG_INFO, fmt, ap);
+    va_end(ap);
+}
+
+void log_error(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    log_line(LOG_ERR, fmt, ap);
+    va_end(ap);
+}

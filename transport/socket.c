@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Stream sockets as transports.
+ *
+ * The sockets are non-blocking: a send that finds no room waits in poll(2), so
+ * that the same socket serves a receiver that must not block. shutdown(2) wakes
+ * both. TCP_USER_TIMEOUT and keepalive make the kernel give up on a peer that
+ * has vanished; a peer that is there but silent is for the caller to notice.
+ */
+#include "socket.h"
+#include "cleanup.h"
+#include "clock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+struct socket_transport {
+    struct transport base;
+    int fd;
+    bool tcp;
+};
+
+static int wait_for(int fd, short events)
+{
+    struct pollfd pfd = {.fd = fd, .events = events};
+
+    while (poll(&pfd, 1, -1) < 0) {
+        if (errno != EINTR)
+            return -errno;
+    }
+    return 0;
+}
+
+static int socket_send(struct transport *t, const struct iovec *iov, int n)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    struct iovec rest[TRANSPORT_IOV_MAX];
+    struct msghdr msg = {.msg_iov = rest, .msg_iovlen = (size_t)n};
+
+    memcpy(rest, iov, (size_t)n * sizeof(*iov));
+    while (msg.msg_iovlen > 0) {
+        ssize_t sent = sendmsg(s->fd, &msg, MSG_NOSIGNAL);
+        if (sent < 0) {
+            int code = errno;
+            if (code == EAGAIN)
+                code = -wait_for(s->fd, POLLOUT);
+            if (code && code != EINTR)
+                return -code;
+            continue;
+        }
+        while (msg.msg_iovlen > 0 && (size_t)sent >= msg.msg_iov->iov_len) {
+            sent -= (ssize_t)msg.msg_iov->iov_len;
+            msg.msg_iov++;
+            msg.msg_iovlen--;
+        }
+        if (msg.msg_iovlen > 0) {
+            msg.msg_iov->iov_base = (char *)msg.msg_iov->iov_base + sent;
+            msg.msg_iov->iov_len -= (size_t)sent;
+        }
+    }
+    return 0;
+}
+
+/* send(2) has copied everything by the time it returns. */
+static int socket_drain(struct transport *t)
+{
+    (void)t;
+    return 0;
+}
+
+static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+
+    for (;;) {
+        ssize_t n = recv(s->fd, buf, len, 0);
+        if (n >= 0)
+            return n;
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN || (flags & TRANSPORT_NOWAIT))
+            return -errno;
+        int ret = wait_for(s->fd, POLLIN);
+        if (ret < 0)
+            return ret;
+    }
+}
+
+static int socket_pollfd(struct transport *t)
+{
+    return ((struct socket_transport *)t)->fd;
+}
+
+static void set_option(int fd, int level, int option, int value)
+{
+    setsockopt(fd, level, option, &value, sizeof(value));
+}
+
+static void socket_set_timeout(struct transport *t, int timeout_ms)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    int probe_s = timeout_ms / 4000 > 0 ? timeout_ms / 4000 : 1;
+
+    if (!s->tcp)
+        return;
+    set_option(s->fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    set_option(s->fd, IPPROTO_TCP, TCP_KEEPIDLE, probe_s);
+    set_option(s->fd, IPPROTO_TCP, TCP_KEEPINTVL, probe_s);
+    set_option(s->fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+    set_option(s->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, timeout_ms);
+}
+
+static void socket_shutdown(struct transport *t)
+{
+    shutdown(((struct socket_transport *)t)->fd, SHUT_RDWR);
+}
+
+static void socket_finish(struct transport *t)
+{
+    shutdown(((struct socket_transport *)t)->fd, SHUT_WR);
+}
+
+static void socket_close(struct transport *t)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+
+    close(s->fd);
+    free(s);
+}
+
+static const struct transport_ops socket_ops = {
+    .name = "socket",
+    .send = socket_send,
+    .drain = socket_drain,
+    .recv = socket_recv,
+    .pollfd = socket_pollfd,
+    .set_timeout = socket_set_timeout,
+    .shutdown = socket_shutdown,
+    .finish = socket_finish,
+    .close = socket_close,
+};
+
+static void name_peer(struct socket_transport *s)
+{
+    char *peer = s->base.peer;
+    size_t size = sizeof(s->base.peer);
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof(addr);
+
+    if (s->tcp) {
+        char host[64], port[8];
+        if (getpeername(s->fd, (struct sockaddr *)&addr, &len) == 0 &&
+            getnameinfo((struct sockaddr *)&addr, len, host, sizeof(host), port, sizeof(port),
+                        NI_NUMERICHOST | NI_NUMERICSERV) == 0)
+            snprintf(peer, size, strchr(host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", host, port);
+        else
+            snprintf(peer, size, "tcp peer");
+    } else {
+        struct ucred cred = {0};
+        len = sizeof(cred);
+        getsockopt(s->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
+        snprintf(peer, size, "unix peer (pid %d)", (int)cred.pid);
+    }
+}
+
+struct transport *socket_transport_new(int fd, bool tcp)
+{
+    struct socket_transport *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        close(fd);
+        return NULL;
+    }
+    s->base.ops = &socket_ops;
+    s->fd = fd;
+    s->tcp = tcp;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    if (tcp)
+        set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    name_peer(s);
+    return &s->base;
+}
+
+int socket_connect(const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait)
+{
+    CLEANUP_FD int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return -errno;
+    if (connect(fd, addr, len) == 0)
+        return steal_fd(&fd);
+    /* A unix socket whose backlog is full says EAGAIN and cannot be polled for room. */
+    if (errno != EINPROGRESS)
+        return errno == EAGAIN ? -ECONNREFUSED : -errno;
+    for (;;) {
+        struct pollfd fds[2] = {
+            {.fd = fd, .events = POLLOUT},
+            {.fd = wait->cancel_fd, .events = POLLIN},
+        };
+        int ready = poll(fds, 2, clock_poll_timeout(wait->deadline_ms));
+        if (ready < 0 && errno != EINTR)
+            return -errno;
+        if (ready < 0)
+            continue;
+        if (fds[1].revents)
+            return -ECANCELED;
+        if (fds[0].revents)
+            break;
+        if (clock_ms() >= wait->deadline_ms)
+            return -ETIMEDOUT;
+    }
+    int code = 0;
+    len = sizeof(code);
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len) < 0)
+        return -errno;
+    return code ? -code : steal_fd(&fd);
+}
+
+struct socket_listener {
+    struct transport_listener base;
+    int fds[SOCKET_LISTEN_MAX];
+    int n;
+    int epoll_fd; /* polls readable when any of fds does */
+    bool tcp;
+    char address[URI_MAX];
+    char unlink_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+};
+
+static int socket_accept(struct transport_listener *l, struct transport **out)
+{
+    struct socket_listener *s = (struct socket_listener *)l;
+    int code = EAGAIN;
+
+    for (int i = 0; i < s->n; i++) {
+        int fd = accept4(s->fds[i], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            struct transport *t = socket_transport_new(fd, s->tcp);
+            if (!t)
+                return -ENOMEM;
+            *out = t;
+            return 0;
+        }
+        if (errno != EAGAIN)
+            code = errno;
+    }
+    return -code;
+}
+
+static int socket_listener_pollfd(struct transport_listener *l)
+{
+    return ((struct socket_listener *)l)->epoll_fd;
+}
+
+static const char *socket_listener_address(struct transport_listener *l)
+{
+    return ((struct socket_listener *)l)->address;
+}
+
+static void socket_listener_close(struct transport_listener *l)
+{
+    struct socket_listener *s = (struct socket_listener *)l;
+
+    if (s->unlink_path[0])
+        unlink(s->unlink_path);
+    for (int i = 0; i < s->n; i++)
+        close(s->fds[i]);
+    if (s->epoll_fd >= 0)
+        close(s->epoll_fd);
+    free(s);
+}
+
+static const struct transport_listener_ops socket_listener_ops = {
+    .accept = socket_accept,
+    .pollfd = socket_listener_pollfd,
+    .address = socket_listener_address,
+    .close = socket_listener_close,
+};
+
+struct transport_listener *socket_listener_new(const int *fds, int n, bool tcp, const char *address,
+                                               const char *unlink_path)
+{
+    struct socket_listener *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        for (int i = 0; i < n; i++)
+            close(fds[i]);
+        return NULL;
+    }
+    s->base.ops = &socket_listener_ops;
+    s->n = n;
+    s->tcp = tcp;
+    memcpy(s->fds, fds, (size_t)n * sizeof(*fds));
+    snprintf(s->address, sizeof(s->address), "%s", address);
+    if (unlink_path)
+        snprintf(s->unlink_path, sizeof(s->unlink_path), "%s", unlink_path);
+    s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    for (int i = 0; i < n; i++) {
+        struct epoll_event event = {.events = EPOLLIN};
+        if (s->epoll_fd < 0 || epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, fds[i], &event) < 0) {
+            socket_listener_close(&s->base);
+            return NULL;
+        }
+    }
+    return &s->base;
+}

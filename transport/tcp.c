@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tcp:HOST:PORT, over IPv4 and IPv6; see socket.c for the connection itself. */
+#include "cleanup.h"
+#include "clock.h"
+#include "socket.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+
+static void cleanup_addrinfo(struct addrinfo **ai)
+{
+    if (*ai)
+        freeaddrinfo(*ai);
+}
+
+static int resolve(const struct uri *uri, int flags, struct addrinfo **out, struct error *err)
+{
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = flags};
+    int ret = getaddrinfo(uri->host[0] ? uri->host : NULL, uri->port, &hints, out);
+
+    if (ret == EAI_SYSTEM)
+        return error_set_errno(err, errno, "%s", uri->text);
+    if (ret != 0)
+        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(ret));
+    return 0;
+}
+
+static int tcp_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
+                       struct transport **out, struct error *err)
+{
+    __attribute__((cleanup(cleanup_addrinfo))) struct addrinfo *list = NULL;
+    int fd = -EHOSTUNREACH;
+
+    (void)index;
+    if (resolve(uri, 0, &list, err) < 0)
+        return -EIO;
+    for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
+        fd = socket_connect(ai->ai_addr, ai->ai_addrlen, wait);
+    if (fd == -ECANCELED)
+        return error_set(err, CAUSE_INTERRUPTED, "connecting to %s was interrupted", uri->text);
+    if (fd < 0)
+        return error_set_errno(err, fd, "cannot connect to %s", uri->text);
+    *out = socket_transport_new(fd, true);
+    return *out ? 0 : error_set(err, CAUSE_NO_MEMORY, "out of memory");
+}
+
+static int bind_and_listen(const struct addrinfo *ai, unsigned short port)
+{
+    CLEANUP_FD int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct sockaddr_storage addr;
+    int one = 1;
+
+    if (fd < 0)
+        return -errno;
+    memcpy(&addr, ai->ai_addr, ai->ai_addrlen);
+    if (ai->ai_family == AF_INET6) {
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+        if (port)
+            ((struct sockaddr_in6 *)&addr)->sin6_port = htons(port);
+    } else if (port) {
+        ((struct sockaddr_in *)&addr)->sin_port = htons(port);
+    }
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (struct sockaddr *)&addr, ai->ai_addrlen) < 0 || listen(fd, 1024) < 0)
+        return -errno;
+    return steal_fd(&fd);
+}
+
+static unsigned short bound_port(int fd)
+{
+    struct sockaddr_storage addr = {0};
+    socklen_t len = sizeof(addr);
+
+    getsockname(fd, (struct sockaddr *)&addr, &len);
+    return ntohs(addr.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&addr)->sin6_port
+                                            : ((struct sockaddr_in *)&addr)->sin_port);
+}
+
+static int tcp_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
+{
+    __attribute__((cleanup(cleanup_addrinfo))) struct addrinfo *list = NULL;
+    int fds[SOCKET_LISTEN_MAX], n = 0, code = -EADDRNOTAVAIL;
+    unsigned short port = 0;
+    char address[URI_MAX];
+
+    if (resolve(uri, AI_PASSIVE, &list, err) < 0)
+        return -EIO;
+    /* A name can have several addresses: all of them, on one port. An address family that is off is no error. */
+    for (struct addrinfo *ai = list; ai && n < SOCKET_LISTEN_MAX; ai = ai->ai_next) {
+        int fd = bind_and_listen(ai, port);
+        if (fd >= 0) {
+            fds[n++] = fd;
+            port = bound_port(fd);
+        } else if (fd != -EAFNOSUPPORT && fd != -EADDRNOTAVAIL) {
+            while (n > 0)
+                close(fds[--n]);
+            return error_set_errno(err, fd, "cannot listen at %s", uri->text);
+        }
+    }
+    if (n == 0)
+        return error_set_errno(err, code, "cannot listen at %s", uri->text);
+    snprintf(address, sizeof(address), strchr(uri->host, ':') ? "tcp:[%s]:%u" : "tcp:%s:%u", uri->host, port);
+    *out = socket_listener_new(fds, n, true, address, NULL);
+    return *out ? 0 : error_set(err, CAUSE_NO_MEMORY, "out of memory");
+}
+
+const struct transport_family transport_tcp = {
+    .connect = tcp_connect,
+    .listen = tcp_listen,
+};

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Picks the family of a URI, and calls through to the operations of a connection; see transport.h. */
+#include "transport.h"
+#include "clock.h"
+
+#include <errno.h>
+#include <poll.h>
+
+static const struct transport_family *const families[] = {
+    [URI_TCP] = &transport_tcp,
+    [URI_UNIX] = &transport_unix,
+    [URI_RDMA] = &transport_rdma,
+    [URI_FAULTY] = &transport_faulty,
+};
+
+int transport_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
+                      struct transport **out, struct error *err)
+{
+    return families[uri->scheme]->connect(uri, index, wait, out, err);
+}
+
+int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
+{
+    return families[uri->scheme]->listen(uri, out, err);
+}
+
+int transport_send(struct transport *t, const struct iovec *iov, int n)
+{
+    return t->ops->send(t, iov, n);
+}
+
+int transport_drain(struct transport *t)
+{
+    return t->ops->drain(t);
+}
+
+ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags)
+{
+    return t->ops->recv(t, buf, len, flags);
+}
+
+int transport_recv_all(struct transport *t, void *buf, size_t len, const struct transport_wait *wait)
+{
+    char *p = buf;
+
+    while (len > 0) {
+        ssize_t n = transport_recv(t, p, len, wait ? TRANSPORT_NOWAIT : 0);
+        if (n == 0)
+            return -ECONNRESET;
+        if (n == -EAGAIN && wait) {
+            struct pollfd fds[2] = {
+                {.fd = transport_pollfd(t), .events = POLLIN},
+                {.fd = wait->cancel_fd, .events = POLLIN},
+            };
+            int ready = poll(fds, 2, clock_poll_timeout(wait->deadline_ms));
+            if (ready < 0 && errno != EINTR)
+                return -errno;
+            if (fds[1].revents)
+                return -ECANCELED;
+            if (ready == 0 && clock_ms() >= wait->deadline_ms)
+                return -ETIMEDOUT;
+            continue;
+        }
+        if (n == -EINTR)
+            continue;
+        if (n < 0)
+            return (int)n;
+        p += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int transport_pollfd(struct transport *t)
+{
+    return t->ops->pollfd(t);
+}
+
+void transport_set_timeout(struct transport *t, int timeout_ms)
+{
+    t->ops->set_timeout(t, timeout_ms);
+}
+
+void transport_shutdown(struct transport *t)
+{
+    t->ops->shutdown(t);
+}
+
+void transport_finish(struct transport *t)
+{
+    t->ops->finish(t);
+}
+
+void transport_close(struct transport *t)
+{
+    if (t)
+        t->ops->close(t);
+}
+
+int transport_accept(struct transport_listener *l, struct transport **out)
+{
+    return l->ops->accept(l, out);
+}
+
+int transport_listener_pollfd(struct transport_listener *l)
+{
+    return l->ops->pollfd(l);
+}
+
+const char *transport_listener_address(struct transport_listener *l)
+{
+    return l->ops->address(l);
+}
+
+void transport_listener_close(struct transport_listener *l)
+{
+    if (l)
+        l->ops->close(l);
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A transport moves bytes, in order, between two ends. It knows nothing of
+ * migrations.
+ *
+ * Theory of operation
+ *   A URI names an address and the family that understands it. A family makes
+ *   connections (transport_connect()) and listeners (transport_listen());
+ *   a listener hands out connections too. One connection is one channel of a
+ *   migration: one thread at a time sends, one thread at a time receives, and
+ *   any thread may call transport_shutdown() to make both return.
+ *
+ *   A family that is not built is a file that says so (rdma_none.c). A
+ *   transport can be stacked on another one (faulty.c): it implements the same
+ *   operations and forwards them.
+ */
+#ifndef MIGFS_TRANSPORT_H
+#define MIGFS_TRANSPORT_H
+
+#include "error.h"
+#include "uri.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#define TRANSPORT_PEER_MAX 128
+#define TRANSPORT_IOV_MAX  64
+
+struct transport;
+struct transport_listener;
+
+/*
+ * How long to wait for something, and what ends the wait early: @cancel_fd
+ * becomes readable (-1: nothing does), or the monotonic clock passes @deadline_ms.
+ */
+struct transport_wait {
+    int cancel_fd;
+    int64_t deadline_ms;
+};
+
+enum transport_recv_flags {
+    TRANSPORT_NOWAIT = 1, /* -EAGAIN instead of waiting */
+};
+
+/**
+ * struct transport_ops - what a connection can do
+ * @send: Sends all of @iov (at most TRANSPORT_IOV_MAX parts) or fails. Called by
+ *        one thread at a time; may block for as long as the peer takes nothing,
+ *        and returns an error soon after @shutdown. The buffers belong to the
+ *        caller again when it returns, unless the transport promises otherwise
+ *        in @drain. 0 or a negative errno.
+ * @drain: Returns when no buffer that was given to @send is still in use by the
+ *        kernel or a card. Same thread rules as @send. 0 or a negative errno.
+ * @recv: Receives at least one byte. Called by one thread at a time. With
+ *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
+ *        stream; a negative errno.
+ * @pollfd: A descriptor that polls readable when @recv has something to say. It
+ *        stays valid until @close.
+ * @set_timeout: A connection on which the peer acknowledges nothing for that many
+ *        milliseconds is to fail by itself, as far as the family can notice.
+ * @shutdown: Ends both directions. Any thread, any number of times, never blocks.
+ * @finish: Tells the peer that nothing more will be sent; receiving goes on.
+ * @close: Frees the connection. The caller makes sure that nobody uses it.
+ */
+struct transport_ops {
+    const char *name;
+    int (*send)(struct transport *t, const struct iovec *iov, int n);
+    int (*drain)(struct transport *t);
+    ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
+    int (*pollfd)(struct transport *t);
+    void (*set_timeout)(struct transport *t, int timeout_ms);
+    void (*shutdown)(struct transport *t);
+    void (*finish)(struct transport *t);
+    void (*close)(struct transport *t);
+};
+
+/* A connection; families embed it at the start of their own struct. */
+struct transport {
+    const struct transport_ops *ops;
+    char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
+};
+
+/**
+ * struct transport_listener_ops - what a listener can do
+ * @accept: Never blocks: 0 and a connection, or a negative errno (-EAGAIN: none is waiting).
+ * @pollfd: Polls readable when @accept has something to do.
+ * @address: The URI that reaches it; differs from the one asked for when the port was 0.
+ * @close: Stops listening and frees it.
+ */
+struct transport_listener_ops {
+    int (*accept)(struct transport_listener *l, struct transport **out);
+    int (*pollfd)(struct transport_listener *l);
+    const char *(*address)(struct transport_listener *l);
+    void (*close)(struct transport_listener *l);
+};
+
+struct transport_listener {
+    const struct transport_listener_ops *ops;
+};
+
+/**
+ * struct transport_family - how the URIs of one scheme are reached
+ * @connect: Blocks until connected, failed, or @wait ends. On success *@out is the caller's.
+ * @listen: Binds and listens. On success *@out is the caller's.
+ */
+struct transport_family {
+    int (*connect)(const struct uri *uri, unsigned index, const struct transport_wait *wait,
+                   struct transport **out, struct error *err);
+    int (*listen)(const struct uri *uri, struct transport_listener **out, struct error *err);
+};
+
+extern const struct transport_family transport_tcp, transport_unix, transport_rdma, transport_faulty;
+
+/**
+ * transport_connect - connect to a URI
+ * @uri: where to
+ * @index: which of the caller's connections to this peer it is, from 0 (faults can pick one)
+ * @wait: for how long
+ * @out: the connection; the caller closes it with transport_close()
+ * @err: why not
+ */
+int transport_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
+                      struct transport **out, struct error *err);
+
+/** transport_listen - listen at a URI; the caller ends it with transport_listener_close() */
+int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
+
+int transport_send(struct transport *t, const struct iovec *iov, int n);
+int transport_drain(struct transport *t);
+ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
+
+/**
+ * transport_recv_all - receive exactly @len bytes
+ * @wait: ends the wait early; NULL waits until the peer or transport_shutdown() ends it
+ *
+ * Return: 0; -ECONNRESET when the stream ends first; -ETIMEDOUT or -ECANCELED
+ * when @wait ends; another negative errno.
+ */
+int transport_recv_all(struct transport *t, void *buf, size_t len, const struct transport_wait *wait);
+
+int transport_pollfd(struct transport *t);
+void transport_set_timeout(struct transport *t, int timeout_ms);
+void transport_shutdown(struct transport *t);
+void transport_finish(struct transport *t);
+/** transport_close - free a connection; NULL is fine */
+void transport_close(struct transport *t);
+
+int transport_accept(struct transport_listener *l, struct transport **out);
+int transport_listener_pollfd(struct transport_listener *l);
+const char *transport_listener_address(struct transport_listener *l);
+/** transport_listener_close - stop listening; NULL is fine */
+void transport_listener_close(struct transport_listener *l);
+
+#endif
