@@ -9,10 +9,12 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m))
 {
     *host = (struct host){.limits = *limits, .budget.limit = limits->max_memory, .changed = changed};
+    host->created = time(NULL);
     pthread_mutex_init(&host->lock, NULL);
     pthread_cond_init(&host->gone, NULL);
 }

@@ -40,6 +40,7 @@ struct outcome_record {
 struct host {
     struct limits limits;
     struct budget budget;
+    int64_t created; /* seconds since 1970; constant */
     /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
     void (*changed)(struct migration *m);
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
@@ -171,8 +172,7 @@ void session_goodbye(struct session *s, const struct error *failure)
 
     if (!failure)
         return;
-    strncpy(text, failure->message, sizeof(text) - 1);
-    text[sizeof(text) - 1] = '\0';
+    snprintf(text, sizeof(text), "%s", failure->message);
     wire_write_u32(&body, failure->cause);
     wire_write_text(&body, text);
     session_try_send(s, WIRE_ABORT, 0, buf, wire_written(&body));

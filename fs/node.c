@@ -157,7 +157,7 @@ static void stat_file(const struct node *node, const struct file *file, struct s
     }
 }
 
-void node_stat(const struct node *node, struct stat *st)
+void node_stat(const struct host *host, const struct node *node, struct stat *st)
 {
     const struct migration *m = node->m;
     const struct file *file = node_file(node);
@@ -169,7 +169,7 @@ void node_stat(const struct node *node, struct stat *st)
     st->st_uid = m ? m->uid : getuid();
     st->st_gid = m ? m->gid : getgid();
     st->st_blksize = WIRE_STRIPE_SIZE;
-    st->st_mtime = st->st_ctime = st->st_atime = m ? m->created : 0;
+    st->st_mtime = st->st_ctime = st->st_atime = m ? m->created : host->created;
     if (file)
         stat_file(node, file, st);
     else if (node->kind == NODE_CONTROL)

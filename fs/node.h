@@ -62,7 +62,7 @@ struct file *node_file(const struct node *node);
 bool node_is_directory(const struct node *node);
 
 /** node_stat - what stat(2) shows */
-void node_stat(const struct node *node, struct stat *st);
+void node_stat(const struct host *host, const struct node *node, struct stat *st);
 
 /**
  * node_lookup - the place of a name in a directory

@@ -92,13 +92,13 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     conn->want &= ~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_MOVE);
 }
 
-static int fill_entry(struct node *node, struct fuse_entry_param *entry)
+static int fill_entry(fuse_req_t req, struct node *node, struct fuse_entry_param *entry)
 {
     if (!node)
         return -ENOMEM;
     memset(entry, 0, sizeof(*entry));
     entry->ino = node_id(node);
-    node_stat(node, &entry->attr);
+    node_stat(host_of(req), node, &entry->attr);
     return 0;
 }
 
@@ -115,7 +115,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
     }
     struct node *node = node_get(kind, m, index);
     migration_put(m);
-    if (fill_entry(node, &entry) < 0)
+    if (fill_entry(req, node, &entry) < 0)
         fuse_reply_err(req, ENOMEM);
     else if (fuse_reply_entry(req, &entry) < 0)
         node_forget(node, 1);
@@ -139,7 +139,7 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     struct stat st;
 
     (void)fi;
-    node_stat(node_of(ino), &st);
+    node_stat(host_of(req), node_of(ino), &st);
     fuse_reply_attr(req, &st, 0);
 }
 
@@ -163,7 +163,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
     struct stat st;
 
     (void)fi;
-    node_stat(node, &st);
+    node_stat(host_of(req), node, &st);
     /* Times are nobody's here: touch(1) is let through. */
     if ((to_set & FUSE_SET_ATTR_MODE && (attr->st_mode & 07777) != (st.st_mode & 07777)) ||
         (to_set & FUSE_SET_ATTR_UID && attr->st_uid != st.st_uid) ||
@@ -176,7 +176,7 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
         reply_error(req, node->m, &err);
         return;
     }
-    node_stat(node, &st);
+    node_stat(host_of(req), node, &st);
     fuse_reply_attr(req, &st, 0);
 }
 
@@ -199,7 +199,7 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
     }
     struct node *node = node_get(NODE_MIGRATION, m, 0);
     migration_put(m);
-    if (fill_entry(node, &entry) < 0)
+    if (fill_entry(req, node, &entry) < 0)
         fuse_reply_err(req, ENOMEM);
     else if (fuse_reply_entry(req, &entry) < 0)
         node_forget(node, 1);
@@ -367,7 +367,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         struct fuse_entry_out entry;
         struct fuse_open_out open;
     } out = {.entry = {.nodeid = node_id(node)}, .open = open_out(handle)};
-    node_stat(node, &st);
+    node_stat(host_of(req), node, &st);
     out.entry.attr = attr_out(&st);
     if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
         abandon(handle);
@@ -497,7 +497,7 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
     struct stat st;
 
     (void)fi;
-    node_stat(node, &st);
+    node_stat(host_of(req), node, &st);
     if (offset >= st.st_size) {
         fuse_reply_err(req, ENXIO);
         return;
