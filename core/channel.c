@@ -49,7 +49,25 @@ static void push(struct channel *ch, struct channel_entry *entry)
     ch->tail = &entry->next;
 }
 
-/* The chunk that a packet of @size bytes can be copied into, or NULL. */
+int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
+{
+    size_t total = packets * sizeof(struct wire_packet) + bytes;
+    /* A packet that does not fit into the rest of a chunk goes into the next one. */
+    size_t worst = CHANNEL_CHUNK - CHANNEL_COPY_MAX - sizeof(struct wire_packet);
+    size_t needed = packets ? total / worst + 1 : 0;
+
+    while (ch->free_count < needed) {
+        struct channel_chunk *chunk = malloc(sizeof(*chunk));
+        if (!chunk)
+            return -ENOMEM;
+        chunk->next_free = ch->free_chunks;
+        ch->free_chunks = chunk;
+        ch->free_count++;
+    }
+    return 0;
+}
+
+/* The chunk that a packet of @size bytes is copied into; room is reserved. */
 static struct channel_chunk *chunk_for(struct channel *ch, size_t size)
 {
     struct channel_chunk *chunk = ch->open_chunk;
@@ -57,16 +75,9 @@ static struct channel_chunk *chunk_for(struct channel *ch, size_t size)
     if (chunk && CHANNEL_CHUNK - chunk->used >= size)
         return chunk;
     chunk = ch->free_chunks;
-    if (chunk) {
-        ch->free_chunks = chunk->next_free;
-    } else {
-        if (ch->chunks == CHANNEL_CHUNKS)
-            return NULL;
-        chunk = malloc(sizeof(*chunk));
-        if (!chunk)
-            return NULL;
-        ch->chunks++;
-    }
+    assert(chunk);
+    ch->free_chunks = chunk->next_free;
+    ch->free_count--;
     memset(&chunk->entry, 0, sizeof(chunk->entry));
     chunk->entry.chunk = chunk;
     chunk->used = 0;
@@ -78,32 +89,32 @@ static struct channel_chunk *chunk_for(struct channel *ch, size_t size)
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
                      struct channel_entry *entry)
 {
-    struct channel_chunk *chunk = NULL;
+    struct wire_packet header;
     uint64_t check;
 
     assert(ch->closed == CHANNEL_OPEN);
     packet->channel = ch->index;
     packet->sequence = ++ch->last_sequence;
-    memset(entry, 0, sizeof(*entry));
-    check = wire_packet_encode(packet, &entry->header);
-    if (packet->length <= CHANNEL_COPY_MAX)
-        chunk = chunk_for(ch, sizeof(entry->header) + packet->length);
-    if (chunk) {
-        memcpy(chunk->data + chunk->used, &entry->header, sizeof(entry->header));
-        if (packet->length)
-            memcpy(chunk->data + chunk->used + sizeof(entry->header), payload, packet->length);
-        chunk->used += (uint32_t)sizeof(entry->header) + packet->length;
-        chunk->entry.bytes += bytes;
-        chunk->entry.last_sequence = packet->sequence;
-        entry->copied = true;
-    } else {
-        entry->payload = payload;
-        entry->length = packet->length;
-        entry->bytes = bytes;
-        entry->last_sequence = packet->sequence;
+    check = wire_packet_encode(packet, &header);
+    if (entry) {
+        *entry = (struct channel_entry){
+            .header = header,
+            .payload = payload,
+            .length = packet->length,
+            .bytes = bytes,
+            .last_sequence = packet->sequence,
+        };
         push(ch, entry);
         ch->open_chunk = NULL;
+        return check;
     }
+    struct channel_chunk *chunk = chunk_for(ch, sizeof(header) + packet->length);
+    memcpy(chunk->data + chunk->used, &header, sizeof(header));
+    if (packet->length)
+        memcpy(chunk->data + chunk->used + sizeof(header), payload, packet->length);
+    chunk->used += (uint32_t)sizeof(header) + packet->length;
+    chunk->entry.bytes += bytes;
+    chunk->entry.last_sequence = packet->sequence;
     return check;
 }
 
@@ -145,9 +156,12 @@ static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
         struct channel_entry *next = entry->next;
         bytes += entry->bytes;
         ch->sent_sequence = entry->last_sequence;
-        if (entry->chunk) {
+        if (entry->chunk && ch->free_count >= CHANNEL_SPARE) {
+            free(entry->chunk);
+        } else if (entry->chunk) {
             entry->chunk->next_free = ch->free_chunks;
             ch->free_chunks = entry->chunk;
+            ch->free_count++;
         } else {
             entry->done = true;
             if (entry->waiting)
@@ -217,7 +231,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
 void channel_finish(struct channel *ch, struct channel_entry *entry)
 {
     SCOPED_LOCK(&ch->lock);
-    if (entry->copied) {
+    if (!entry) {
         if (!ch->busy && ch->head) {
             ch->busy = true;
             send_queued(ch, NULL);

@@ -35,7 +35,7 @@
 
 #define CHANNEL_COPY_MAX  (16u << 10) /* a packet up to this size is copied; a hand-off costs about as much */
 #define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
-#define CHANNEL_CHUNKS    4
+#define CHANNEL_SPARE     4 /* chunks that a channel keeps for the next time */
 #define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
 
 enum channel_closed {
@@ -59,7 +59,6 @@ struct channel_entry {
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */
-    bool copied;  /* the packet went into a chunk: there is nothing to wait for */
     bool done;    /* sent or dropped */
     bool waiting; /* the owner sleeps on wake */
     bool chosen;  /* the owner is the sender now */
@@ -81,7 +80,7 @@ struct channel {
     struct channel_entry *head, **tail;
     struct channel_chunk *open_chunk; /* the last entry, if it is a chunk with room that nobody sends yet */
     struct channel_chunk *free_chunks;
-    unsigned chunks; /* that exist */
+    unsigned free_count;
     uint64_t last_sequence; /* given to a packet */
     uint64_t sent_sequence; /* everything up to here has left */
     uint64_t wire_bytes;    /* sent, headers and all */
@@ -99,12 +98,27 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
 /** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
 void channel_fini(struct channel *ch);
 
+/** channel_copies - whether a packet with such a payload is copied, so that nobody has to keep it */
+static inline bool channel_copies(uint32_t length)
+{
+    return length <= CHANNEL_COPY_MAX;
+}
+
+/**
+ * channel_reserve - make room for packets that will be copied; the caller holds the channel's lock
+ * @packets, @bytes: how many, and of their payloads
+ *
+ * What is copied is bounded by the gate. Return: 0 or -ENOMEM.
+ */
+int channel_reserve(struct channel *ch, unsigned packets, size_t bytes);
+
 /**
  * channel_add - give a packet its place; the caller holds the channel's lock and has seen it CHANNEL_OPEN
  * @packet: @sequence and @channel are filled in
- * @payload: @packet->length bytes; the caller's, to be left alone until channel_finish()
+ * @payload: @packet->length bytes
  * @bytes: what was taken from the gate for it
- * @entry: the caller's, until channel_finish()
+ * @entry: NULL when channel_copies(), and room is reserved. Else the caller's,
+ *         who leaves it and the payload alone until channel_finish()
  *
  * Return: the check of the packet's header.
  */
@@ -112,7 +126,8 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
                      struct channel_entry *entry);
 
 /**
- * channel_finish - see to it that an added packet goes out
+ * channel_finish - see to it that added packets go out
+ * @entry: of a large packet; NULL: the caller has added packets that were copied
  *
  * Returns when the caller's payload may be used again. A failure to send is not
  * this caller's: it goes to @failed.

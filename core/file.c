@@ -41,6 +41,8 @@ void file_free(struct file *file, bool keep)
         memory_fini(&file->memory, keep);
     if (file->budget)
         budget_release(file->budget, file->charged);
+    page_map_fini(&file->received);
+    page_map_fini(&file->held);
     free(file->per_channel);
     free(file->prefix);
     pthread_cond_destroy(&file->arrived);
@@ -48,12 +50,31 @@ void file_free(struct file *file, bool keep)
     free(file);
 }
 
-int file_set_channels(struct file *file, unsigned channels)
+int file_set_channels(struct file *file, unsigned channels, unsigned device_channels)
 {
     free(file->per_channel);
     file->per_channel = calloc(channels, sizeof(*file->per_channel));
     file->channels = channels;
+    file->first_channel = device_channels && file->id != WIRE_RAM ? channels - device_channels : 0;
+    file->home_channels = !device_channels          ? channels
+                          : file->id == WIRE_RAM ? channels - device_channels
+                                                 : device_channels;
     return file->per_channel ? 0 : -ENOMEM;
+}
+
+uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset, uint64_t len)
+{
+    uint64_t end = offset + len, stripe = offset / WIRE_STRIPE_SIZE, bytes = 0;
+
+    if (!file_is_home(file, channel))
+        return 0;
+    while (file_home(file, stripe * WIRE_STRIPE_SIZE) != channel)
+        stripe++;
+    for (; stripe * WIRE_STRIPE_SIZE < end; stripe += file->home_channels) {
+        uint64_t from = stripe * WIRE_STRIPE_SIZE, to = from + WIRE_STRIPE_SIZE;
+        bytes += (to < end ? to : end) - (from > offset ? from : offset);
+    }
+    return bytes;
 }
 
 struct file_totals file_totals(const struct file *file)
@@ -65,6 +86,9 @@ struct file_totals file_totals(const struct file *file)
         totals.bytes += counter_get(&file->per_channel[c].bytes);
         totals.pages += counter_get(&file->per_channel[c].pages);
         totals.digest += counter_get(&file->per_channel[c].digest);
+        totals.zero_pages += counter_get(&file->per_channel[c].zero_pages);
+        totals.first_pages += counter_get(&file->per_channel[c].first_pages);
+        totals.discarded_bytes += counter_get(&file->per_channel[c].discarded_bytes);
     }
     return totals;
 }
@@ -82,7 +106,7 @@ static int charge(struct file *file, uint64_t size, struct error *err)
     return 0;
 }
 
-int file_receive_begin(struct file *file, uint64_t size, const char *directory, const char *name,
+int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const char *directory, const char *name,
                        struct budget *budget, struct error *err)
 {
     file->budget = budget;
@@ -95,8 +119,15 @@ int file_receive_begin(struct file *file, uint64_t size, const char *directory, 
     if (ret < 0)
         return ret;
     file->has_memory = true;
-    for (unsigned c = 0; c < file->channels; c++)
-        atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
+    if (limit > WIRE_OFFSET_MAX)
+        limit = WIRE_OFFSET_MAX;
+    if (file->id == WIRE_RAM && (page_map_init(&file->received, limit, err) < 0 ||
+                                 page_map_init(&file->held, limit, err) < 0))
+        return -EIO;
+    for (unsigned c = 0; c < file->channels; c++) {
+        if (file_is_home(file, c))
+            atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
+    }
     return size ? memory_resize(&file->memory, size, err) : 0;
 }
 
@@ -143,13 +174,27 @@ static void advance_frontier(struct file *file)
         pthread_cond_broadcast(&file->arrived);
 }
 
-void file_received(struct file *file, uint64_t offset, uint64_t len)
+/* The pages that a range touches. */
+static uint64_t page_span(uint64_t offset, uint64_t len, uint64_t *first)
 {
+    *first = offset / WIRE_PAGE_SIZE;
+    return (offset + len - 1) / WIRE_PAGE_SIZE - *first + 1;
+}
+
+void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len)
+{
+    struct file_channel *fc = &file->per_channel[channel];
     uint64_t stripe = offset / WIRE_STRIPE_SIZE;
     uint32_t start = (uint32_t)(offset % WIRE_STRIPE_SIZE);
+    uint64_t first, pages = page_span(offset, len, &first);
 
-    if (file->id == WIRE_RAM)
+    counter_add(&fc->bytes, len);
+    counter_add(&fc->pages, pages);
+    if (file->id == WIRE_RAM) {
+        page_map_set(&file->held, first, pages);
+        counter_add(&fc->first_pages, page_map_set(&file->received, first, pages));
         return;
+    }
     SCOPED_LOCK(&file->lock);
     if (stripe >= file->stripes) {
         uint64_t stripes = stripe + 1 > 2 * file->stripes ? stripe + 1 : 2 * file->stripes;
@@ -166,18 +211,65 @@ void file_received(struct file *file, uint64_t offset, uint64_t len)
     }
 }
 
-/* The channel's stripes of [offset, end), one call of memory_discard() for each run of neighbours. */
+/* Makes a hole; pages that lie in it whole count as never received. */
+static int discard(struct file *file, uint64_t offset, uint64_t end, struct error *err)
+{
+    if (memory_discard(&file->memory, offset, end - offset, err) < 0)
+        return -EIO;
+    uint64_t first = (offset + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE, last = end / WIRE_PAGE_SIZE;
+    if (file->id == WIRE_RAM && first < last) {
+        page_map_clear(&file->received, first, last - first);
+        page_map_clear(&file->held, first, last - first);
+    }
+    return 0;
+}
+
+/* The channel's stripes of [offset, end). */
 static int discard_home(struct file *file, unsigned channel, uint64_t offset, uint64_t end, struct error *err)
 {
-    if (file->channels == 1)
-        return memory_discard(&file->memory, offset, end - offset, err);
+    if (offset >= end)
+        return 0;
+    if (file->home_channels == 1)
+        return file->first_channel == channel ? discard(file, offset, end, err) : 0;
     while (offset < end) {
         uint64_t stripe_end = (offset / WIRE_STRIPE_SIZE + 1) * WIRE_STRIPE_SIZE;
         uint64_t to = stripe_end < end ? stripe_end : end;
-        if (file_home(file, offset) == channel && memory_discard(&file->memory, offset, to - offset, err) < 0)
+        if (file_home(file, offset) == channel && discard(file, offset, to, err) < 0)
             return -EIO;
         offset = to;
     }
+    return 0;
+}
+
+/* A run of held pages becomes zero: long ones give their memory back, short ones are not worth a new page later. */
+#define GIVE_BACK (64u << 10)
+
+static int clear_pages(struct file *file, uint64_t first, uint64_t count, struct error *err)
+{
+    static const char zeros[GIVE_BACK];
+    uint64_t offset = first * WIRE_PAGE_SIZE, len = count * WIRE_PAGE_SIZE;
+
+    if (len < GIVE_BACK)
+        return memory_write(&file->memory, offset, zeros, len, err);
+    if (memory_discard(&file->memory, offset, len, err) < 0)
+        return -EIO;
+    page_map_clear(&file->held, first, count);
+    return 0;
+}
+
+int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err)
+{
+    struct file_channel *fc = &file->per_channel[channel];
+    uint64_t first = offset / WIRE_PAGE_SIZE, end = first + len / WIRE_PAGE_SIZE;
+
+    for (uint64_t page = page_map_next(&file->held, first, end, true); page < end;) {
+        uint64_t hole = page_map_next(&file->held, page, end, false);
+        if (clear_pages(file, page, hole - page, err) < 0)
+            return -EIO;
+        page = page_map_next(&file->held, hole, end, true);
+    }
+    counter_add(&fc->zero_pages, end - first);
+    counter_add(&fc->first_pages, page_map_set(&file->received, first, end - first));
     return 0;
 }
 
@@ -192,6 +284,7 @@ int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, u
 {
     uint64_t end = offset + len, stored = stored_end(file);
 
+    counter_add(&file->per_channel[channel].discarded_bytes, file_home_bytes(file, channel, offset, len));
     return discard_home(file, channel, offset, end < stored ? end : stored, err);
 }
 
@@ -292,6 +385,42 @@ ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, boo
     /* The memory can be shorter than the size: what was never stored is a hole. */
     memset((char *)buf + got, 0, (size_t)(n - got));
     return n;
+}
+
+int64_t file_seek(struct file *file, uint64_t offset, bool data)
+{
+    uint64_t size = file_received_size(file);
+
+    if (offset >= size)
+        return -ENXIO;
+    if (file->id != WIRE_RAM)
+        return (int64_t)(data ? offset : size);
+    uint64_t page = offset / WIRE_PAGE_SIZE, end = (size + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
+    uint64_t found = page_map_next(&file->held, page, end, data);
+    if (found == page)
+        return (int64_t)offset;
+    if (found == end)
+        return data ? -ENXIO : (int64_t)size;
+    return (int64_t)(found * WIRE_PAGE_SIZE);
+}
+
+uint64_t file_received_map_size(const struct file *file)
+{
+    uint64_t pages = (file_received_size(file) + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
+
+    return (pages + 63) / 64 * 8;
+}
+
+size_t file_read_received_map(const struct file *file, uint64_t offset, void *buf, size_t len)
+{
+    uint64_t size = file_received_map_size(file);
+
+    if (offset >= size)
+        return 0;
+    if (len > size - offset)
+        len = (size_t)(size - offset);
+    page_map_read(&file->received, offset, buf, len);
+    return len;
 }
 
 bool file_readable(struct file *file, uint64_t offset)

@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "interrupt.h"
 #include "memory.h"
+#include "page_map.h"
 #include "wire.h"
 
 #include <pthread.h>
@@ -27,6 +28,9 @@ struct file_channel {
     _Atomic uint64_t packets;
     _Atomic uint64_t bytes;   /* of payload */
     _Atomic uint64_t pages;   /* touched by payloads; one that two packets touch counts twice */
+    _Atomic uint64_t zero_pages;      /* sent as zero */
+    _Atomic uint64_t first_pages;     /* destination, RAM: pages that arrived for the first time, data or zero */
+    _Atomic uint64_t discarded_bytes; /* in holes; a truncation is none */
     _Atomic uint64_t digest;  /* the sum of the packets' checks */
     uint64_t last_sequence;   /* source: of the last packet for this file */
     uint64_t truncation;      /* destination: the last truncation applied */
@@ -50,6 +54,7 @@ struct file {
 
     struct file_channel *per_channel; /* set when the number of channels is known; then constant */
     unsigned channels;
+    unsigned first_channel, home_channels; /* the channels that its stripes go round */
 
     /*
      * Source: the size that a reader of the file would see. Written with the
@@ -66,6 +71,11 @@ struct file {
     /* Destination only. */
     struct memory memory;
     bool has_memory;
+    /*
+     * RAM: the pages that have arrived, and those whose memory holds something.
+     * A zero page that arrives where nothing is held need not be touched.
+     */
+    struct page_map received, held;
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
@@ -82,8 +92,17 @@ struct file {
 /** file_home - the channel that carries the stripe at @offset */
 static inline unsigned file_home(const struct file *file, uint64_t offset)
 {
-    return (unsigned)((offset / WIRE_STRIPE_SIZE + file->id) % file->channels);
+    return file->first_channel + (unsigned)((offset / WIRE_STRIPE_SIZE + file->id) % file->home_channels);
 }
+
+/** file_is_home - whether a channel carries anything of a file */
+static inline bool file_is_home(const struct file *file, unsigned channel)
+{
+    return channel >= file->first_channel && channel - file->first_channel < file->home_channels;
+}
+
+/** file_home_bytes - how much of [offset, offset + len) a channel carries */
+uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset, uint64_t len);
 
 /** file_new - a file without channels; NULL when memory runs out */
 struct file *file_new(uint32_t id, const char *name);
@@ -91,12 +110,15 @@ struct file *file_new(uint32_t id, const char *name);
 /** file_free - free it; @keep leaves a backing file where it is. NULL is fine. */
 void file_free(struct file *file, bool keep);
 
-/** file_set_channels - make room for what each channel does; once */
-int file_set_channels(struct file *file, unsigned channels);
+/**
+ * file_set_channels - make room for what each channel does; once
+ * @device_channels: so many of them, the last ones, carry devices alone; 0: all carry everything
+ */
+int file_set_channels(struct file *file, unsigned channels, unsigned device_channels);
 
 /** file_sum - add up a counter over all channels */
 struct file_totals {
-    uint64_t packets, bytes, pages, digest;
+    uint64_t packets, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
 };
 struct file_totals file_totals(const struct file *file);
 
@@ -107,9 +129,10 @@ struct file_totals file_totals(const struct file *file);
 /**
  * file_receive_begin - make the memory of a file that will arrive
  * @size: declared; charged to @budget at once
+ * @limit: no larger size will be allowed
  * @directory: for a backing file, or NULL
  */
-int file_receive_begin(struct file *file, uint64_t size, const char *directory, const char *name,
+int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const char *directory, const char *name,
                        struct budget *budget, struct error *err);
 
 /**
@@ -119,7 +142,10 @@ int file_receive_begin(struct file *file, uint64_t size, const char *directory, 
 int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_t limit, struct error *err);
 
 /** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
-void file_received(struct file *file, uint64_t offset, uint64_t len);
+void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len);
+
+/** file_receive_zero - whole pages of one stripe are zero: nothing is done where nothing is held */
+int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
 
 /** file_receive_discard - a channel's part of a hole */
 int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
@@ -147,8 +173,21 @@ uint64_t file_received_size(const struct file *file);
 ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, bool nowait,
                   const struct interrupt *interrupt);
 
+/**
+ * file_seek - lseek(2)'s SEEK_DATA and SEEK_HOLE over what has arrived
+ * @data: the next byte that is held, or the next hole
+ * Return: the offset, or -ENXIO.
+ */
+int64_t file_seek(struct file *file, uint64_t offset, bool data);
+
 /** file_readable - whether file_read() at @offset would not wait */
 bool file_readable(struct file *file, uint64_t offset);
+
+/** file_received_map_size - bytes of the map of received pages: a bit for each page, in whole 64-bit words */
+uint64_t file_received_map_size(const struct file *file);
+
+/** file_read_received_map - read it; the count */
+size_t file_read_received_map(const struct file *file, uint64_t offset, void *buf, size_t len);
 
 /** file_kick - make the readers look at their interrupts */
 void file_kick(struct file *file);

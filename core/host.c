@@ -151,6 +151,7 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
     m->gid = getgid();
     memcpy(m->session_id, hello->session, sizeof(m->session_id));
     m->settings.channels = hello->channels;
+    m->settings.device_channels = hello->device_channels;
     m->settings.checksum = hello->features & WIRE_FEATURE_CHECKSUM;
     m->in = incoming_new(m);
     if (!m->in) {

@@ -173,7 +173,6 @@ static uint64_t limit_of(const struct migration *m, const struct file *file)
 static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
 {
     struct migration *m = r->m;
-    struct file_channel *fc = &file->per_channel[r->index];
     uint64_t offset = packet->offset;
     uint32_t left = packet->length;
 
@@ -199,11 +198,17 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
     if (m->settings.checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
         return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged", file->name,
                          (unsigned long long)packet->offset);
-    counter_add(&fc->bytes, packet->length);
-    counter_add(&fc->pages,
-                (offset - 1) / WIRE_PAGE_SIZE - packet->offset / WIRE_PAGE_SIZE + 1);
-    file_received(file, packet->offset, packet->length);
+    file_received(file, r->index, packet->offset, packet->length);
     return 0;
+}
+
+static int apply_zero(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    if (file->id != WIRE_RAM)
+        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
+    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0)
+        return -EIO;
+    return file_receive_zero(file, r->index, packet->offset, packet->range, err);
 }
 
 static int apply(struct receiver *r, const struct packet *packet, struct error *err)
@@ -218,12 +223,16 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
                          (unsigned long long)packet->sequence, packet->channel, (unsigned long long)sequence, r->index);
     if (!file)
         return error_set(err, CAUSE_PROTOCOL, "a packet for file %u, which has not been announced", packet->file);
+    if (!file_is_home(file, r->index) ||
+        ((packet->type == WIRE_DATA || packet->type == WIRE_ZERO) && file_home(file, packet->offset) != r->index))
+        return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
+                         (unsigned long long)packet->offset);
     switch (packet->type) {
     case WIRE_DATA:
-        if (file_home(file, packet->offset) != r->index)
-            return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
-                             (unsigned long long)packet->offset);
         ret = apply_data(r, file, packet, err);
+        break;
+    case WIRE_ZERO:
+        ret = apply_zero(r, file, packet, err);
         break;
     case WIRE_DISCARD:
         ret = file_receive_discard(file, r->index, packet->offset, packet->range, err);
@@ -433,14 +442,14 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (migration_find_device(m, name))
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
     struct file *file = file_new(id, id == WIRE_RAM ? "ram" : name);
-    if (!file || file_set_channels(file, m->in->channel_count) < 0) {
+    if (!file || file_set_channels(file, m->in->channel_count, m->settings.device_channels) < 0) {
         file_free(file, false);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
     if (size > limit_of(m, file))
         error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination allows %llu", file->name,
                   (unsigned long long)size, (unsigned long long)limit_of(m, file));
-    if (error_is_set(err) || file_receive_begin(file, size, id == WIRE_RAM ? limits->backing : NULL,
+    if (error_is_set(err) || file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? limits->backing : NULL,
                                                 id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
         file_free(file, false);
         return -EIO;

@@ -35,8 +35,10 @@ enum role { ROLE_OUTGOING, ROLE_INCOMING };
 struct settings {
     struct uri uri; /* text empty: not set */
     unsigned channels;
+    unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
     bool checksum;
+    bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 
 /* Milliseconds of the monotonic clock; 0: has not happened. */

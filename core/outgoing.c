@@ -6,6 +6,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "zero.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -155,6 +156,7 @@ static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channe
         .kind = kind,
         .channel = channel,
         .channels = settings->channels,
+        .device_channels = settings->device_channels,
         .features = settings->checksum ? WIRE_FEATURE_CHECKSUM : 0,
         .page_size = WIRE_PAGE_SIZE,
         .stripe_size = WIRE_STRIPE_SIZE,
@@ -281,7 +283,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
     SCOPED_LOCK(&out->announce_lock);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
-        if (file_set_channels(file, n) < 0)
+        if (file_set_channels(file, n, m->settings.device_channels) < 0)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         if (file->id > out->limits.max_devices)
             return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", out->limits.max_devices);
@@ -323,6 +325,9 @@ static int may_start(struct migration *m, struct error *err)
                          m->state == STATE_FAILED ? "failed" : "been cancelled");
     if (!m->settings.uri.text[0])
         return error_set(err, CAUSE_SYNTAX, "where to? Write a URI to 'uri' first");
+    if (m->settings.device_channels >= m->settings.channels)
+        return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
+                         m->settings.device_channels, m->settings.channels);
     return 0;
 }
 
@@ -411,20 +416,35 @@ static void unlock_channels(struct outgoing *out, const bool *need)
     }
 }
 
-/* Called with the channel's lock held. */
+/* Called with the channel's lock held. What was taken from the gate for a packet is its cost(). */
+static uint64_t cost(const struct packet *packet)
+{
+    return sizeof(struct wire_packet) + packet->length;
+}
+
 static void add_packet(struct channel *ch, struct file *file, struct packet *packet, const void *payload,
                        struct channel_entry *entry)
 {
     struct file_channel *fc = &file->per_channel[ch->index];
 
     packet->file = file->id;
-    uint64_t check = channel_add(ch, packet, payload, packet->length, entry);
+    uint64_t check = channel_add(ch, packet, payload, cost(packet), entry);
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
-    if (packet->length) {
+    switch (packet->type) {
+    case WIRE_DATA:
         counter_add(&fc->bytes, packet->length);
         counter_add(&fc->pages, (packet->offset + packet->length - 1) / WIRE_PAGE_SIZE -
                                     packet->offset / WIRE_PAGE_SIZE + 1);
+        break;
+    case WIRE_ZERO:
+        counter_add(&fc->zero_pages, packet->range / WIRE_PAGE_SIZE);
+        break;
+    case WIRE_DISCARD:
+        counter_add(&fc->discarded_bytes, file_home_bytes(file, ch->index, packet->offset, packet->range));
+        break;
+    default:
+        break;
     }
     fc->last_sequence = packet->sequence;
 }
@@ -468,53 +488,171 @@ static int enter_gate(struct migration *m, uint64_t bytes, const struct interrup
     return ret;
 }
 
+/*
+ * The packets of a write, in the order of their offsets. The payload of a packet
+ * lies in the writer's buffer, at the packet's offset.
+ */
+struct plan {
+    unsigned n, large;
+    uint64_t cost;
+    struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
+};
+
+static void plan_add(struct plan *plan, enum wire_packet_type type, uint64_t offset, size_t len)
+{
+    struct packet *last = plan->n ? &plan->packets[plan->n - 1] : NULL;
+
+    if (type == WIRE_ZERO)
+        plan->packets[plan->n++] = (struct packet){.type = type, .offset = offset, .range = len};
+    else if (last && last->type == WIRE_DATA && last->offset + last->length == offset && offset % WIRE_STRIPE_SIZE)
+        last->length += (uint32_t)len;
+    else
+        plan->packets[plan->n++] = (struct packet){.type = type, .offset = offset, .length = (uint32_t)len};
+}
+
+/* Cuts [offset, offset + len), which is within a stripe, into runs of data and of zero pages. */
+static void plan_runs(struct plan *plan, const char *buf, uint64_t offset, size_t len)
+{
+    size_t head = (WIRE_PAGE_SIZE - offset % WIRE_PAGE_SIZE) % WIRE_PAGE_SIZE;
+
+    if (head > len)
+        head = len;
+    if (head)
+        plan_add(plan, WIRE_DATA, offset, head);
+    size_t whole = (len - head) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
+    for (size_t at = head; at < head + whole;) {
+        bool zero;
+        size_t run = zero_run(buf + at, head + whole - at, &zero);
+        plan_add(plan, zero ? WIRE_ZERO : WIRE_DATA, offset + at, run);
+        at += run;
+    }
+    if (head + whole < len)
+        plan_add(plan, WIRE_DATA, offset + head + whole, len - head - whole);
+}
+
+static void plan_write(struct migration *m, const struct file *file, const char *buf, size_t len, uint64_t offset,
+                       struct plan *plan)
+{
+    bool zero_pages = m->settings.zero_pages && file->id == WIRE_RAM;
+
+    plan->n = plan->large = 0;
+    plan->cost = 0;
+    for (size_t done = 0; done < len;) {
+        uint64_t at = offset + done;
+        size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
+        size_t piece = len - done < room ? len - done : room;
+        if (zero_pages)
+            plan_runs(plan, buf + done, at, piece);
+        else
+            plan_add(plan, WIRE_DATA, at, piece);
+        done += piece;
+    }
+    for (unsigned i = 0; i < plan->n; i++) {
+        struct packet *packet = &plan->packets[i];
+        if (packet->type == WIRE_DATA && m->settings.checksum)
+            packet->payload_check = wire_payload_check(buf + (packet->offset - offset), packet->length);
+        plan->large += !channel_copies(packet->length);
+        plan->cost += cost(packet);
+    }
+}
+
+/* Called with the locks of the write's channels held: room for everything that will be copied. */
+static int reserve(struct outgoing *out, const struct file *file, const struct plan *plan, const bool *need)
+{
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        unsigned packets = 0;
+        size_t bytes = 0;
+        for (unsigned i = 0; need[c] && i < plan->n; i++) {
+            const struct packet *packet = &plan->packets[i];
+            if (channel_copies(packet->length) && file_home(file, packet->offset) == c) {
+                packets++;
+                bytes += packet->length;
+            }
+        }
+        if (channel_reserve(&out->channels[c], packets, bytes) < 0)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+/* Gives the packets their places, all in one step. */
+static int place(struct migration *m, struct file *file, const char *buf, uint64_t offset, struct plan *plan,
+                 const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+{
+    struct outgoing *out = m->out;
+
+    while (!lock_channels(out, write->need)) {
+        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0)
+            return -EIO;
+    }
+    if (reserve(out, file, plan, write->need) < 0) {
+        unlock_channels(out, write->need);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    for (unsigned i = 0; i < plan->n; i++) {
+        struct packet *packet = &plan->packets[i];
+        struct channel *ch = home_of(out, file, packet->offset);
+        struct channel_entry *entry = NULL;
+        if (!channel_copies(packet->length)) {
+            struct outgoing_piece *piece = &write->pieces[write->n++];
+            piece->channel = ch;
+            entry = &piece->entry;
+        }
+        add_packet(ch, file, packet, buf + (packet->offset - offset), entry);
+        if (packet->type == WIRE_ZERO)
+            grow(file, packet->offset + packet->range);
+        else
+            grow(file, packet->offset + packet->length);
+    }
+    unlock_channels(out, write->need);
+    return 0;
+}
+
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
-    struct outgoing *out = m->out;
-    struct packet packets[OUTGOING_PIECES];
-    const char *payloads[OUTGOING_PIECES];
-    bool need[WIRE_CHANNELS_MAX] = {false};
-    unsigned n = 0;
+    struct plan plan;
 
     assert(len <= OUTGOING_WRITE_MAX);
     if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
         return -EIO;
-    for (size_t done = 0; done < len; n++) {
-        uint64_t at = offset + done;
-        size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
-        size_t piece = len - done < room ? len - done : room;
-        packets[n] = (struct packet){.type = WIRE_DATA, .length = (uint32_t)piece, .offset = at};
-        payloads[n] = (const char *)buf + done;
-        if (m->settings.checksum)
-            packets[n].payload_check = wire_payload_check(payloads[n], piece);
-        need[file_home(file, at)] = true;
-        done += piece;
-    }
-    if (enter_gate(m, len, interrupt, err) < 0)
-        return -EIO;
-    while (!lock_channels(out, need)) {
-        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0) {
-            gate_leave(&out->gate, len);
-            return -EIO;
-        }
-    }
+    plan_write(m, file, buf, len, offset, &plan);
     write->m = m;
-    write->n = n;
-    for (unsigned i = 0; i < n; i++) {
-        struct channel *ch = home_of(out, file, packets[i].offset);
-        write->pieces[i].channel = ch;
-        add_packet(ch, file, &packets[i], payloads[i], &write->pieces[i].entry);
+    write->n = 0;
+    write->pieces = write->few;
+    memset(write->need, 0, sizeof(write->need));
+    for (unsigned i = 0; i < plan.n; i++)
+        write->need[file_home(file, plan.packets[i].offset)] = true;
+    if (plan.large > sizeof(write->few) / sizeof(write->few[0])) {
+        write->pieces = malloc(plan.large * sizeof(*write->pieces));
+        if (!write->pieces)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
-    grow(file, offset + len);
-    unlock_channels(out, need);
-    return 0;
+    int ret = enter_gate(m, plan.cost, interrupt, err);
+    if (ret == 0) {
+        ret = place(m, file, buf, offset, &plan, interrupt, write, err);
+        if (ret < 0)
+            gate_leave(&m->out->gate, plan.cost);
+    }
+    if (ret < 0 && write->pieces != write->few)
+        free(write->pieces);
+    return ret;
 }
 
 void outgoing_write_end(struct outgoing_write *write)
 {
-    for (unsigned i = 0; i < write->n; i++)
+    struct outgoing *out = write->m->out;
+
+    for (unsigned i = 0; i < write->n; i++) {
         channel_finish(write->pieces[i].channel, &write->pieces[i].entry);
+        write->need[write->pieces[i].channel->index] = false;
+    }
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        if (write->need[c])
+            channel_finish(&out->channels[c], NULL);
+    }
+    if (write->pieces != write->few)
+        free(write->pieces);
 }
 
 /*
@@ -526,25 +664,39 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
                             uint64_t value, uint64_t range, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
-    CLEANUP_FREE struct channel_entry *entries = calloc(out->channel_count, sizeof(*entries));
     struct packet packet = {0};
+    uint64_t total = 0;
+    int ret = 0;
 
-    if (!entries)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    while (!lock_channels(out, need)) {
-        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0)
-            return -EIO;
+    for (unsigned c = 0; c < out->channel_count; c++)
+        total += need[c] ? cost(&packet) : 0;
+    if (enter_gate(m, total, interrupt, err) < 0)
+        return -EIO;
+    while (ret == 0 && !lock_channels(out, need))
+        ret = refuse(m, COMMAND_WRITE, interrupt, err);
+    if (ret < 0) {
+        gate_leave(&out->gate, total);
+        return ret;
     }
-    make(file, value, range, &packet);
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
+        if (need[c])
+            ret = channel_reserve(&out->channels[c], 1, 0);
+    }
+    if (ret == 0)
+        make(file, value, range, &packet);
+    for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
         struct packet copy = packet;
         if (need[c])
-            add_packet(&out->channels[c], file, &copy, NULL, &entries[c]);
+            add_packet(&out->channels[c], file, &copy, NULL, NULL);
     }
     unlock_channels(out, need);
+    if (ret < 0) {
+        gate_leave(&out->gate, total);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
     for (unsigned c = 0; c < out->channel_count; c++) {
         if (need[c])
-            channel_finish(&out->channels[c], &entries[c]);
+            channel_finish(&out->channels[c], NULL);
     }
     return 0;
 }
@@ -606,7 +758,8 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
                          (unsigned long long)file->declared);
     if (size == atomic_load(&file->size))
         return 0;
-    memset(need, true, sizeof(need));
+    for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
+        need[c] = file_is_home(file, c);
     return broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err);
 }
 
@@ -828,7 +981,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
         migration_add_file(m, file);
     pthread_mutex_unlock(&m->lock);
     if (ret == 0 && !before_start) {
-        if (file_set_channels(file, out->channel_count) < 0)
+        if (file_set_channels(file, out->channel_count, m->settings.device_channels) < 0)
             ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
         else
             ret = announce_file(m, file, false, interrupt, err);

@@ -29,21 +29,23 @@
 #include "channel.h"
 #include "migration.h"
 
-#define OUTGOING_PIECES 4 /* a write touches at most this many stripes */
+/* The largest write that outgoing_write_begin() takes at once. */
+#define OUTGOING_WRITE_MAX (4 * (size_t)WIRE_STRIPE_SIZE)
 
-/* The largest write that outgoing_write() takes at once. */
-#define OUTGOING_WRITE_MAX ((OUTGOING_PIECES - 1) * (size_t)WIRE_STRIPE_SIZE)
+/* A large packet of a write, sent from the writer's buffer. */
+struct outgoing_piece {
+    struct channel *channel;
+    struct channel_entry entry;
+};
 
 /* A write that has been accepted and is not finished; lives on its owner's stack. */
 struct outgoing_write {
     struct migration *m;
+    bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
     unsigned n;
-    struct {
-        struct channel *channel;
-        struct channel_entry entry;
-    } pieces[OUTGOING_PIECES];
+    struct outgoing_piece *pieces; /* few, or allocated */
+    struct outgoing_piece few[4];
 };
-
 
 struct outgoing *outgoing_new(struct migration *m);
 /** outgoing_free - free what outgoing_new() made; NULL is fine */

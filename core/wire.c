@@ -31,6 +31,7 @@ void wire_hello_encode(const struct hello *hello, struct wire_hello *out)
     out->stripe_size = htole32(hello->stripe_size);
     out->timeout_ms = htole32(hello->timeout_ms);
     out->name_length = htole16((uint16_t)strlen(hello->name));
+    out->device_channels = htole16((uint16_t)hello->device_channels);
     memcpy(out->name, hello->name, strlen(hello->name));
     out->check = check_of(out, sizeof(*out));
 }
@@ -55,6 +56,7 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     hello.kind = le16toh(wire->kind);
     hello.channel = le16toh(wire->channel);
     hello.channels = le16toh(wire->channels);
+    hello.device_channels = le16toh(wire->device_channels);
     hello.features = le64toh(wire->features);
     memcpy(hello.session, wire->session, sizeof(hello.session));
     hello.page_size = le32toh(wire->page_size);
@@ -63,6 +65,9 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     if (hello.channels < 1 || hello.channels > WIRE_CHANNELS_MAX)
         return error_set(err, CAUSE_PROTOCOL, "%u channels asked for; 1 to %u are possible", hello.channels,
                          WIRE_CHANNELS_MAX);
+    if (hello.device_channels >= hello.channels)
+        return error_set(err, CAUSE_PROTOCOL, "%u of %u channels for devices leave none for RAM", hello.device_channels,
+                         hello.channels);
     if (hello.channel >= hello.channels)
         return error_set(err, CAUSE_PROTOCOL, "channel %u of %u", hello.channel, hello.channels);
     if (hello.features & ~WIRE_FEATURES)
@@ -213,6 +218,12 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
     case WIRE_DISCARD:
         if (packet.length != 0 || packet.range == 0 || packet.range > WIRE_OFFSET_MAX - packet.offset)
             return error_set(err, CAUSE_PROTOCOL, "a discard of %llu bytes at offset %llu",
+                             (unsigned long long)packet.range, (unsigned long long)packet.offset);
+        break;
+    case WIRE_ZERO:
+        if (packet.length != 0 || packet.range == 0 || packet.range % WIRE_PAGE_SIZE ||
+            packet.offset % WIRE_PAGE_SIZE || packet.range > WIRE_STRIPE_SIZE - packet.offset % WIRE_STRIPE_SIZE)
+            return error_set(err, CAUSE_PROTOCOL, "%llu zero bytes at offset %llu are not pages of one stripe",
                              (unsigned long long)packet.range, (unsigned long long)packet.offset);
         break;
     case WIRE_TRUNCATE:

@@ -69,6 +69,7 @@ enum wire_packet_type {
     WIRE_DATA = 1,     /* `length` bytes of payload for `offset` */
     WIRE_DISCARD = 2,  /* the channel's stripes of [offset, offset + range) become a hole */
     WIRE_TRUNCATE = 3, /* the file's size becomes `offset`; what lay past it in the channel's stripes is gone */
+    WIRE_ZERO = 4,     /* the whole pages [offset, offset + range), of one stripe, are zero */
     WIRE_PACKET_MAX
 };
 
@@ -84,7 +85,7 @@ struct wire_hello {
     uint32_t stripe_size;
     uint32_t timeout_ms;
     uint16_t name_length;
-    uint16_t reserved;
+    uint16_t device_channels;
     char name[256];
     uint64_t check;
 };
@@ -99,7 +100,7 @@ static_assert(offsetof(struct wire_hello, page_size) == 40, "wire layout");
 static_assert(offsetof(struct wire_hello, stripe_size) == 44, "wire layout");
 static_assert(offsetof(struct wire_hello, timeout_ms) == 48, "wire layout");
 static_assert(offsetof(struct wire_hello, name_length) == 52, "wire layout");
-static_assert(offsetof(struct wire_hello, reserved) == 54, "wire layout");
+static_assert(offsetof(struct wire_hello, device_channels) == 54, "wire layout");
 static_assert(offsetof(struct wire_hello, name) == 56, "wire layout");
 static_assert(offsetof(struct wire_hello, check) == 312, "wire layout");
 static_assert(sizeof(struct wire_hello) == 320, "wire layout");
@@ -160,7 +161,7 @@ struct wire_packet {
     uint32_t file;
     uint32_t length; /* of the payload that follows */
     uint64_t offset;
-    uint64_t range;    /* DISCARD: bytes; TRUNCATE: the number of the truncation */
+    uint64_t range;    /* DISCARD, ZERO: bytes; TRUNCATE: the number of the truncation */
     uint64_t sequence; /* of the packet in its channel, from 1 */
     uint64_t payload_check;
     uint64_t reserved;
@@ -186,6 +187,7 @@ struct hello {
     enum wire_hello_kind kind;
     unsigned channel; /* data: its index */
     unsigned channels;
+    unsigned device_channels; /* the last so many of them carry devices alone; 0: all carry everything */
     uint64_t features;
     uint8_t session[16];
     uint32_t page_size, stripe_size, timeout_ms;

@@ -131,6 +131,7 @@ static mode_t mode_of(const struct node *node)
     case NODE_STATUS:
     case NODE_STATUS_JSON:
     case NODE_ERROR:
+    case NODE_RECEIVED:
         return S_IFREG | 0444;
     case NODE_CONTROL:
     case NODE_RAM:
@@ -172,6 +173,8 @@ void node_stat(const struct host *host, const struct node *node, struct stat *st
     st->st_mtime = st->st_ctime = st->st_atime = m ? m->created : host->created;
     if (file)
         stat_file(node, file, st);
+    else if (node->kind == NODE_RECEIVED)
+        st->st_size = (off_t)file_received_map_size(migration_file(node->m, WIRE_RAM));
     else if (node->kind == NODE_CONTROL)
         st->st_size = WIRE_PAGE_SIZE; /* a write within the size needs no exclusive lock on the inode */
 }
@@ -182,13 +185,16 @@ static const struct {
     enum node_kind kind;
 } fixed[] = {
     {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"error", NODE_ERROR},
-    {"ram", NODE_RAM},           {"status", NODE_STATUS},             {"status.json", NODE_STATUS_JSON},
+    {"ram", NODE_RAM},           {"received", NODE_RECEIVED},         {"status", NODE_STATUS},
+    {"status.json", NODE_STATUS_JSON},
 };
 #define FIXED_COUNT (sizeof(fixed) / sizeof(fixed[0]))
 
 static bool is_shown(const struct migration *m, enum node_kind kind)
 {
-    return kind != NODE_RAM || m->file_count > 0;
+    if (kind == NODE_RECEIVED && m->role == ROLE_OUTGOING)
+        return false;
+    return (kind != NODE_RAM && kind != NODE_RECEIVED) || m->file_count > 0;
 }
 
 static int lookup_in_migration(struct migration *m, const char *name, enum node_kind *kind, uint32_t *index)

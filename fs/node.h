@@ -30,6 +30,7 @@ enum node_kind {
     NODE_STATUS_JSON,
     NODE_ERROR,
     NODE_SETTING,
+    NODE_RECEIVED,
 };
 
 struct node {

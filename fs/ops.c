@@ -436,6 +436,16 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
         fuse_reply_buf(req, text, (size_t)n);
 }
 
+static void read_received(fuse_req_t req, struct node *node, size_t size, off_t offset)
+{
+    CLEANUP_FREE char *buf = malloc(size);
+
+    if (!buf)
+        fuse_reply_err(req, ENOMEM);
+    else
+        fuse_reply_buf(req, buf, file_read_received_map(migration_file(node->m, WIRE_RAM), (uint64_t)offset, buf, size));
+}
+
 static enum cause cause_of_read(ssize_t code)
 {
     switch (code) {
@@ -482,7 +492,9 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 {
     struct node *node = node_of(ino);
 
-    if (!node_file(node))
+    if (node->kind == NODE_RECEIVED)
+        read_received(req, node, size, offset);
+    else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset);
     else if (node->m->role == ROLE_OUTGOING)
         reply_cause(req, node->m, CAUSE_UNSUPPORTED, "an outgoing file cannot be read back");
@@ -498,24 +510,13 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
 
     (void)fi;
     node_stat(host_of(req), node, &st);
-    if (offset >= st.st_size) {
-        fuse_reply_err(req, ENXIO);
-        return;
-    }
-    off_t found = whence == SEEK_DATA ? offset : st.st_size;
-    if (file && node->m->role == ROLE_INCOMING) {
-        found = lseek(file->memory.fd, offset, whence);
-        /* Past the end of the memory there is nothing but a hole. */
-        if (found < 0 && errno == ENXIO && whence == SEEK_HOLE)
-            found = offset;
-        if (found < 0) {
-            fuse_reply_err(req, errno);
-            return;
-        }
-        if (found > st.st_size)
-            found = st.st_size;
-    }
-    fuse_reply_lseek(req, found);
+    int64_t found = offset >= st.st_size ? -ENXIO : whence == SEEK_DATA ? offset : st.st_size;
+    if (file && node->m->role == ROLE_INCOMING)
+        found = file_seek(file, (uint64_t)offset, whence == SEEK_DATA);
+    if (found < 0)
+        fuse_reply_err(req, (int)-found);
+    else
+        fuse_reply_lseek(req, found);
 }
 
 /*

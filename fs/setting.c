@@ -63,24 +63,61 @@ static void format_timeout(const struct settings *settings, char *out, size_t si
     snprintf(out, size, "%u", settings->timeout_ms / 1000);
 }
 
-static int parse_checksum(struct settings *settings, const char *text, struct error *err)
+static int parse_device_channels(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "channels", 0, WIRE_CHANNELS_MAX - 1, &value, err) < 0)
+        return -EIO;
+    settings->device_channels = (unsigned)value;
+    return 0;
+}
+
+static void format_device_channels(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->device_channels);
+}
+
+static int parse_switch(const char *text, bool *out, struct error *err)
 {
     if (strcmp(text, "on") && strcmp(text, "off"))
         return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither on nor off", text);
-    settings->checksum = !strcmp(text, "on");
+    *out = !strcmp(text, "on");
     return 0;
+}
+
+static void format_switch(bool value, char *out, size_t size)
+{
+    snprintf(out, size, value ? "on" : "off");
+}
+
+static int parse_checksum(struct settings *settings, const char *text, struct error *err)
+{
+    return parse_switch(text, &settings->checksum, err);
 }
 
 static void format_checksum(const struct settings *settings, char *out, size_t size)
 {
-    snprintf(out, size, settings->checksum ? "on" : "off");
+    format_switch(settings->checksum, out, size);
+}
+
+static int parse_zero_pages(struct settings *settings, const char *text, struct error *err)
+{
+    return parse_switch(text, &settings->zero_pages, err);
+}
+
+static void format_zero_pages(const struct settings *settings, char *out, size_t size)
+{
+    format_switch(settings->zero_pages, out, size);
 }
 
 const struct setting settings_table[] = {
     {"uri", parse_uri, format_uri},
     {"channels", parse_channels, format_channels},
     {"timeout", parse_timeout, format_timeout},
+    {"device-channels", parse_device_channels, format_device_channels},
     {"checksum", parse_checksum, format_checksum},
+    {"zero-page-detection", parse_zero_pages, format_zero_pages},
 };
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
 

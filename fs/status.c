@@ -118,6 +118,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
             size = outgoing ? atomic_load(&file->size) : file_received_size(file);
         } else {
             devices.bytes += totals.bytes;
+            ram.discarded_bytes += totals.discarded_bytes;
         }
     }
     for (unsigned c = 0; c < channels; c++)
@@ -128,7 +129,10 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     put_number(w, "page-size", WIRE_PAGE_SIZE);
     put_number(w, "normal", ram.pages);
     put_number(w, "normal-bytes", ram.bytes);
-    put_number(w, "duplicate", 0);
+    put_number(w, "duplicate", ram.zero_pages);
+    put_number(w, "discarded-bytes", ram.discarded_bytes);
+    if (!outgoing)
+        put_number(w, "first-arrivals", ram.first_pages);
     put_number(w, "dirty-sync-count", s->rounds);
     put_number(w, "dirty-sync-missed-zero-copy", 0);
     put_number(w, "ram-size", size);
