@@ -118,6 +118,30 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     return check;
 }
 
+void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry)
+{
+    assert(ch->closed == CHANNEL_OPEN);
+    packet->channel = ch->index;
+    packet->sequence = ++ch->last_sequence;
+    *entry = (struct channel_entry){.bytes = bytes, .last_sequence = packet->sequence, .unprepared = true};
+    push(ch, entry);
+    ch->open_chunk = NULL;
+}
+
+uint64_t channel_prepare(const struct packet *packet, const void *payload, struct channel_entry *entry)
+{
+    entry->payload = payload;
+    entry->length = packet->length;
+    entry->unprepared = false;
+    return wire_packet_encode(packet, &entry->header);
+}
+
+/* Whether there is something to send. */
+static bool can_send(const struct channel *ch)
+{
+    return ch->head && !ch->head->unprepared;
+}
+
 /* Takes up to CHANNEL_BATCH bytes of entries off the queue. Returns the number of parts. */
 static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entry **first)
 {
@@ -126,7 +150,7 @@ static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entr
 
     *first = ch->head;
     struct channel_entry *last = NULL;
-    while (ch->head && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH) {
+    while (can_send(ch) && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH) {
         struct channel_entry *entry = ch->head;
         if (entry->chunk) {
             iov[n++] = (struct iovec){entry->chunk->data, entry->chunk->used};
@@ -188,7 +212,7 @@ static struct channel_entry *next_waiting(struct channel *ch)
  */
 static void send_queued(struct channel *ch, struct channel_entry *mine)
 {
-    while (ch->head) {
+    while (can_send(ch)) {
         if (!mine || mine->done) {
             struct channel_entry *successor = next_waiting(ch);
             if (successor) {
@@ -232,23 +256,26 @@ void channel_finish(struct channel *ch, struct channel_entry *entry)
 {
     SCOPED_LOCK(&ch->lock);
     if (!entry) {
-        if (!ch->busy && ch->head) {
+        if (!ch->busy && can_send(ch)) {
             ch->busy = true;
             send_queued(ch, NULL);
         }
         return;
     }
-    if (!entry->done && ch->busy) {
+    while (!entry->done) {
+        if (entry->chosen || (!ch->busy && can_send(ch))) {
+            entry->chosen = false;
+            ch->busy = true;
+            send_queued(ch, entry);
+            continue;
+        }
+        /* Somebody sends, or makes a payload that comes first; who does looks for owners that wait. */
         pthread_cond_init(&entry->wake, NULL);
         entry->waiting = true;
         while (!entry->done && !entry->chosen)
             pthread_cond_wait(&entry->wake, &ch->lock);
         entry->waiting = false;
         pthread_cond_destroy(&entry->wake);
-    }
-    if (!entry->done) {
-        ch->busy = true;
-        send_queued(ch, entry);
     }
 }
 
@@ -257,6 +284,8 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
     int ret = 0;
 
     SCOPED_LOCK(&ch->lock);
+    if (sequence > ch->last_sequence)
+        sequence = ch->last_sequence;
     ch->flushers++;
     while (ret == 0 && ch->sent_sequence < sequence) {
         if (interrupt_is_hit(interrupt))

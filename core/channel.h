@@ -59,6 +59,7 @@ struct channel_entry {
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */
+    bool unprepared; /* its owner still makes the payload: nothing from here on is sent */
     bool done;    /* sent or dropped */
     bool waiting; /* the owner sleeps on wake */
     bool chosen;  /* the owner is the sender now */
@@ -126,6 +127,17 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
                      struct channel_entry *entry);
 
 /**
+ * channel_add_unprepared - give a packet its place before its payload is made
+ *
+ * As channel_add() with an entry. The owner prepares it without waiting for
+ * anything, since all that comes after it waits.
+ */
+void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry);
+
+/** channel_prepare - the payload is made; the caller holds the channel's lock. Return: the check of the header. */
+uint64_t channel_prepare(const struct packet *packet, const void *payload, struct channel_entry *entry);
+
+/**
  * channel_finish - see to it that added packets go out
  * @entry: of a large packet; NULL: the caller has added packets that were copied
  *
@@ -136,7 +148,7 @@ void channel_finish(struct channel *ch, struct channel_entry *entry);
 
 /**
  * channel_flush - wait until everything up to a packet has left
- * @sequence: the packet's
+ * @sequence: the packet's; past the last one of a sealed channel: everything
  * Return: 0, -EINTR, or -ECONNRESET when the channel is dead.
  */
 int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt);

@@ -153,6 +153,7 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
     m->settings.channels = hello->channels;
     m->settings.device_channels = hello->device_channels;
     m->settings.checksum = hello->features & WIRE_FEATURE_CHECKSUM;
+    m->settings.compress = hello->features & WIRE_FEATURE_ZSTD;
     m->in = incoming_new(m);
     if (!m->in) {
         migration_put(m);

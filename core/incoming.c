@@ -3,10 +3,12 @@
 #include "incoming.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "compression.h"
 #include "host.h"
 #include "log.h"
 #include "name.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,6 +35,8 @@ struct receiver {
     _Atomic uint64_t applied, target;
     _Atomic uint64_t wire_bytes; /* relaxed */
     XXH3_state_t *checker;
+    uint8_t *packed, *raw; /* payloads that are needed whole; made when the first one arrives */
+    struct decompressor *decompressor;
     size_t start, end; /* of what is in the buffer */
     uint8_t *buffer;
 };
@@ -104,6 +108,11 @@ static void close_receivers(struct incoming *in)
         r->buffer = NULL;
         XXH3_freeState(r->checker);
         r->checker = NULL;
+        free(r->packed);
+        free(r->raw);
+        decompressor_free(r->decompressor);
+        r->packed = r->raw = NULL;
+        r->decompressor = NULL;
     }
 }
 
@@ -170,35 +179,136 @@ static uint64_t limit_of(const struct migration *m, const struct file *file)
     return file->id == WIRE_RAM ? limits->max_ram : limits->max_device;
 }
 
-static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+/*
+ * Passes a payload on, as it arrives, to @store: each part with its offset in
+ * the payload. Checks it at the end.
+ */
+static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet,
+                        int (*store)(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err),
+                        void *arg, struct error *err)
 {
-    struct migration *m = r->m;
-    uint64_t offset = packet->offset;
-    uint32_t left = packet->length;
+    bool checksum = r->m->settings.checksum;
 
-    if (file_receive_size(file, r->index, offset + left, limit_of(m, file), err) < 0)
-        return -EIO;
-    if (m->settings.checksum)
+    if (checksum)
         XXH3_64bits_reset(r->checker);
-    while (left > 0) {
+    for (uint32_t done = 0; done < packet->length;) {
         if (r->start == r->end) {
             int ret = fill(r, err);
             if (ret)
                 return ret < 0 ? ret : error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
         }
+        size_t left = packet->length - done;
         size_t n = r->end - r->start < left ? r->end - r->start : left;
-        if (m->settings.checksum)
+        if (checksum)
             XXH3_64bits_update(r->checker, r->buffer + r->start, n);
-        if (memory_write(&file->memory, offset, r->buffer + r->start, n, err) < 0)
+        if (store(arg, done, r->buffer + r->start, n, err) < 0)
             return -EIO;
         r->start += n;
-        offset += n;
-        left -= (uint32_t)n;
+        done += (uint32_t)n;
     }
-    if (m->settings.checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
+    if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
         return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged", file->name,
                          (unsigned long long)packet->offset);
-    file_received(file, r->index, packet->offset, packet->length);
+    return 0;
+}
+
+/* Where the parts of a payload go when nothing has to be done with it. */
+struct store_place {
+    struct file *file;
+    uint64_t offset;
+};
+
+static int store_in_file(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    struct store_place *place = arg;
+
+    return memory_write(&place->file->memory, place->offset + at, part, len, err);
+}
+
+static int store_in_buffer(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    (void)err;
+    memcpy((uint8_t *)arg + at, part, len);
+    return 0;
+}
+
+/* The whole payload, unpacked; *@out is the receiver's. */
+static int take_whole(struct receiver *r, const struct file *file, const struct packet *packet, const uint8_t **out,
+                      struct error *err)
+{
+    bool zstd = packet->flags & WIRE_PACKET_ZSTD;
+
+    if (zstd && !r->m->settings.compress)
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
+    if (!r->packed)
+        r->packed = malloc(COMPRESSION_RAW_MAX);
+    if (zstd && !r->raw)
+        r->raw = malloc(COMPRESSION_RAW_MAX);
+    if (zstd && !r->decompressor)
+        r->decompressor = decompressor_new();
+    if (!r->packed || (zstd && (!r->raw || !r->decompressor)))
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (take_payload(r, file, packet, store_in_buffer, r->packed, err) < 0)
+        return -EIO;
+    *out = zstd ? r->raw : r->packed;
+    return zstd ? decompressor_unpack(r->decompressor, r->packed, packet->length, r->raw, packet->raw_length, err) : 0;
+}
+
+static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    struct store_place place = {file, packet->offset};
+    const uint8_t *raw;
+
+    if (file_receive_size(file, r->index, packet->offset + packet->raw_length, limit_of(r->m, file), err) < 0)
+        return -EIO;
+    if (packet->flags & WIRE_PACKET_ZSTD) {
+        if (take_whole(r, file, packet, &raw, err) < 0 ||
+            memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0)
+            return -EIO;
+    } else if (take_payload(r, file, packet, store_in_file, &place, err) < 0) {
+        return -EIO;
+    }
+    file_received(file, r->index, packet->offset, packet->raw_length);
+    return 0;
+}
+
+/* The pages of a WIRE_PAGES packet: those whose bit is set follow the bits, the others are zero. */
+static int apply_pages(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    uint64_t bits[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
+    uint64_t pages = packet->range / WIRE_PAGE_SIZE, data = 0;
+    uint32_t bitmap = wire_bitmap_size(packet->range);
+    const uint8_t *raw;
+
+    if (file->id != WIRE_RAM)
+        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
+    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0 ||
+        take_whole(r, file, packet, &raw, err) < 0)
+        return -EIO;
+    memcpy(bits, raw, bitmap);
+    for (size_t word = 0; word < bitmap / 8; word++) {
+        bits[word] = le64toh(bits[word]);
+        data += (uint64_t)__builtin_popcountll(bits[word]);
+    }
+    if ((pages % 64 && bits[pages / 64] >> pages % 64) || bitmap + data * WIRE_PAGE_SIZE != packet->raw_length)
+        return error_set(err, CAUSE_PROTOCOL, "%llu of %llu pages in a packet of %u bytes", (unsigned long long)data,
+                         (unsigned long long)pages, packet->raw_length);
+    raw += bitmap;
+    for (uint64_t page = 0, run; page < pages; page += run) {
+        bool held = bits[page / 64] >> page % 64 & 1;
+        for (run = 1; page + run < pages && (bits[(page + run) / 64] >> (page + run) % 64 & 1) == held; run++)
+            ;
+        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE, len = run * WIRE_PAGE_SIZE;
+        if (!held) {
+            if (file_receive_zero(file, r->index, offset, len, err) < 0)
+                return -EIO;
+            continue;
+        }
+        if (memory_write(&file->memory, offset, raw, len, err) < 0)
+            return -EIO;
+        file_received(file, r->index, offset, len);
+        raw += len;
+    }
     return 0;
 }
 
@@ -223,13 +333,16 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
                          (unsigned long long)packet->sequence, packet->channel, (unsigned long long)sequence, r->index);
     if (!file)
         return error_set(err, CAUSE_PROTOCOL, "a packet for file %u, which has not been announced", packet->file);
-    if (!file_is_home(file, r->index) ||
-        ((packet->type == WIRE_DATA || packet->type == WIRE_ZERO) && file_home(file, packet->offset) != r->index))
+    bool placed = packet->type == WIRE_DATA || packet->type == WIRE_ZERO || packet->type == WIRE_PAGES;
+    if (!file_is_home(file, r->index) || (placed && file_home(file, packet->offset) != r->index))
         return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
                          (unsigned long long)packet->offset);
     switch (packet->type) {
     case WIRE_DATA:
         ret = apply_data(r, file, packet, err);
+        break;
+    case WIRE_PAGES:
+        ret = apply_pages(r, file, packet, err);
         break;
     case WIRE_ZERO:
         ret = apply_zero(r, file, packet, err);

@@ -32,6 +32,7 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
         .channels = 2,
         .timeout_ms = host->limits.timeout_ms,
         .checksum = true,
+        .zstd_level = 1,
         .zero_pages = true,
     };
     pthread_mutex_init(&m->lock, NULL);

@@ -38,6 +38,8 @@ struct settings {
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
     bool checksum;
+    bool compress;   /* with zstd */
+    int zstd_level;
     bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 

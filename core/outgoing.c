@@ -3,12 +3,14 @@
 #include "outgoing.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "compression.h"
 #include "host.h"
 #include "log.h"
 #include "name.h"
 #include "zero.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
@@ -33,6 +35,7 @@ struct outgoing {
     struct channel *channels;  /* valid when ready */
     unsigned channel_count;
     struct hello_reply limits; /* the destination's; constant when ready */
+    struct compressor *compressor; /* constant when ready; NULL: nothing is compressed */
     /* Release when all of the above is there; then they stay until outgoing_free(). */
     atomic_bool ready;
 
@@ -76,6 +79,8 @@ static void disconnect_all(struct outgoing *out)
 {
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_fini(&out->channels[c]);
+    compressor_free(out->compressor);
+    out->compressor = NULL;
     free(out->channels);
     out->channels = NULL;
     out->channel_count = 0;
@@ -157,7 +162,7 @@ static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channe
         .channel = channel,
         .channels = settings->channels,
         .device_channels = settings->device_channels,
-        .features = settings->checksum ? WIRE_FEATURE_CHECKSUM : 0,
+        .features = (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) | (settings->compress ? WIRE_FEATURE_ZSTD : 0),
         .page_size = WIRE_PAGE_SIZE,
         .stripe_size = WIRE_STRIPE_SIZE,
         .timeout_ms = settings->timeout_ms,
@@ -270,7 +275,9 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
     out->has_session = true;
     pthread_mutex_unlock(&m->lock);
     out->channels = calloc(n, sizeof(*out->channels));
-    if (!out->channels)
+    if (m->settings.compress)
+        out->compressor = compressor_new(m->settings.zstd_level);
+    if (!out->channels || (m->settings.compress && !out->compressor))
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     for (unsigned c = 0; c < n; c++) {
         struct hello_reply reply;
@@ -416,12 +423,26 @@ static void unlock_channels(struct outgoing *out, const bool *need)
     }
 }
 
-/* Called with the channel's lock held. What was taken from the gate for a packet is its cost(). */
+/* What is taken from the gate for a packet: a bound on the memory that it holds until it is sent. */
 static uint64_t cost(const struct packet *packet)
 {
-    return sizeof(struct wire_packet) + packet->length;
+    return sizeof(struct wire_packet) + (packet->type == WIRE_PAGES ? packet->range : packet->raw_length);
 }
 
+/* Counts a packet with a payload of @bytes in @pages, and @zero pages without. The channel's lock is held. */
+static void count_data(struct file_channel *fc, uint64_t bytes, uint64_t pages, uint64_t zero)
+{
+    counter_add(&fc->bytes, bytes);
+    counter_add(&fc->pages, pages);
+    counter_add(&fc->zero_pages, zero);
+}
+
+static uint64_t pages_touched(const struct packet *packet)
+{
+    return (packet->offset + packet->raw_length - 1) / WIRE_PAGE_SIZE - packet->offset / WIRE_PAGE_SIZE + 1;
+}
+
+/* Called with the channel's lock held. */
 static void add_packet(struct channel *ch, struct file *file, struct packet *packet, const void *payload,
                        struct channel_entry *entry)
 {
@@ -429,16 +450,15 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
 
     packet->file = file->id;
     uint64_t check = channel_add(ch, packet, payload, cost(packet), entry);
+    fc->last_sequence = packet->sequence;
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
     switch (packet->type) {
     case WIRE_DATA:
-        counter_add(&fc->bytes, packet->length);
-        counter_add(&fc->pages, (packet->offset + packet->length - 1) / WIRE_PAGE_SIZE -
-                                    packet->offset / WIRE_PAGE_SIZE + 1);
+        count_data(fc, packet->length, pages_touched(packet), 0);
         break;
     case WIRE_ZERO:
-        counter_add(&fc->zero_pages, packet->range / WIRE_PAGE_SIZE);
+        count_data(fc, 0, 0, packet->range / WIRE_PAGE_SIZE);
         break;
     case WIRE_DISCARD:
         counter_add(&fc->discarded_bytes, file_home_bytes(file, ch->index, packet->offset, packet->range));
@@ -446,7 +466,21 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     default:
         break;
     }
-    fc->last_sequence = packet->sequence;
+}
+
+/* The same for a packet that is compressed later; it is counted then. */
+static void add_unprepared(struct file *file, const struct packet *packet, const char *raw,
+                           struct outgoing_piece *piece)
+{
+    struct file_channel *fc = &file->per_channel[piece->channel->index];
+
+    piece->compress = true;
+    piece->packet = *packet;
+    piece->packet.file = file->id;
+    piece->raw = raw;
+    piece->gathered = piece->packed = NULL;
+    channel_add_unprepared(piece->channel, &piece->packet, cost(packet), &piece->entry);
+    fc->last_sequence = piece->packet.sequence;
 }
 
 static void grow(struct file *file, uint64_t end)
@@ -493,41 +527,72 @@ static int enter_gate(struct migration *m, uint64_t bytes, const struct interrup
  * lies in the writer's buffer, at the packet's offset.
  */
 struct plan {
+    bool compress;
     unsigned n, large;
     uint64_t cost;
     struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
 };
 
+/* Whether a packet waits for its payload to be compressed. */
+static bool is_compressed_later(const struct plan *plan, const struct packet *packet)
+{
+    return plan->compress && (packet->type == WIRE_PAGES || packet->raw_length >= WIRE_PAGE_SIZE);
+}
+
+static bool is_copied(const struct plan *plan, const struct packet *packet)
+{
+    return !is_compressed_later(plan, packet) && channel_copies(packet->length);
+}
+
 static void plan_add(struct plan *plan, enum wire_packet_type type, uint64_t offset, size_t len)
 {
     struct packet *last = plan->n ? &plan->packets[plan->n - 1] : NULL;
+    uint32_t length = (uint32_t)len;
 
-    if (type == WIRE_ZERO)
+    if (type != WIRE_DATA)
         plan->packets[plan->n++] = (struct packet){.type = type, .offset = offset, .range = len};
     else if (last && last->type == WIRE_DATA && last->offset + last->length == offset && offset % WIRE_STRIPE_SIZE)
-        last->length += (uint32_t)len;
+        last->length = last->raw_length = last->length + length;
     else
-        plan->packets[plan->n++] = (struct packet){.type = type, .offset = offset, .length = (uint32_t)len};
+        plan->packets[plan->n++] =
+            (struct packet){.type = type, .offset = offset, .length = length, .raw_length = length};
 }
 
-/* Cuts [offset, offset + len), which is within a stripe, into runs of data and of zero pages. */
-static void plan_runs(struct plan *plan, const char *buf, uint64_t offset, size_t len)
+/*
+ * Whole pages of one stripe: a packet for each run of data or zero pages, or,
+ * when they will be compressed, one for all, since many short frames compress
+ * badly.
+ */
+static void plan_pages(struct plan *plan, const char *buf, uint64_t offset, size_t len)
+{
+    bool zero;
+    size_t run = zero_run(buf, len, &zero);
+
+    if (plan->compress && run < len) {
+        plan_add(plan, WIRE_PAGES, offset, len);
+        return;
+    }
+    for (size_t at = 0; at < len; at += run) {
+        run = zero_run(buf + at, len - at, &zero);
+        plan_add(plan, zero ? WIRE_ZERO : WIRE_DATA, offset + at, run);
+    }
+}
+
+/* Cuts [offset, offset + len), which is within a stripe. */
+static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, size_t len)
 {
     size_t head = (WIRE_PAGE_SIZE - offset % WIRE_PAGE_SIZE) % WIRE_PAGE_SIZE;
 
     if (head > len)
         head = len;
+    size_t whole = (len - head) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
+    size_t tail = len - head - whole;
     if (head)
         plan_add(plan, WIRE_DATA, offset, head);
-    size_t whole = (len - head) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
-    for (size_t at = head; at < head + whole;) {
-        bool zero;
-        size_t run = zero_run(buf + at, head + whole - at, &zero);
-        plan_add(plan, zero ? WIRE_ZERO : WIRE_DATA, offset + at, run);
-        at += run;
-    }
-    if (head + whole < len)
-        plan_add(plan, WIRE_DATA, offset + head + whole, len - head - whole);
+    if (whole)
+        plan_pages(plan, buf + head, offset + head, whole);
+    if (tail)
+        plan_add(plan, WIRE_DATA, offset + head + whole, tail);
 }
 
 static void plan_write(struct migration *m, const struct file *file, const char *buf, size_t len, uint64_t offset,
@@ -535,6 +600,7 @@ static void plan_write(struct migration *m, const struct file *file, const char 
 {
     bool zero_pages = m->settings.zero_pages && file->id == WIRE_RAM;
 
+    plan->compress = m->out->compressor;
     plan->n = plan->large = 0;
     plan->cost = 0;
     for (size_t done = 0; done < len;) {
@@ -542,16 +608,16 @@ static void plan_write(struct migration *m, const struct file *file, const char 
         size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
         size_t piece = len - done < room ? len - done : room;
         if (zero_pages)
-            plan_runs(plan, buf + done, at, piece);
+            plan_stripe(plan, buf + done, at, piece);
         else
             plan_add(plan, WIRE_DATA, at, piece);
         done += piece;
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
-        if (packet->type == WIRE_DATA && m->settings.checksum)
+        if (packet->type == WIRE_DATA && m->settings.checksum && !is_compressed_later(plan, packet))
             packet->payload_check = wire_payload_check(buf + (packet->offset - offset), packet->length);
-        plan->large += !channel_copies(packet->length);
+        plan->large += !is_copied(plan, packet);
         plan->cost += cost(packet);
     }
 }
@@ -564,7 +630,7 @@ static int reserve(struct outgoing *out, const struct file *file, const struct p
         size_t bytes = 0;
         for (unsigned i = 0; need[c] && i < plan->n; i++) {
             const struct packet *packet = &plan->packets[i];
-            if (channel_copies(packet->length) && file_home(file, packet->offset) == c) {
+            if (is_copied(plan, packet) && file_home(file, packet->offset) == c) {
                 packets++;
                 bytes += packet->length;
             }
@@ -591,18 +657,18 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
+        const char *payload = buf + (packet->offset - offset);
         struct channel *ch = home_of(out, file, packet->offset);
-        struct channel_entry *entry = NULL;
-        if (!channel_copies(packet->length)) {
-            struct outgoing_piece *piece = &write->pieces[write->n++];
+        struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
+        if (piece) {
             piece->channel = ch;
-            entry = &piece->entry;
+            piece->compress = false;
         }
-        add_packet(ch, file, packet, buf + (packet->offset - offset), entry);
-        if (packet->type == WIRE_ZERO)
-            grow(file, packet->offset + packet->range);
+        if (is_compressed_later(plan, packet))
+            add_unprepared(file, packet, payload, piece);
         else
-            grow(file, packet->offset + packet->length);
+            add_packet(ch, file, packet, payload, piece ? &piece->entry : NULL);
+        grow(file, packet->offset + (packet->type == WIRE_DATA ? packet->raw_length : packet->range));
     }
     unlock_channels(out, write->need);
     return 0;
@@ -618,6 +684,7 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
         return -EIO;
     plan_write(m, file, buf, len, offset, &plan);
     write->m = m;
+    write->file = file;
     write->n = 0;
     write->pieces = write->few;
     memset(write->need, 0, sizeof(write->need));
@@ -639,13 +706,94 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
     return ret;
 }
 
+/*
+ * The payload of a WIRE_PAGES packet: a bit for each page, then the pages whose
+ * bit is set. Returns its size.
+ */
+static uint32_t gather(const char *raw, uint64_t range, char *out)
+{
+    uint64_t bits[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64] = {0};
+    uint32_t size = wire_bitmap_size(range);
+
+    for (size_t at = 0; at < range;) {
+        bool zero;
+        size_t run = zero_run(raw + at, range - at, &zero);
+        if (!zero) {
+            memcpy(out + size, raw + at, run);
+            size += (uint32_t)run;
+            for (size_t page = at / WIRE_PAGE_SIZE; page < (at + run) / WIRE_PAGE_SIZE; page++)
+                bits[page / 64] |= 1ull << page % 64;
+        }
+        at += run;
+    }
+    for (size_t word = 0; word < wire_bitmap_size(range) / 8; word++)
+        bits[word] = htole64(bits[word]);
+    memcpy(out, bits, wire_bitmap_size(range));
+    return size;
+}
+
+/* Compresses a payload, or finds that it does not shrink; it can be sent then. */
+static void prepare(struct outgoing_write *write, struct outgoing_piece *piece)
+{
+    struct migration *m = write->m;
+    struct compressor *c = m->out->compressor;
+    struct packet *packet = &piece->packet;
+    struct file_channel *fc = &write->file->per_channel[piece->channel->index];
+    const char *payload = piece->raw;
+    uint64_t pages = 0, zero = 0;
+    struct error failure = {0};
+
+    if (packet->type == WIRE_PAGES) {
+        piece->gathered = compressor_buffer(c);
+        if (piece->gathered) {
+            packet->raw_length = gather(piece->raw, packet->range, piece->gathered);
+            payload = piece->gathered;
+            pages = (packet->raw_length - wire_bitmap_size(packet->range)) / WIRE_PAGE_SIZE;
+            zero = packet->range / WIRE_PAGE_SIZE - pages;
+        } else {
+            error_set(&failure, CAUSE_NO_MEMORY, "out of memory");
+        }
+    } else {
+        pages = pages_touched(packet);
+    }
+    packet->length = packet->raw_length;
+    piece->packed = compressor_buffer(c);
+    uint32_t packed =
+        piece->packed && !error_is_set(&failure) ? (uint32_t)compressor_pack(c, payload, packet->raw_length, piece->packed) : 0;
+    if (packed) {
+        packet->length = packed;
+        packet->flags = WIRE_PACKET_ZSTD;
+        payload = piece->packed;
+    }
+    if (m->settings.checksum)
+        packet->payload_check = wire_payload_check(payload, packet->length);
+    if (error_is_set(&failure)) {
+        migration_fail(m, &failure);
+        channel_close(piece->channel, CHANNEL_DEAD);
+    }
+    SCOPED_LOCK(&piece->channel->lock);
+    counter_add(&fc->digest, channel_prepare(packet, payload, &piece->entry));
+    counter_add(&fc->packets, 1);
+    count_data(fc, packet->type == WIRE_PAGES ? pages * WIRE_PAGE_SIZE : packet->raw_length, pages, zero);
+}
+
 void outgoing_write_end(struct outgoing_write *write)
 {
     struct outgoing *out = write->m->out;
 
+    /* All are prepared before any is waited for: others wait for them. */
     for (unsigned i = 0; i < write->n; i++) {
-        channel_finish(write->pieces[i].channel, &write->pieces[i].entry);
-        write->need[write->pieces[i].channel->index] = false;
+        if (write->pieces[i].compress)
+            prepare(write, &write->pieces[i]);
+    }
+    for (unsigned i = 0; i < write->n; i++) {
+        struct outgoing_piece *piece = &write->pieces[i];
+        channel_finish(piece->channel, &piece->entry);
+        write->need[piece->channel->index] = false;
+        if (piece->compress) {
+            compressor_return(out->compressor, piece->gathered);
+            compressor_return(out->compressor, piece->packed);
+        }
     }
     for (unsigned c = 0; c < out->channel_count; c++) {
         if (write->need[c])
@@ -906,14 +1054,19 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     migration_announce(m);
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_close(&out->channels[c], CHANNEL_SEALED);
-    if (make_manifest(m, &manifest, &length) < 0) {
+    /* What is still being compressed is counted when it is sent. A failure shows in the state. */
+    for (unsigned c = 0; c < out->channel_count; c++)
+        channel_flush(&out->channels[c], UINT64_MAX, interrupt);
+    bool sent = !interrupt_is_hit(interrupt);
+    if (sent && make_manifest(m, &manifest, &length) < 0) {
         pthread_mutex_lock(&m->lock);
         if (m->state == STATE_COMPLETING)
             resume_from_completing(m);
         pthread_mutex_unlock(&m->lock);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
-    send_on_main(m, WIRE_COMPLETE, id, manifest, length);
+    if (sent)
+        send_on_main(m, WIRE_COMPLETE, id, manifest, length);
 
     pthread_mutex_lock(&m->lock);
     while (m->state == STATE_COMPLETING && out->prepared_id != id && !interrupt_is_hit(interrupt))

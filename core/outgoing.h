@@ -36,11 +36,17 @@
 struct outgoing_piece {
     struct channel *channel;
     struct channel_entry entry;
+    /* When it is to be compressed: what, and the buffers that hold it until it is sent. */
+    bool compress;
+    struct packet packet;
+    const char *raw; /* the writer's bytes */
+    void *gathered, *packed;
 };
 
 /* A write that has been accepted and is not finished; lives on its owner's stack. */
 struct outgoing_write {
     struct migration *m;
+    struct file *file;
     bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
     unsigned n;
     struct outgoing_piece *pieces; /* few, or allocated */

@@ -175,7 +175,7 @@ uint64_t wire_packet_encode(const struct packet *packet, struct wire_packet *out
 {
     out->magic = htole32(PACKET_MAGIC);
     out->type = (uint8_t)packet->type;
-    out->flags = 0;
+    out->flags = (uint8_t)packet->flags;
     out->channel = htole16((uint16_t)packet->channel);
     out->file = htole32(packet->file);
     out->length = htole32(packet->length);
@@ -183,18 +183,57 @@ uint64_t wire_packet_encode(const struct packet *packet, struct wire_packet *out
     out->range = htole64(packet->range);
     out->sequence = htole64(packet->sequence);
     out->payload_check = htole64(packet->payload_check);
+    out->raw_length = htole32(packet->raw_length);
     out->reserved = 0;
     out->check = check_of(out, sizeof(*out));
     return le64toh(out->check);
+}
+
+/* Whether [offset, offset + range) is whole pages of one stripe. */
+static bool is_pages_of_stripe(const struct packet *packet)
+{
+    return packet->range && packet->range % WIRE_PAGE_SIZE == 0 && packet->offset % WIRE_PAGE_SIZE == 0 &&
+           packet->range <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
+}
+
+/* Whether the sizes of a payload fit together. */
+static bool is_payload(const struct packet *packet)
+{
+    if (packet->flags & WIRE_PACKET_ZSTD)
+        return packet->length > 0 && packet->length < packet->raw_length;
+    return packet->length > 0 && packet->length == packet->raw_length;
+}
+
+static bool is_plausible(const struct packet *packet)
+{
+    uint32_t bitmap = wire_bitmap_size(packet->range);
+    bool empty = !packet->length && !packet->raw_length && !packet->flags;
+
+    switch (packet->type) {
+    case WIRE_DATA:
+        /* A packet never crosses a stripe: its stripe is what picked its channel. */
+        return is_payload(packet) && packet->raw_length <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
+    case WIRE_PAGES:
+        return is_pages_of_stripe(packet) && is_payload(packet) && packet->raw_length > bitmap &&
+               packet->raw_length <= bitmap + packet->range;
+    case WIRE_ZERO:
+        return empty && is_pages_of_stripe(packet);
+    case WIRE_DISCARD:
+        return empty && packet->range && packet->range <= WIRE_OFFSET_MAX - packet->offset;
+    default:
+        return empty;
+    }
 }
 
 int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struct error *err)
 {
     struct packet packet = {
         .type = wire->type,
+        .flags = wire->flags,
         .channel = le16toh(wire->channel),
         .file = le32toh(wire->file),
         .length = le32toh(wire->length),
+        .raw_length = le32toh(wire->raw_length),
         .offset = le64toh(wire->offset),
         .range = le64toh(wire->range),
         .sequence = le64toh(wire->sequence),
@@ -206,33 +245,13 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
         return error_set(err, CAUSE_PROTOCOL, "no packet where one was due");
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "the header of a packet arrived damaged");
-    if (packet.offset > WIRE_OFFSET_MAX)
-        return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu", (unsigned long long)packet.offset);
-    switch (packet.type) {
-    case WIRE_DATA:
-        /* A packet never crosses a stripe: its stripe is what picked its channel. */
-        if (packet.length == 0 || packet.offset % WIRE_STRIPE_SIZE + packet.length > WIRE_STRIPE_SIZE)
-            return error_set(err, CAUSE_PROTOCOL, "a packet of %u bytes at offset %llu crosses its stripe",
-                             packet.length, (unsigned long long)packet.offset);
-        break;
-    case WIRE_DISCARD:
-        if (packet.length != 0 || packet.range == 0 || packet.range > WIRE_OFFSET_MAX - packet.offset)
-            return error_set(err, CAUSE_PROTOCOL, "a discard of %llu bytes at offset %llu",
-                             (unsigned long long)packet.range, (unsigned long long)packet.offset);
-        break;
-    case WIRE_ZERO:
-        if (packet.length != 0 || packet.range == 0 || packet.range % WIRE_PAGE_SIZE ||
-            packet.offset % WIRE_PAGE_SIZE || packet.range > WIRE_STRIPE_SIZE - packet.offset % WIRE_STRIPE_SIZE)
-            return error_set(err, CAUSE_PROTOCOL, "%llu zero bytes at offset %llu are not pages of one stripe",
-                             (unsigned long long)packet.range, (unsigned long long)packet.offset);
-        break;
-    case WIRE_TRUNCATE:
-        if (packet.length != 0)
-            return error_set(err, CAUSE_PROTOCOL, "a truncation with a payload");
-        break;
-    default:
-        return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u", wire->type);
-    }
+    if (wire->type < WIRE_DATA || wire->type >= WIRE_PACKET_MAX || (wire->flags & ~WIRE_PACKET_ZSTD))
+        return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u, flags %#x", wire->type, wire->flags);
+    if (packet.offset > WIRE_OFFSET_MAX || !is_plausible(&packet))
+        return error_set(err, CAUSE_PROTOCOL,
+                         "a packet of type %u that makes no sense: offset %llu, range %llu, length %u of %u", wire->type,
+                         (unsigned long long)packet.offset, (unsigned long long)packet.range, packet.length,
+                         packet.raw_length);
     *out = packet;
     return 0;
 }

@@ -34,7 +34,8 @@
 
 /* Feature bits of a hello. The destination refuses bits that it does not know. */
 #define WIRE_FEATURE_CHECKSUM (1ull << 0) /* packets carry a checksum of their payload */
-#define WIRE_FEATURES         WIRE_FEATURE_CHECKSUM
+#define WIRE_FEATURE_ZSTD     (1ull << 1) /* payloads may be compressed */
+#define WIRE_FEATURES         (WIRE_FEATURE_CHECKSUM | WIRE_FEATURE_ZSTD)
 
 enum wire_hello_kind {
     WIRE_HELLO_MAIN = 0,  /* starts a migration */
@@ -70,8 +71,11 @@ enum wire_packet_type {
     WIRE_DISCARD = 2,  /* the channel's stripes of [offset, offset + range) become a hole */
     WIRE_TRUNCATE = 3, /* the file's size becomes `offset`; what lay past it in the channel's stripes is gone */
     WIRE_ZERO = 4,     /* the whole pages [offset, offset + range), of one stripe, are zero */
+    WIRE_PAGES = 5,    /* the whole pages [offset, offset + range): a bit for each, and those that are not zero */
     WIRE_PACKET_MAX
 };
+
+#define WIRE_PACKET_ZSTD 1 /* flag: the payload is one zstd frame */
 
 struct wire_hello {
     char magic[8];
@@ -161,10 +165,11 @@ struct wire_packet {
     uint32_t file;
     uint32_t length; /* of the payload that follows */
     uint64_t offset;
-    uint64_t range;    /* DISCARD, ZERO: bytes; TRUNCATE: the number of the truncation */
+    uint64_t range;    /* DISCARD, ZERO, PAGES: bytes; TRUNCATE: the number of the truncation */
     uint64_t sequence; /* of the packet in its channel, from 1 */
     uint64_t payload_check;
-    uint64_t reserved;
+    uint32_t raw_length; /* of the payload before it was compressed */
+    uint32_t reserved;
     uint64_t check; /* of the header before it */
 };
 static_assert(offsetof(struct wire_packet, magic) == 0, "wire layout");
@@ -177,7 +182,8 @@ static_assert(offsetof(struct wire_packet, offset) == 16, "wire layout");
 static_assert(offsetof(struct wire_packet, range) == 24, "wire layout");
 static_assert(offsetof(struct wire_packet, sequence) == 32, "wire layout");
 static_assert(offsetof(struct wire_packet, payload_check) == 40, "wire layout");
-static_assert(offsetof(struct wire_packet, reserved) == 48, "wire layout");
+static_assert(offsetof(struct wire_packet, raw_length) == 48, "wire layout");
+static_assert(offsetof(struct wire_packet, reserved) == 52, "wire layout");
 static_assert(offsetof(struct wire_packet, check) == 56, "wire layout");
 static_assert(sizeof(struct wire_packet) == 64, "wire layout");
 
@@ -212,9 +218,10 @@ struct message {
 
 struct packet {
     enum wire_packet_type type;
+    unsigned flags;
     unsigned channel;
     uint32_t file;
-    uint32_t length;
+    uint32_t length, raw_length;
     uint64_t offset, range, sequence, payload_check;
     uint64_t check; /* of the header */
 };
@@ -249,6 +256,12 @@ bool wire_message_check(const struct wire_message *wire, const void *body, uint3
 /** wire_packet_encode - the header of a packet; returns its check */
 uint64_t wire_packet_encode(const struct packet *packet, struct wire_packet *out);
 int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struct error *err);
+
+/** wire_bitmap_size - bytes of the bits of a PAGES packet: whole 64-bit words */
+static inline uint32_t wire_bitmap_size(uint64_t range)
+{
+    return (uint32_t)((range / WIRE_PAGE_SIZE + 63) / 64 * 8);
+}
 
 /** wire_payload_check - the checksum of a payload: XXH3, 64 bits */
 uint64_t wire_payload_check(const void *payload, size_t length);

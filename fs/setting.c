@@ -2,6 +2,7 @@
 /* The table of settings; see setting.h. */
 #include "setting.h"
 #include "cleanup.h"
+#include "compression.h"
 #include "control.h"
 #include "outgoing.h"
 
@@ -101,6 +102,38 @@ static void format_checksum(const struct settings *settings, char *out, size_t s
     format_switch(settings->checksum, out, size);
 }
 
+static int parse_compression(struct settings *settings, const char *text, struct error *err)
+{
+    if (strcmp(text, "none") && strcmp(text, "zstd"))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither none nor zstd", text);
+    settings->compress = !strcmp(text, "zstd");
+    return 0;
+}
+
+static void format_compression(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, settings->compress ? "zstd" : "none");
+}
+
+static int parse_zstd_level(struct settings *settings, const char *text, struct error *err)
+{
+    char *end;
+
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (!*text || isspace((unsigned char)*text) || *end || errno || value < COMPRESSION_LEVEL_MIN ||
+        value > COMPRESSION_LEVEL_MAX)
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a level of zstd: %d to %d", text, COMPRESSION_LEVEL_MIN,
+                         COMPRESSION_LEVEL_MAX);
+    settings->zstd_level = (int)value;
+    return 0;
+}
+
+static void format_zstd_level(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%d", settings->zstd_level);
+}
+
 static int parse_zero_pages(struct settings *settings, const char *text, struct error *err)
 {
     return parse_switch(text, &settings->zero_pages, err);
@@ -117,6 +150,8 @@ const struct setting settings_table[] = {
     {"timeout", parse_timeout, format_timeout},
     {"device-channels", parse_device_channels, format_device_channels},
     {"checksum", parse_checksum, format_checksum},
+    {"compression", parse_compression, format_compression},
+    {"zstd-level", parse_zstd_level, format_zstd_level},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},
 };
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * zstd, a packet at a time; see compression.h.
+ *
+ * What does not shrink costs time for nothing, so a payload is tried with a
+ * small sample first when the one before it did not shrink.
+ */
+#include "compression.h"
+#include "cleanup.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <zstd.h>
+
+#define SAMPLE 4096
+
+struct context {
+    struct context *next;
+    ZSTD_CCtx *zstd;
+};
+
+struct buffer {
+    struct buffer *next;
+};
+
+struct compressor {
+    int level;
+    size_t buffer_size;
+    atomic_bool futile; /* the last payload did not shrink; a hint, relaxed */
+    pthread_mutex_t lock; /* a leaf lock; guards what follows */
+    pthread_cond_t released;
+    struct context *idle;
+    unsigned contexts, contexts_max;
+    struct buffer *buffers;
+};
+
+struct compressor *compressor_new(int level)
+{
+    struct compressor *c = calloc(1, sizeof(*c));
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (!c)
+        return NULL;
+    c->level = level;
+    c->buffer_size = ZSTD_compressBound(COMPRESSION_RAW_MAX);
+    c->contexts_max = cpus > 1 ? (unsigned)cpus : 1;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->released, NULL);
+    return c;
+}
+
+void compressor_free(struct compressor *c)
+{
+    if (!c)
+        return;
+    while (c->idle) {
+        struct context *context = c->idle;
+        c->idle = context->next;
+        ZSTD_freeCCtx(context->zstd);
+        free(context);
+    }
+    while (c->buffers) {
+        struct buffer *buffer = c->buffers;
+        c->buffers = buffer->next;
+        free(buffer);
+    }
+    pthread_cond_destroy(&c->released);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+}
+
+void *compressor_buffer(struct compressor *c)
+{
+    SCOPED_LOCK(&c->lock);
+    struct buffer *buffer = c->buffers;
+
+    if (!buffer)
+        return malloc(c->buffer_size);
+    c->buffers = buffer->next;
+    return buffer;
+}
+
+void compressor_return(struct compressor *c, void *p)
+{
+    struct buffer *buffer = p;
+
+    if (!buffer)
+        return;
+    SCOPED_LOCK(&c->lock);
+    buffer->next = c->buffers;
+    c->buffers = buffer;
+}
+
+static struct context *context_new(int level)
+{
+    struct context *context = calloc(1, sizeof(*context));
+
+    if (!context)
+        return NULL;
+    context->zstd = ZSTD_createCCtx();
+    if (!context->zstd) {
+        free(context);
+        return NULL;
+    }
+    ZSTD_CCtx_setParameter(context->zstd, ZSTD_c_compressionLevel, level);
+    return context;
+}
+
+/* A context; NULL only when memory runs out. */
+static struct context *acquire(struct compressor *c)
+{
+    SCOPED_LOCK(&c->lock);
+    while (!c->idle && c->contexts == c->contexts_max)
+        pthread_cond_wait(&c->released, &c->lock);
+    if (c->idle) {
+        struct context *context = c->idle;
+        c->idle = context->next;
+        return context;
+    }
+    struct context *context = context_new(c->level);
+    c->contexts += context != NULL;
+    return context;
+}
+
+static void release(struct compressor *c, struct context *context)
+{
+    SCOPED_LOCK(&c->lock);
+    context->next = c->idle;
+    c->idle = context;
+    pthread_cond_signal(&c->released);
+}
+
+static size_t pack(struct compressor *c, struct context *context, const char *raw, size_t len, void *out)
+{
+    size_t size = ZSTD_compress2(context->zstd, out, c->buffer_size, raw, len);
+
+    return ZSTD_isError(size) || size >= len ? 0 : size;
+}
+
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out)
+{
+    const char *p = raw;
+    struct context *context = acquire(c);
+    size_t size = 0;
+
+    if (!context)
+        return 0;
+    bool futile = atomic_load_explicit(&c->futile, memory_order_relaxed);
+    if (futile && len > 4 * SAMPLE) {
+        size_t sample = pack(c, context, p + len / 2, SAMPLE, out);
+        futile = !sample || sample > SAMPLE - SAMPLE / 16;
+    } else {
+        futile = false;
+    }
+    if (!futile)
+        size = pack(c, context, p, len, out);
+    /* A few bytes less are not worth the work at the other side. */
+    if (size > len - len / 64)
+        size = 0;
+    atomic_store_explicit(&c->futile, size == 0, memory_order_relaxed);
+    release(c, context);
+    return size;
+}
+
+struct decompressor {
+    ZSTD_DCtx *zstd;
+};
+
+struct decompressor *decompressor_new(void)
+{
+    struct decompressor *d = calloc(1, sizeof(*d));
+
+    if (d)
+        d->zstd = ZSTD_createDCtx();
+    if (d && !d->zstd) {
+        free(d);
+        return NULL;
+    }
+    return d;
+}
+
+void decompressor_free(struct decompressor *d)
+{
+    if (d)
+        ZSTD_freeDCtx(d->zstd);
+    free(d);
+}
+
+int decompressor_unpack(struct decompressor *d, const void *packed, size_t len, void *out, size_t raw_len,
+                        struct error *err)
+{
+    size_t size = ZSTD_decompressDCtx(d->zstd, out, raw_len, packed, len);
+
+    if (ZSTD_isError(size))
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet cannot be unpacked: %s", ZSTD_getErrorName(size));
+    if (size != raw_len)
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet unpacks to %zu bytes instead of %zu", size, raw_len);
+    return 0;
+}

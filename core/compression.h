@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * zstd, a packet at a time.
+ *
+ * The source has a few contexts for all channels of a migration, as many as
+ * compress at once on this machine, and buffers for what waits to be sent; both
+ * are reused. A context is held only while it compresses: who holds one waits
+ * for nobody.
+ */
+#ifndef MIGFS_COMPRESSION_H
+#define MIGFS_COMPRESSION_H
+
+#include "error.h"
+#include "wire.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define COMPRESSION_LEVEL_MIN (-100)
+#define COMPRESSION_LEVEL_MAX 19
+
+/* The largest payload before compression: the pages of a stripe and a bit for each of them. */
+#define COMPRESSION_RAW_MAX (WIRE_STRIPE_SIZE + WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 8)
+
+struct compressor;
+
+/** compressor_new - contexts for @level; NULL when memory runs out */
+struct compressor *compressor_new(int level);
+/** compressor_free - nobody uses it or a buffer of it; NULL is fine */
+void compressor_free(struct compressor *c);
+
+/** compressor_buffer - a buffer for one payload, packed or not; NULL when memory runs out */
+void *compressor_buffer(struct compressor *c);
+/** compressor_return - give a buffer back; NULL is fine */
+void compressor_return(struct compressor *c, void *buffer);
+
+/**
+ * compressor_pack - compress a payload
+ * @raw: at most COMPRESSION_RAW_MAX bytes
+ * @out: a buffer of compressor_buffer()
+ *
+ * Return: the packed size; 0 when it would not be smaller.
+ */
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out);
+
+struct decompressor;
+
+struct decompressor *decompressor_new(void);
+void decompressor_free(struct decompressor *d);
+
+/**
+ * decompressor_unpack - the other way round
+ * @out: gets exactly @raw_len bytes
+ *
+ * CAUSE_PROTOCOL when the payload is no frame, or unpacks to another size; never
+ * writes past @raw_len.
+ */
+int decompressor_unpack(struct decompressor *d, const void *packed, size_t len, void *out, size_t raw_len,
+                        struct error *err);
+
+#endif
