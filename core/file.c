@@ -77,20 +77,43 @@ uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t off
     return bytes;
 }
 
+struct file_totals file_channel_totals(const struct file *file, unsigned channel)
+{
+    const struct file_channel *fc = &file->per_channel[channel];
+
+    return (struct file_totals){
+        .packets = counter_get(&fc->packets),
+        .accepted = counter_get(&fc->accepted),
+        .bytes = counter_get(&fc->bytes),
+        .pages = counter_get(&fc->pages),
+        .digest = counter_get(&fc->digest),
+        .zero_pages = counter_get(&fc->zero_pages),
+        .first_pages = counter_get(&fc->first_pages),
+        .discarded_bytes = counter_get(&fc->discarded_bytes),
+    };
+}
+
+void file_totals_add(struct file_totals *sum, const struct file_totals *totals)
+{
+    sum->packets += totals->packets;
+    sum->accepted += totals->accepted;
+    sum->bytes += totals->bytes;
+    sum->pages += totals->pages;
+    sum->digest += totals->digest;
+    sum->zero_pages += totals->zero_pages;
+    sum->first_pages += totals->first_pages;
+    sum->discarded_bytes += totals->discarded_bytes;
+}
+
 struct file_totals file_totals(const struct file *file)
 {
-    struct file_totals totals = {0};
+    struct file_totals sum = {0};
 
     for (unsigned c = 0; file->per_channel && c < file->channels; c++) {
-        totals.packets += counter_get(&file->per_channel[c].packets);
-        totals.bytes += counter_get(&file->per_channel[c].bytes);
-        totals.pages += counter_get(&file->per_channel[c].pages);
-        totals.digest += counter_get(&file->per_channel[c].digest);
-        totals.zero_pages += counter_get(&file->per_channel[c].zero_pages);
-        totals.first_pages += counter_get(&file->per_channel[c].first_pages);
-        totals.discarded_bytes += counter_get(&file->per_channel[c].discarded_bytes);
+        struct file_totals totals = file_channel_totals(file, c);
+        file_totals_add(&sum, &totals);
     }
-    return totals;
+    return sum;
 }
 
 /* Called with file->lock held. */

@@ -26,7 +26,8 @@
 
 struct file_channel {
     _Atomic uint64_t packets;
-    _Atomic uint64_t bytes;   /* of payload */
+    _Atomic uint64_t accepted; /* bytes of all that was written or punched: data, zero pages and holes */
+    _Atomic uint64_t bytes;   /* of data, before compression */
     _Atomic uint64_t pages;   /* touched by payloads; one that two packets touch counts twice */
     _Atomic uint64_t zero_pages;      /* sent as zero */
     _Atomic uint64_t first_pages;     /* destination, RAM: pages that arrived for the first time, data or zero */
@@ -116,10 +117,15 @@ void file_free(struct file *file, bool keep);
  */
 int file_set_channels(struct file *file, unsigned channels, unsigned device_channels);
 
-/** file_sum - add up a counter over all channels */
+/* What the channels did for a file, one of them or all. */
 struct file_totals {
-    uint64_t packets, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
+    uint64_t packets, accepted, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
 };
+/** file_channel_totals - of one channel */
+struct file_totals file_channel_totals(const struct file *file, unsigned channel);
+/** file_totals_add - add up */
+void file_totals_add(struct file_totals *sum, const struct file_totals *totals);
+/** file_totals - of all channels */
 struct file_totals file_totals(const struct file *file);
 
 /*

@@ -321,6 +321,22 @@ static int apply_zero(struct receiver *r, struct file *file, const struct packet
     return file_receive_zero(file, r->index, packet->offset, packet->range, err);
 }
 
+/* The bytes of the file that a packet is about. */
+static uint64_t packet_span(const struct file *file, unsigned channel, const struct packet *packet)
+{
+    switch (packet->type) {
+    case WIRE_DATA:
+        return packet->raw_length;
+    case WIRE_DISCARD:
+        return file_home_bytes(file, channel, packet->offset, packet->range);
+    case WIRE_ZERO:
+    case WIRE_PAGES:
+        return packet->range;
+    default:
+        return 0;
+    }
+}
+
 static int apply(struct receiver *r, const struct packet *packet, struct error *err)
 {
     struct migration *m = r->m;
@@ -355,6 +371,7 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     }
     if (ret < 0)
         return ret;
+    counter_add(&file->per_channel[r->index].accepted, packet_span(file, r->index, packet));
     counter_add(&file->per_channel[r->index].packets, 1);
     counter_add(&file->per_channel[r->index].digest, packet->check);
     atomic_store(&r->applied, sequence);

@@ -9,6 +9,7 @@
 #include "outgoing.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices)
@@ -92,11 +93,13 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
     case STATE_ACTIVE:
         if (!m->times.active)
             m->times.active = now;
-        m->times.switchover = 0;
+        if (!m->stopped)
+            m->times.switchover = 0;
         m->was_active = true;
         break;
     case STATE_COMPLETING:
-        m->times.switchover = now;
+        if (!m->stopped)
+            m->times.switchover = now;
         break;
     case STATE_COMPLETED:
     case STATE_FAILED:
@@ -180,6 +183,16 @@ void migration_add_file(struct migration *m, struct file *file)
     assert(file->id == m->file_count);
     m->files[file->id] = file;
     atomic_fetch_add(&m->file_count, 1);
+}
+
+int migration_stop(struct migration *m, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    if (state_allows(m->state, COMMAND_STOP, &m->failure, err) < 0)
+        return -EIO;
+    m->stopped = true;
+    m->times.switchover = clock_ms();
+    return 0;
 }
 
 int migration_cancel(struct migration *m, struct error *err)

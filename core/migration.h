@@ -47,8 +47,15 @@ struct settings {
 struct milestones {
     int64_t started;   /* setup began */
     int64_t active;    /* setup ended */
-    int64_t switchover; /* `complete` began */
+    int64_t switchover; /* `stop` was said, or else `complete` began */
     int64_t ended;     /* a final state */
+};
+
+/* A round of the RAM: from one `sync` of it to the next. */
+struct round {
+    uint64_t pages, bytes; /* accepted in it, zero pages and all */
+    uint64_t wire_bytes;   /* sent in it */
+    int64_t time_ms;
 };
 
 struct migration {
@@ -75,7 +82,9 @@ struct migration {
     struct error last_error; /* what `error` shows */
     struct settings settings; /* written only while the migration can be started */
     struct milestones times;
-    uint64_t rounds;         /* syncs of RAM */
+    bool stopped;            /* `stop` has marked the switchover */
+    uint64_t rounds;         /* syncs of RAM that are done */
+    struct round last_round;
     uint8_t session_id[16];
     /*
      * By id; [0] is RAM. Entries are added with the lock held and stay until
@@ -130,6 +139,9 @@ struct file *migration_find_device(struct migration *m, const char *name);
 
 /** migration_add_file - publish a file; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);
+
+/** migration_stop - the command `stop`: the VM has been stopped, and the downtime counts from here */
+int migration_stop(struct migration *m, struct error *err);
 
 /**
  * migration_cancel - the command `cancel`, in either role

@@ -50,6 +50,7 @@ struct outgoing {
     int64_t suspect_until;
     uint64_t prepared_id; /* the last manifest that the destination has everything of */
     uint64_t commit_id;   /* not 0: the destination has been told to complete */
+    struct round round_start; /* the sums when the current round began */
     bool peer_aborted;    /* the destination said why; it needs no goodbye */
     struct {
         bool there;
@@ -462,6 +463,7 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
         break;
     case WIRE_DISCARD:
         counter_add(&fc->discarded_bytes, file_home_bytes(file, ch->index, packet->offset, packet->range));
+        counter_add(&fc->accepted, file_home_bytes(file, ch->index, packet->offset, packet->range));
         break;
     default:
         break;
@@ -642,8 +644,8 @@ static int reserve(struct outgoing *out, const struct file *file, const struct p
 }
 
 /* Gives the packets their places, all in one step. */
-static int place(struct migration *m, struct file *file, const char *buf, uint64_t offset, struct plan *plan,
-                 const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+static int place(struct migration *m, struct file *file, const char *buf, size_t len, uint64_t offset,
+                 struct plan *plan, const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
     struct outgoing *out = m->out;
 
@@ -669,6 +671,14 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
         else
             add_packet(ch, file, packet, payload, piece ? &piece->entry : NULL);
         grow(file, packet->offset + (packet->type == WIRE_DATA ? packet->raw_length : packet->range));
+    }
+    /* What was written, piece by piece, whatever became of it. */
+    for (size_t done = 0; done < len;) {
+        uint64_t at = offset + done;
+        size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
+        size_t piece = len - done < room ? len - done : room;
+        counter_add(&file->per_channel[file_home(file, at)].accepted, piece);
+        done += piece;
     }
     unlock_channels(out, write->need);
     return 0;
@@ -697,7 +707,7 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
     }
     int ret = enter_gate(m, plan.cost, interrupt, err);
     if (ret == 0) {
-        ret = place(m, file, buf, offset, &plan, interrupt, write, err);
+        ret = place(m, file, buf, len, offset, &plan, interrupt, write, err);
         if (ret < 0)
             gate_leave(&m->out->gate, plan.cost);
     }
@@ -959,6 +969,29 @@ static void send_on_main(struct migration *m, enum wire_message_type type, uint6
         session_wake(&m->out->session);
 }
 
+/* A barrier of RAM has been passed. Called with migration.lock held. */
+static void end_round(struct migration *m)
+{
+    struct outgoing *out = m->out;
+    struct file_totals totals = file_totals(m->files[WIRE_RAM]);
+    struct round sum = {
+        .pages = totals.pages + totals.zero_pages,
+        .bytes = totals.bytes + totals.zero_pages * WIRE_PAGE_SIZE,
+        .time_ms = clock_ms(),
+    };
+
+    for (unsigned c = 0; c < out->channel_count; c++)
+        sum.wire_bytes += outgoing_wire_bytes(m, (int)c);
+    m->last_round = (struct round){
+        .pages = sum.pages - out->round_start.pages,
+        .bytes = sum.bytes - out->round_start.bytes,
+        .wire_bytes = sum.wire_bytes - out->round_start.wire_bytes,
+        .time_ms = sum.time_ms - (out->round_start.time_ms ? out->round_start.time_ms : m->times.active),
+    };
+    out->round_start = sum;
+    m->rounds++;
+}
+
 int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -973,8 +1006,6 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
         waiter.id = ++out->last_id;
         waiter.next = out->waiters;
         out->waiters = &waiter;
-        if (!file || file->id == WIRE_RAM)
-            m->rounds++;
     }
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
@@ -992,8 +1023,11 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     while (*p != &waiter)
         p = &(*p)->next;
     *p = waiter.next;
-    if (waiter.acked || m->state == STATE_COMPLETED)
+    if (waiter.acked || m->state == STATE_COMPLETED) {
+        if (!file || file->id == WIRE_RAM)
+            end_round(m);
         return 0;
+    }
     if (state_is_running(m->state))
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     return error_set(err, m->failure.cause, "%s", m->failure.message);

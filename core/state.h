@@ -37,6 +37,7 @@ enum command {
     COMMAND_FLUSH,
     COMMAND_SYNC,
     COMMAND_COMPLETE,
+    COMMAND_STOP,
     COMMAND_CANCEL,
     COMMAND_WRITE, /* not a command of `control`: writing data, punching holes, truncating */
     COMMAND_MAX

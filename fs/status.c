@@ -21,6 +21,8 @@ struct snapshot {
     struct settings settings;
     struct error failure;
     uint64_t generation, rounds;
+    struct round round;
+    bool stopped;
     uint32_t files;
 };
 
@@ -103,48 +105,91 @@ static void put_times(struct writer *w, const struct snapshot *s, uint64_t trans
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
 }
 
+/* What a set of counters says; `accepted` is the sum of the others. */
+struct sums {
+    struct file_totals ram, devices;
+    uint64_t wire_bytes;
+};
+
+static struct sums add_up(struct migration *m, const struct snapshot *s, unsigned first, unsigned end)
+{
+    struct sums sums = {0};
+
+    for (unsigned c = first; c < end; c++) {
+        for (uint32_t i = 0; i < s->files; i++) {
+            struct file_totals totals = file_channel_totals(m->files[i], c);
+            file_totals_add(i == WIRE_RAM ? &sums.ram : &sums.devices, &totals);
+        }
+        sums.wire_bytes += m->role == ROLE_OUTGOING ? outgoing_wire_bytes(m, (int)c) : incoming_wire_bytes(m, c);
+    }
+    return sums;
+}
+
+static void put_channel(struct writer *w, unsigned c, const char *what, uint64_t value)
+{
+    char name[64];
+
+    snprintf(name, sizeof(name), "channel-%u-%s", c, what);
+    put_number(w, name, value);
+}
+
+static void put_channels(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
+{
+    for (unsigned c = 0; c < channels; c++) {
+        struct sums sums = add_up(m, s, c, c + 1);
+        put_channel(w, c, "bytes", sums.wire_bytes);
+        put_channel(w, c, "packets", sums.ram.packets + sums.devices.packets);
+        put_channel(w, c, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
+        put_channel(w, c, "normal-bytes", sums.ram.bytes);
+        put_channel(w, c, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
+        put_channel(w, c, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
+        put_channel(w, c, "device-bytes", sums.devices.bytes);
+    }
+}
+
+/* The last round, and what it lets one expect: the next one may dirty as much and be sent as fast. */
+static void put_rounds(struct writer *w, struct migration *m, const struct snapshot *s)
+{
+    const struct round *round = &s->round;
+    uint64_t queued = outgoing_queued(m);
+    uint64_t time = round->time_ms > 0 ? (uint64_t)round->time_ms : 1;
+
+    put_number(w, "dirty-sync-count", s->rounds);
+    put_number(w, "dirty-sync-missed-zero-copy", 0);
+    put_number(w, "last-round-pages", round->pages);
+    put_number(w, "last-round-bytes", round->bytes);
+    put_number(w, "last-round-time", (uint64_t)round->time_ms);
+    put_number(w, "dirty-pages-rate", round->pages * 1000 / time);
+    put_number(w, "remaining", queued);
+    put_number(w, "expected-downtime",
+               round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
+}
+
 static void put_counters(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
 {
     bool outgoing = m->role == ROLE_OUTGOING;
-    struct file_totals ram = {0}, devices = {0};
-    uint64_t multifd = 0, main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
-    uint64_t size = 0;
+    uint64_t main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
+    struct sums sums = add_up(m, s, 0, channels);
+    struct file *ram = s->files ? m->files[WIRE_RAM] : NULL;
 
-    for (uint32_t i = 0; i < s->files; i++) {
-        struct file *file = m->files[i];
-        struct file_totals totals = channels ? file_totals(file) : (struct file_totals){0};
-        if (i == WIRE_RAM) {
-            ram = totals;
-            size = outgoing ? atomic_load(&file->size) : file_received_size(file);
-        } else {
-            devices.bytes += totals.bytes;
-            ram.discarded_bytes += totals.discarded_bytes;
-        }
-    }
-    for (unsigned c = 0; c < channels; c++)
-        multifd += outgoing ? outgoing_wire_bytes(m, (int)c) : incoming_wire_bytes(m, c);
-    put_times(w, s, multifd + main_bytes);
-    put_number(w, "transferred", multifd + main_bytes);
-    put_number(w, "multifd-bytes", multifd);
+    put_times(w, s, sums.wire_bytes + main_bytes);
+    put_number(w, "transferred", sums.wire_bytes + main_bytes);
+    put_number(w, "multifd-bytes", sums.wire_bytes);
     put_number(w, "page-size", WIRE_PAGE_SIZE);
-    put_number(w, "normal", ram.pages);
-    put_number(w, "normal-bytes", ram.bytes);
-    put_number(w, "duplicate", ram.zero_pages);
-    put_number(w, "discarded-bytes", ram.discarded_bytes);
-    if (!outgoing)
-        put_number(w, "first-arrivals", ram.first_pages);
-    put_number(w, "dirty-sync-count", s->rounds);
-    put_number(w, "dirty-sync-missed-zero-copy", 0);
-    put_number(w, "ram-size", size);
+    put_number(w, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
+    put_number(w, "normal", sums.ram.pages);
+    put_number(w, "normal-bytes", sums.ram.bytes);
+    put_number(w, "duplicate", sums.ram.zero_pages);
+    put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
+    put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
+    put_number(w, "device-bytes", sums.devices.bytes);
     put_number(w, "devices", s->files ? s->files - 1 : 0);
-    put_number(w, "device-bytes", devices.bytes);
+    put_number(w, "ram-size", !ram ? 0 : outgoing ? atomic_load(&ram->size) : file_received_size(ram));
     if (outgoing)
-        put_number(w, "queued-bytes", outgoing_queued(m));
-    for (unsigned c = 0; c < channels; c++) {
-        char name[40];
-        snprintf(name, sizeof(name), "channel-%u-bytes", c);
-        put_number(w, name, outgoing ? outgoing_wire_bytes(m, (int)c) : incoming_wire_bytes(m, c));
-    }
+        put_rounds(w, m, s);
+    else
+        put_number(w, "first-arrivals", sums.ram.first_pages);
+    put_channels(w, m, s, channels);
 }
 
 static struct snapshot take_snapshot(struct migration *m)
@@ -157,6 +202,7 @@ static struct snapshot take_snapshot(struct migration *m)
         .failure = m->failure,
         .generation = m->generation,
         .rounds = m->rounds,
+        .round = m->last_round,
         .files = m->file_count,
     };
     pthread_mutex_unlock(&m->lock);
@@ -182,7 +228,9 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (s.settings.uri.text[0])
         put_text(&w, "uri", s.settings.uri.text);
     put_number(&w, "channels", s.settings.channels);
+    put_number(&w, "device-channels", s.settings.device_channels);
     put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
+    put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
     if (m->role == ROLE_INCOMING) {
         char path[4096];
         incoming_ram_path(m, path, sizeof(path));
