@@ -427,6 +427,22 @@ int64_t file_seek(struct file *file, uint64_t offset, bool data)
     return (int64_t)(found * WIRE_PAGE_SIZE);
 }
 
+/* Where nothing is held there is nothing to read. */
+static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    struct file *file = arg;
+    uint64_t first = offset / WIRE_PAGE_SIZE, end = (offset + len + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
+
+    if (file->id == WIRE_RAM && page_map_next(&file->held, first, end, true) == end)
+        return 0;
+    return memory_read(&file->memory, offset, buf, len);
+}
+
+int file_digest(struct file *file, uint8_t out[DIGEST_SIZE])
+{
+    return digest_compute(file_received_size(file), read_for_digest, file, out);
+}
+
 uint64_t file_received_map_size(const struct file *file)
 {
     uint64_t pages = (file_received_size(file) + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;

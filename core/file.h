@@ -14,6 +14,7 @@
 #define MIGFS_FILE_H
 
 #include "budget.h"
+#include "digest.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "page_map.h"
@@ -188,6 +189,9 @@ int64_t file_seek(struct file *file, uint64_t offset, bool data);
 
 /** file_readable - whether file_read() at @offset would not wait */
 bool file_readable(struct file *file, uint64_t offset);
+
+/** file_digest - the digest of what has arrived; 0 or a negative errno */
+int file_digest(struct file *file, uint8_t out[DIGEST_SIZE]);
 
 /** file_received_map_size - bytes of the map of received pages: a bit for each page, in whole 64-bit words */
 uint64_t file_received_map_size(const struct file *file);

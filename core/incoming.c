@@ -34,6 +34,7 @@ struct receiver {
      */
     _Atomic uint64_t applied, target;
     _Atomic uint64_t wire_bytes; /* relaxed */
+    _Atomic uint64_t barrier_ns; /* relaxed: what barriers cost this receiver; it never waits at one */
     XXH3_state_t *checker;
     uint8_t *packed, *raw; /* payloads that are needed whole; made when the first one arrives */
     struct decompressor *decompressor;
@@ -61,6 +62,9 @@ struct incoming {
     uint64_t *prepared_counts;     /* mig-in's: those of the last manifest that was found right */
     uint64_t prepared_id;          /* mig-in's */
     bool peer_aborted;             /* mig-in's */
+    atomic_bool digesting;         /* thread mig-digest answers a question */
+    uint32_t digest_file;          /* its file; written before the thread is made */
+    uint64_t digest_id;
 
     /* Guarded by migration.lock: */
     bool has_session;
@@ -376,8 +380,11 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     counter_add(&file->per_channel[r->index].digest, packet->check);
     atomic_store(&r->applied, sequence);
     uint64_t target = atomic_load(&r->target);
-    if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0))
+    if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0)) {
+        int64_t before = clock_ns();
         session_wake(&m->in->session);
+        counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - before));
+    }
     if (atomic_load(&m->watchers))
         migration_announce(m);
     return 0;
@@ -698,6 +705,38 @@ static int on_complete(struct migration *m, const struct message *message, struc
     return add_barrier(m, barrier, err);
 }
 
+/* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
+static void *mig_digest(void *arg)
+{
+    struct migration *m = arg;
+    struct incoming *in = m->in;
+    uint8_t buf[4 + DIGEST_SIZE] = {0};
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    pthread_setname_np(pthread_self(), "mig-digest");
+    int ret = file_digest(m->files[in->digest_file], buf + 4);
+    uint64_t id = in->digest_id;
+
+    wire_write_u32(&body, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE);
+    atomic_store(&in->digesting, false);
+    session_send(&in->session, WIRE_DIGEST_REPLY, id, buf, sizeof(buf));
+    migration_put(m);
+    return NULL;
+}
+
+static int on_digest(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
+{
+    struct incoming *in = m->in;
+    uint32_t file = wire_read_u32(body);
+
+    if (!wire_read_done(body) || file >= m->file_count)
+        return error_set(err, CAUSE_PROTOCOL, "a question about a file that does not exist");
+    if (atomic_exchange(&in->digesting, true))
+        return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
+    in->digest_file = file;
+    in->digest_id = id;
+    return migration_start_thread(m, mig_digest, err);
+}
+
 static void end_streams(struct migration *m, bool broken)
 {
     for (uint32_t i = 0; i < m->file_count; i++)
@@ -779,6 +818,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         return on_stream(m, message, body, err);
     case WIRE_SYNC:
         return on_sync(m, message, body, err);
+    case WIRE_DIGEST:
+        return on_digest(m, message->id, body, err);
     case WIRE_COMPLETE:
         return on_complete(m, message, body, err);
     case WIRE_COMMIT:
@@ -827,6 +868,7 @@ static void *mig_in(void *arg)
     struct incoming *in = m->in;
     int64_t setup_deadline = clock_ms() + m->host->limits.timeout_ms;
 
+    pthread_setname_np(pthread_self(), "mig-in");
     while (!state_is_final(m->state)) {
         struct error err = {0};
         if (turn(m, setup_deadline, &err) < 0)
@@ -868,26 +910,17 @@ static void *mig_in(void *arg)
 int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms, struct error *err)
 {
     struct incoming *in = m->in;
-    pthread_attr_t attr;
-    pthread_t thread;
-
     if (session_init(&in->session, transport, m->host->limits.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     pthread_mutex_lock(&m->lock);
     in->has_session = true;
     migration_move(m, STATE_SETUP, NULL);
     pthread_mutex_unlock(&m->lock);
-    pthread_attr_init(&attr);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    int code = pthread_create(&thread, &attr, mig_in, migration_get(m));
-    pthread_attr_destroy(&attr);
-    if (code) {
-        migration_put(m);
+    if (migration_start_thread(m, mig_in, err) < 0) {
         /* The caller keeps the connection after a failure. */
         in->session.transport = NULL;
-        return error_set_errno(err, code, "cannot make a thread");
+        return -EIO;
     }
-    pthread_setname_np(thread, "mig-in");
     return 0;
 }
 
@@ -945,6 +978,15 @@ void incoming_ram_path(struct migration *m, char *out, size_t size)
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index)
 {
     return atomic_load_explicit(&m->in->receivers[index].wire_bytes, memory_order_relaxed);
+}
+
+uint64_t incoming_barrier_ns(struct migration *m)
+{
+    uint64_t sum = 0;
+
+    for (unsigned c = 0; c < m->in->channel_count; c++)
+        sum += counter_get(&m->in->receivers[c].barrier_ns);
+    return sum;
 }
 
 unsigned incoming_channels(struct migration *m)

@@ -46,6 +46,8 @@ void incoming_ram_path(struct migration *m, char *out, size_t size);
 
 /** incoming_wire_bytes - received on channel @index, headers and all */
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index);
+/** incoming_barrier_ns - nanoseconds that all receivers together have spent on barriers instead of receiving */
+uint64_t incoming_barrier_ns(struct migration *m);
 unsigned incoming_channels(struct migration *m);
 
 /* For migration.c */

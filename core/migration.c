@@ -74,6 +74,22 @@ void migration_put(struct migration *m)
         migration_free(m);
 }
 
+int migration_start_thread(struct migration *m, void *(*run)(void *), struct error *err)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    int code = pthread_create(&thread, &attr, run, migration_get(m));
+    pthread_attr_destroy(&attr);
+    if (code) {
+        migration_put(m);
+        return error_set_errno(err, code, "cannot make a thread");
+    }
+    return 0;
+}
+
 bool migration_move(struct migration *m, enum state to, const struct error *failure)
 {
     enum state from = m->state;

@@ -6,6 +6,7 @@
  *   name        made by               waits for                          ends when
  *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
  *   mig-in      the listener          the same                           the same
+ *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
  *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
  *   mig-listen  the daemon            connections and hellos             listener_stop()
  * Everything else runs in the threads of whoever calls: FUSE's workers.
@@ -99,6 +100,12 @@ struct migration {
 
 /** migration_get - another reference */
 struct migration *migration_get(struct migration *m);
+/**
+ * migration_start_thread - make a detached thread
+ * @run: gets the migration, with a reference that it drops at the end; names itself
+ */
+int migration_start_thread(struct migration *m, void *(*run)(void *), struct error *err);
+
 /** migration_put - drop a reference; the last one frees. NULL is fine. */
 void migration_put(struct migration *m);
 

@@ -53,6 +53,12 @@ struct outgoing {
     struct round round_start; /* the sums when the current round began */
     bool peer_aborted;    /* the destination said why; it needs no goodbye */
     struct {
+        uint64_t id; /* of the question; 0: none is open */
+        bool there;
+        enum cause cause;
+        uint8_t digest[DIGEST_SIZE];
+    } digest;
+    struct {
         bool there;
         uint32_t file;
         struct error refusal; /* or nothing: accepted */
@@ -305,23 +311,6 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
 static void announce_stream(struct migration *m, struct file *file);
 static void *mig_out(void *arg);
 
-static int start_thread(struct migration *m, struct error *err)
-{
-    pthread_attr_t attr;
-    pthread_t thread;
-
-    pthread_attr_init(&attr);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    int code = pthread_create(&thread, &attr, mig_out, migration_get(m));
-    pthread_attr_destroy(&attr);
-    if (code) {
-        migration_put(m);
-        return error_set_errno(err, code, "cannot make a thread");
-    }
-    pthread_setname_np(thread, "mig-out");
-    return 0;
-}
-
 static int may_start(struct migration *m, struct error *err)
 {
     if (m->removed)
@@ -357,7 +346,7 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
 
     int ret = connect_all(m, interrupt, &failure);
     if (ret == 0)
-        ret = start_thread(m, &failure);
+        ret = migration_start_thread(m, mig_out, &failure);
     if (ret < 0) {
         /* mig-out does not exist: the goodbye is said here. It tells the peer more than a closed connection. */
         if (out->has_session)
@@ -1033,6 +1022,49 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     return error_set(err, m->failure.cause, "%s", m->failure.message);
 }
 
+int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                    uint8_t digest[DIGEST_SIZE], struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint8_t buf[4];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    int ret = 0;
+
+    wire_write_u32(&body, file->id);
+    pthread_mutex_lock(&m->lock);
+    /* The destination answers one question at a time; a question that nobody waits for any more is still open. */
+    while (m->state == STATE_ACTIVE && out->digest.id && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
+    if (ret == 0 && interrupt_is_hit(interrupt))
+        ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    uint64_t id = ret == 0 ? ++out->last_id : 0;
+    if (ret == 0) {
+        out->digest.id = id;
+        out->digest.there = false;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (ret < 0)
+        return ret;
+    send_on_main(m, WIRE_DIGEST, id, buf, sizeof(buf));
+    SCOPED_LOCK(&m->lock);
+    while (state_is_running(m->state) && out->digest.id == id && !out->digest.there && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (out->digest.id == id && out->digest.there) {
+        memcpy(digest, out->digest.digest, DIGEST_SIZE);
+        if (out->digest.cause != CAUSE_NONE)
+            error_set(err, out->digest.cause, "the destination cannot read '%.64s'", file->name);
+        out->digest.id = 0;
+        pthread_cond_broadcast(&m->changed);
+        return error_is_set(err) ? -EIO : 0;
+    }
+    if (state_is_running(m->state)) {
+        out->digest.there = true; /* whoever reads the answer throws it away */
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    }
+    return error_set(err, m->failure.cause, "%s", m->failure.message);
+}
+
 /* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
 static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
 {
@@ -1249,6 +1281,25 @@ static int on_file_reply(struct migration *m, struct wire_reader *body, struct e
     return 0;
 }
 
+static int on_digest_reply(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint32_t cause = wire_read_u32(body);
+
+    SCOPED_LOCK(&m->lock);
+    if (body->bad || body->left != DIGEST_SIZE || !id || id != out->digest.id)
+        return error_set(err, CAUSE_PROTOCOL, "an answer that nobody asked for");
+    if (out->digest.there) {
+        out->digest.id = 0; /* the one who asked has left */
+    } else {
+        memcpy(out->digest.digest, body->p, DIGEST_SIZE);
+        out->digest.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
+        out->digest.there = true;
+    }
+    pthread_cond_broadcast(&m->changed);
+    return 0;
+}
+
 static void on_sync_ack(struct migration *m, uint64_t id)
 {
     SCOPED_LOCK(&m->lock);
@@ -1288,6 +1339,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         pthread_cond_broadcast(&m->changed);
         return 0;
     }
+    case WIRE_DIGEST_REPLY:
+        return on_digest_reply(m, message->id, body, err);
     case WIRE_COMMITTED:
         return on_committed(m, message->id, err);
     case WIRE_ABORT:
@@ -1356,6 +1409,7 @@ static void *mig_out(void *arg)
     struct migration *m = arg;
     struct outgoing *out = m->out;
 
+    pthread_setname_np(pthread_self(), "mig-out");
     pthread_mutex_lock(&m->lock);
     while (m->state == STATE_SETUP)
         pthread_cond_wait(&m->changed, &m->lock);

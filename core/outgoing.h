@@ -90,6 +90,10 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
 /** outgoing_sync - wait until the destination has applied it */
 int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
 
+/** outgoing_digest - ask the destination for the digest of what it has of a file */
+int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                    uint8_t digest[DIGEST_SIZE], struct error *err);
+
 /** outgoing_complete - the final barrier, the check and the hand-over */
 int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err);
 

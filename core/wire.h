@@ -63,6 +63,8 @@ enum wire_message_type {
     WIRE_COMMITTED = 10,  /* destination: it is mine */
     WIRE_ABORT = 11,      /* either: it is over, and why */
     WIRE_PING = 12,       /* either: still there */
+    WIRE_DIGEST = 13,     /* source: what is the digest of this file? One question at a time */
+    WIRE_DIGEST_REPLY = 14,
     WIRE_MESSAGE_MAX
 };
 

@@ -4,6 +4,7 @@
 #include "cleanup.h"
 #include "control.h"
 #include "host.h"
+#include "outgoing.h"
 #include "polling.h"
 #include "setting.h"
 #include "status.h"
@@ -63,7 +64,40 @@ static char *error_text(const char *message, size_t *size)
     return text;
 }
 
-static char *make_text(struct handle *handle, struct host *host, size_t *size)
+/* A line for each file: its digest and its name. */
+static char *digest_lines(struct migration *m, const struct interrupt *interrupt, size_t *size, struct error *err)
+{
+    char *text = NULL;
+    FILE *out = open_memstream(&text, size);
+    int ret = 0;
+
+    if (!out)
+        return NULL;
+    for (uint32_t i = 0; i < m->file_count && ret == 0; i++) {
+        struct file *file = m->files[i];
+        uint8_t digest[DIGEST_SIZE];
+        char hex[DIGEST_TEXT];
+        if (m->role == ROLE_OUTGOING) {
+            ret = outgoing_digest(m, file, interrupt, digest, err);
+        } else {
+            ret = file_digest(file, digest);
+            if (ret < 0)
+                error_set_errno(err, ret, "reading '%.64s'", file->name);
+        }
+        if (ret == 0) {
+            digest_text(digest, hex);
+            fprintf(out, "%s  %s%s\n", hex, i == WIRE_RAM ? "" : "device-state/", file->name);
+        }
+    }
+    if (fclose(out) || ret < 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+static char *make_text(struct handle *handle, struct host *host, const struct interrupt *interrupt, size_t *size,
+                       struct error *err)
 {
     const struct node *node = handle->node;
     char buf[SETTING_VALUE_MAX + ERROR_MESSAGE_MAX] = "";
@@ -77,6 +111,8 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size)
         if (text)
             handle->generation = generation;
         return text;
+    case NODE_DIGEST:
+        return digest_lines(node->m, interrupt, size, err);
     case NODE_ERROR:
         pthread_mutex_lock(&node->m->lock);
         snprintf(buf, sizeof(buf), "%s", node->m->last_error.message);
@@ -97,14 +133,15 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size)
     return strdup(buf);
 }
 
-int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size, char **out)
+int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size,
+                     const struct interrupt *interrupt, char **out, struct error *err)
 {
     SCOPED_LOCK(&handle->lock);
     if (offset == 0 || !handle->text) {
         size_t text_size = 0;
-        char *text = make_text(handle, host, &text_size);
+        char *text = make_text(handle, host, interrupt, &text_size, err);
         if (!text)
-            return -ENOMEM;
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         free(handle->text);
         handle->text = text;
         handle->text_size = text_size;
@@ -115,7 +152,7 @@ int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, 
         size = handle->text_size - offset;
     *out = malloc(size + 1);
     if (!*out)
-        return -ENOMEM;
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (size)
         memcpy(*out, handle->text + offset, size);
     return (int)size;

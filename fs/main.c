@@ -12,6 +12,7 @@
  * Exit status: 0; 1 when something failed; 2 when the command line is wrong.
  */
 #include "cleanup.h"
+#include "digest.h"
 #include "handle.h"
 #include "host.h"
 #include "listener.h"
@@ -210,6 +211,21 @@ static int start(struct fuse_args *args, const struct options *options)
     return ret;
 }
 
+static int print_digest(const char *path)
+{
+    uint8_t digest[DIGEST_SIZE];
+    char text[DIGEST_TEXT];
+    int ret = digest_path(path, digest);
+
+    if (ret < 0) {
+        fprintf(stderr, "migfs: %s: %s\n", path, strerror(-ret));
+        return EXIT_FAILED;
+    }
+    digest_text(digest, text);
+    printf("%s  %s\n", text, path);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
@@ -224,6 +240,8 @@ int main(int argc, char **argv)
         options_help(argv[0]);
     } else if (options.version) {
         printf("migfs %s, protocol %d, libfuse %s\n", MIGFS_VERSION, WIRE_VERSION, fuse_pkgversion());
+    } else if (options.digest) {
+        ret = print_digest(options.digest);
     } else if (fuse_opt_add_arg(&args, "-odefault_permissions,subtype=migfs,fsname=migfs") < 0) {
         ret = EXIT_FAILED;
     } else {

@@ -132,6 +132,7 @@ static mode_t mode_of(const struct node *node)
     case NODE_STATUS_JSON:
     case NODE_ERROR:
     case NODE_RECEIVED:
+    case NODE_DIGEST:
         return S_IFREG | 0444;
     case NODE_CONTROL:
     case NODE_RAM:
@@ -184,7 +185,8 @@ static const struct {
     const char *name;
     enum node_kind kind;
 } fixed[] = {
-    {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"error", NODE_ERROR},
+    {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"digest", NODE_DIGEST},
+    {"error", NODE_ERROR},
     {"ram", NODE_RAM},           {"received", NODE_RECEIVED},         {"status", NODE_STATUS},
     {"status.json", NODE_STATUS_JSON},
 };

@@ -31,6 +31,7 @@ enum node_kind {
     NODE_ERROR,
     NODE_SETTING,
     NODE_RECEIVED,
+    NODE_DIGEST,
 };
 
 struct node {

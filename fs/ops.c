@@ -428,10 +428,17 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
 {
     CLEANUP_FREE char *text = NULL;
-    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, &text);
+    struct migration *m = handle->node->m;
+    struct waiting waiting;
+    struct error err = {0};
 
+    if (m)
+        wait_begin(req, &waiting, m);
+    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, m ? &waiting.interrupt : NULL, &text, &err);
+    if (m)
+        wait_end(req);
     if (n < 0)
-        fuse_reply_err(req, -n);
+        reply_error(req, m, &err);
     else
         fuse_reply_buf(req, text, (size_t)n);
 }

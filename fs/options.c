@@ -28,7 +28,7 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_LISTEN, KEY_BACKING, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG };
+enum key { KEY_LISTEN, KEY_BACKING, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
@@ -45,6 +45,7 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("-V", KEY_VERSION),
     FUSE_OPT_KEY("--version", KEY_VERSION),
     FUSE_OPT_KEY("-f", KEY_FOREGROUND),
+    FUSE_OPT_KEY("--digest=", KEY_DIGEST),
     FUSE_OPT_KEY("-d", KEY_DEBUG),
     FUSE_OPT_END,
 };
@@ -164,6 +165,10 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
     case KEY_FOREGROUND:
         options->foreground = true;
         return 0;
+    case KEY_DIGEST:
+        free(options->digest);
+        options->digest = strdup(strchr(arg, '=') + 1);
+        return 0;
     case KEY_DEBUG:
         options->debug = options->foreground = true;
         return 1;
@@ -215,7 +220,7 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     };
     if (fuse_opt_parse(args, &parser, templates, process) < 0)
         return error_set(err, CAUSE_SYNTAX, "the command line cannot be read");
-    if (out->help || out->version)
+    if (out->help || out->version || out->digest)
         return 0;
     struct limits *limits = &out->limits;
     if (limits->max_ram > limits->max_memory)
@@ -230,6 +235,7 @@ void options_fini(struct options *options)
 {
     free(options->backing);
     free(options->mountpoint);
+    free(options->digest);
 }
 
 void options_help(const char *program)
@@ -238,6 +244,7 @@ void options_help(const char *program)
            "\n"
            "    -f                     stay in the foreground, log to stderr\n"
            "    -h, -V                 this text, the version\n"
+           "    --digest=FILE          print the digest of a local file, as 'digest' has it of received ones\n"
            "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
            "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
            "                           (tmpfs or hugetlbfs) instead of memfds\n"

@@ -14,6 +14,7 @@ struct options {
     struct uri uris[LISTENER_URIS_MAX];
     unsigned uri_count;
     char *mountpoint; /* an absolute path */
+    char *digest;     /* a file whose digest is asked for, instead of a mount */
     bool foreground, help, version, debug;
 };
 

@@ -187,8 +187,10 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     put_number(w, "ram-size", !ram ? 0 : outgoing ? atomic_load(&ram->size) : file_received_size(ram));
     if (outgoing)
         put_rounds(w, m, s);
-    else
+    if (!outgoing) {
         put_number(w, "first-arrivals", sums.ram.first_pages);
+        put_number(w, "barrier-idle-time", incoming_barrier_ns(m) / 1000000);
+    }
     put_channels(w, m, s, channels);
 }
 

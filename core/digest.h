@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A digest of a file's content that several processors compute at once: the
+ * XXH3 (128 bits) of the XXH3s of its pieces of 1 MiB, in order, followed by its
+ * size. It tells whether two ends have the same; it is no defence against
+ * somebody who wants them to differ.
+ */
+#ifndef MIGFS_DIGEST_H
+#define MIGFS_DIGEST_H
+
+#include <stdint.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#define DIGEST_SIZE 16
+#define DIGEST_TEXT (2 * DIGEST_SIZE + 1)
+
+/**
+ * digest_compute - read a file and compute its digest
+ * @size: in bytes
+ * @read: reads like pread(2): the count, or a negative errno; what is missing counts as zeros; any thread
+ *
+ * Return: 0 or a negative errno.
+ */
+int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, void *buf, size_t len), void *arg,
+                   uint8_t out[DIGEST_SIZE]);
+
+/** digest_text - in hexadecimal */
+void digest_text(const uint8_t digest[DIGEST_SIZE], char out[DIGEST_TEXT]);
+
+/** digest_path - the digest of a local file */
+int digest_path(const char *path, uint8_t out[DIGEST_SIZE]);
+
+#endif
