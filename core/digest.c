@@ -3,6 +3,7 @@
 #include "digest.h"
 #include "cleanup.h"
 #include "wire.h"
+#include "xxh3.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
 #define PIECE       WIRE_STRIPE_SIZE
 #define THREADS_MAX 16

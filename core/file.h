@@ -78,6 +78,7 @@ struct file {
      * A zero page that arrives where nothing is held need not be touched.
      */
     struct page_map received, held;
+    uint8_t *populated; /* RAM: one byte a stripe: its window has page table entries; the channel's */
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
@@ -150,6 +151,9 @@ int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_
 
 /** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
 void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len);
+
+/** file_window - memory_window() of RAM all of whose pages are held; else NULL */
+void *file_window(struct file *file, uint64_t offset, size_t len);
 
 /** file_receive_zero - whole pages of one stripe are zero: nothing is done where nothing is held */
 int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);

@@ -7,12 +7,12 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "xxh3.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <xxhash.h>
 
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
@@ -39,6 +39,7 @@ struct receiver {
     uint8_t *packed, *raw; /* payloads that are needed whole; made when the first one arrives */
     struct decompressor *decompressor;
     size_t start, end; /* of what is in the buffer */
+    size_t ahead;      /* how much to read when a header is wanted */
     uint8_t *buffer;
 };
 
@@ -158,8 +159,13 @@ static void receiver_failed(struct receiver *r, const struct error *err)
     session_wake(&in->session);
 }
 
-/* Reads more into the buffer. 0; 1 at the end of the stream; negative with @err. */
-static int fill(struct receiver *r, struct error *err)
+static void note_received(struct receiver *r, size_t n)
+{
+    atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
+}
+
+/* Reads at most @most more into the buffer. 0; 1 at the end of the stream; negative with @err. */
+static int fill(struct receiver *r, size_t most, struct error *err)
 {
     if (r->start == r->end)
         r->start = r->end = 0;
@@ -168,11 +174,12 @@ static int fill(struct receiver *r, struct error *err)
         r->end -= r->start;
         r->start = 0;
     }
-    ssize_t n = transport_recv(r->transport, r->buffer + r->end, BUFFER_SIZE - r->end, 0);
+    size_t room = BUFFER_SIZE - r->end;
+    ssize_t n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
     if (n < 0)
         return error_set_errno(err, (int)n, "the connection is lost");
     r->end += (size_t)n;
-    atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
+    note_received(r, (size_t)n);
     return n == 0;
 }
 
@@ -183,29 +190,95 @@ static uint64_t limit_of(const struct migration *m, const struct file *file)
     return file->id == WIRE_RAM ? limits->max_ram : limits->max_device;
 }
 
+static int ended_early(struct error *err)
+{
+    return error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+}
+
 /*
- * Passes a payload on, as it arrives, to @store: each part with its offset in
- * the payload. Checks it at the end.
+ * Where a payload goes: straight into @window when that is not NULL, else to
+ * @store, part by part, each with its offset in the payload.
  */
-static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet,
-                        int (*store)(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err),
-                        void *arg, struct error *err)
+struct sink {
+    uint8_t *window;
+    int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
+    struct file *file; /* for the stores below */
+    uint64_t offset;
+    uint8_t *buffer;
+};
+
+static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    return memory_write(&sink->file->memory, sink->offset + at, part, len, err);
+}
+
+static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    (void)err;
+    memcpy(sink->buffer + at, part, len);
+    return 0;
+}
+
+/* A checksum over memory that can go away. */
+struct window_check {
+    XXH3_state_t *checker;
+    const uint8_t *p;
+    size_t len;
+};
+
+static void check_window(void *arg)
+{
+    struct window_check *check = arg;
+
+    XXH3_64bits_update(check->checker, check->p, check->len);
+}
+
+/* Receives the next part of a payload into its place. The count, or negative with @err. */
+static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, struct error *err)
+{
+    ssize_t n = transport_recv(r->transport, to, len, 0);
+
+    if (n == -EFAULT)
+        return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    if (n == 0)
+        return ended_early(err);
+    note_received(r, (size_t)n);
+    struct window_check check = {r->checker, to, (size_t)n};
+    if (r->m->settings.checksum && memory_guard(check_window, &check) < 0)
+        return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+    return n;
+}
+
+/* Passes a payload on, as it arrives, and checks it at the end. */
+static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet, struct sink *sink,
+                        struct error *err)
 {
     bool checksum = r->m->settings.checksum;
+    uint32_t done = 0;
 
     if (checksum)
         XXH3_64bits_reset(r->checker);
-    for (uint32_t done = 0; done < packet->length;) {
-        if (r->start == r->end) {
-            int ret = fill(r, err);
-            if (ret)
-                return ret < 0 ? ret : error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+    while (done < packet->length) {
+        size_t left = packet->length - done, n;
+        if (r->start == r->end && sink->window) {
+            /* In parts that are still in the processor's cache when they are checked. */
+            ssize_t got = receive_in_place(r, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE, err);
+            if (got < 0)
+                return -EIO;
+            done += (uint32_t)got;
+            continue;
         }
-        size_t left = packet->length - done;
-        size_t n = r->end - r->start < left ? r->end - r->start : left;
+        if (r->start == r->end) {
+            int ret = fill(r, BUFFER_SIZE, err);
+            if (ret)
+                return ret < 0 ? ret : ended_early(err);
+        }
+        n = r->end - r->start < left ? r->end - r->start : left;
         if (checksum)
             XXH3_64bits_update(r->checker, r->buffer + r->start, n);
-        if (store(arg, done, r->buffer + r->start, n, err) < 0)
+        if (sink->store(sink, done, r->buffer + r->start, n, err) < 0)
             return -EIO;
         r->start += n;
         done += (uint32_t)n;
@@ -213,26 +286,6 @@ static int take_payload(struct receiver *r, const struct file *file, const struc
     if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
         return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged", file->name,
                          (unsigned long long)packet->offset);
-    return 0;
-}
-
-/* Where the parts of a payload go when nothing has to be done with it. */
-struct store_place {
-    struct file *file;
-    uint64_t offset;
-};
-
-static int store_in_file(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err)
-{
-    struct store_place *place = arg;
-
-    return memory_write(&place->file->memory, place->offset + at, part, len, err);
-}
-
-static int store_in_buffer(void *arg, uint32_t at, const uint8_t *part, size_t len, struct error *err)
-{
-    (void)err;
-    memcpy((uint8_t *)arg + at, part, len);
     return 0;
 }
 
@@ -252,7 +305,8 @@ static int take_whole(struct receiver *r, const struct file *file, const struct 
         r->decompressor = decompressor_new();
     if (!r->packed || (zstd && (!r->raw || !r->decompressor)))
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (take_payload(r, file, packet, store_in_buffer, r->packed, err) < 0)
+    struct sink sink = {.store = store_in_buffer, .buffer = r->packed};
+    if (take_payload(r, file, packet, &sink, err) < 0)
         return -EIO;
     *out = zstd ? r->raw : r->packed;
     return zstd ? decompressor_unpack(r->decompressor, r->packed, packet->length, r->raw, packet->raw_length, err) : 0;
@@ -260,7 +314,7 @@ static int take_whole(struct receiver *r, const struct file *file, const struct 
 
 static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
 {
-    struct store_place place = {file, packet->offset};
+    struct sink sink = {.store = store_in_file, .file = file, .offset = packet->offset};
     const uint8_t *raw;
 
     if (file_receive_size(file, r->index, packet->offset + packet->raw_length, limit_of(r->m, file), err) < 0)
@@ -269,8 +323,10 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
         if (take_whole(r, file, packet, &raw, err) < 0 ||
             memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0)
             return -EIO;
-    } else if (take_payload(r, file, packet, store_in_file, &place, err) < 0) {
-        return -EIO;
+    } else {
+        sink.window = file_window(file, packet->offset, packet->length);
+        if (take_payload(r, file, packet, &sink, err) < 0)
+            return -EIO;
     }
     file_received(file, r->index, packet->offset, packet->raw_length);
     return 0;
@@ -398,16 +454,18 @@ static int receive_packet(struct receiver *r, struct error *err)
 
     while (r->end - r->start < sizeof(wire)) {
         bool between = r->start == r->end;
-        int ret = fill(r, err);
+        int ret = fill(r, r->ahead, err);
         if (ret < 0)
             return ret;
         if (ret > 0)
-            return between ? 1 : error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+            return between ? 1 : ended_early(err);
     }
     memcpy(&wire, r->buffer + r->start, sizeof(wire));
     if (wire_packet_decode(&wire, &packet, err) < 0)
         return -EIO;
     r->start += sizeof(wire);
+    /* Behind a large packet comes another one: read no more than its header, so that its payload goes in place. */
+    r->ahead = packet.length >= BUFFER_SIZE / 4 ? sizeof(wire) : BUFFER_SIZE;
     return apply(r, &packet, err);
 }
 
@@ -780,6 +838,7 @@ static int activate(struct migration *m, struct error *err)
         struct receiver *r = &in->receivers[c];
         char name[24];
         r->buffer = malloc(BUFFER_SIZE);
+        r->ahead = BUFFER_SIZE;
         r->checker = XXH3_createState();
         if (!r->buffer || !r->checker)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");

@@ -7,13 +7,28 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/magic.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-int memory_init(struct memory *mem, const char *directory, const char *name, struct error *err)
+#define WINDOW_MAX (1ull << 40) /* more is not worth the address space */
+
+static void map_window(struct memory *mem, uint64_t limit)
+{
+    uint64_t size = limit < WINDOW_MAX ? limit : WINDOW_MAX;
+    void *map = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0) : MAP_FAILED;
+
+    if (map == MAP_FAILED)
+        return;
+    mem->window = map;
+    mem->window_size = size;
+}
+
+int memory_init(struct memory *mem, const char *directory, const char *name, uint64_t limit, struct error *err)
 {
     CLEANUP_FREE char *path = NULL;
     CLEANUP_FD int fd = -1;
@@ -44,6 +59,8 @@ int memory_init(struct memory *mem, const char *directory, const char *name, str
     pthread_rwlock_init(&mem->map_lock, NULL);
     mem->fd = steal_fd(&fd);
     mem->path = steal_ptr(&path);
+    if (!mem->block)
+        map_window(mem, limit);
     return 0;
 }
 
@@ -51,6 +68,8 @@ void memory_fini(struct memory *mem, bool keep)
 {
     if (mem->map)
         munmap(mem->map, mem->mapped);
+    if (mem->window)
+        munmap(mem->window, mem->window_size);
     if (!keep)
         memory_unlink(mem);
     free(mem->path);
@@ -124,6 +143,51 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
         offset += (uint64_t)n;
         len -= (size_t)n;
     }
+    return 0;
+}
+
+void *memory_window(struct memory *mem, uint64_t offset, size_t len)
+{
+    return mem->window && len <= mem->window_size && offset <= mem->window_size - len ? mem->window + offset : NULL;
+}
+
+void memory_populate(struct memory *mem, uint64_t offset, size_t len)
+{
+    void *window = memory_window(mem, offset, len);
+
+    if (window)
+        madvise(window, len, MADV_POPULATE_WRITE);
+}
+
+static _Thread_local sigjmp_buf *guard; /* of the memory_guard() that runs in this thread */
+
+static void on_sigbus(int signal)
+{
+    if (guard)
+        siglongjmp(*guard, 1);
+    /* Not ours: the default action, when the access is tried again. */
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(signal, &fatal, NULL);
+}
+
+void memory_guard_setup(void)
+{
+    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+
+    sigaction(SIGBUS, &action, NULL);
+}
+
+int memory_guard(void (*use)(void *arg), void *arg)
+{
+    sigjmp_buf here;
+
+    if (sigsetjmp(here, 0)) {
+        guard = NULL;
+        return -EFAULT;
+    }
+    guard = &here;
+    use(arg);
+    guard = NULL;
     return 0;
 }
 

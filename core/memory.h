@@ -3,10 +3,16 @@
  * Where a destination keeps a file that arrives: a memfd, or a regular file in
  * a directory that a VMM can map too (tmpfs, hugetlbfs).
  *
- * Data is written with pwrite(2), not through a mapping: a first touch is then
- * no page fault, and a full file system is an error, not a SIGBUS. hugetlbfs
- * knows no write(2); there a mapping is used, whose pages the kernel reserves
- * when it is made.
+ * What is not there yet is written with pwrite(2): a first touch is then no page
+ * fault, and a full file system is an error, not a SIGBUS. What is there can be
+ * overwritten through a mapping of the whole file (memory_window()), which
+ * takes no lock in the kernel: pwrite(2) takes the inode's, and channels would
+ * wait for one another. Receiving into the window reports a page that somebody
+ * has truncated away as EFAULT; reading and writing it from here goes through
+ * memory_guard().
+ *
+ * hugetlbfs knows no write(2); there a mapping is used for everything, whose
+ * pages the kernel reserves when it is made.
  */
 #ifndef MIGFS_MEMORY_H
 #define MIGFS_MEMORY_H
@@ -24,6 +30,8 @@ struct memory {
     char *path;       /* of the backing file; NULL for a memfd */
     bool unlinked;    /* the backing file has been removed already */
     uint64_t block;   /* hugetlbfs: the size of a huge page; otherwise 0 */
+    char *window;     /* not hugetlbfs: the mapping; NULL where address space is short */
+    uint64_t window_size;
     /* hugetlbfs only: */
     pthread_rwlock_t map_lock; /* held for writing while the mapping grows */
     char *map;                 /* guarded by map_lock */
@@ -34,8 +42,9 @@ struct memory {
  * memory_init - make an empty memory
  * @directory: where its backing file goes, or NULL for a memfd
  * @name: of the file in @directory; a file of that name must not exist
+ * @limit: it will not grow past it
  */
-int memory_init(struct memory *mem, const char *directory, const char *name, struct error *err);
+int memory_init(struct memory *mem, const char *directory, const char *name, uint64_t limit, struct error *err);
 
 /** memory_fini - free it; @keep leaves the backing file where it is */
 void memory_fini(struct memory *mem, bool keep);
@@ -45,6 +54,26 @@ void memory_unlink(struct memory *mem);
 
 /** memory_write - store bytes, growing as needed; any number of threads at once */
 int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err);
+
+/**
+ * memory_window - where [offset, offset + len) is mapped, for recv(2)
+ *
+ * Only for what has been written before. NULL: use memory_write().
+ */
+void *memory_window(struct memory *mem, uint64_t offset, size_t len);
+
+/** memory_populate - make the page table entries of a window of whole pages ready; a hint */
+void memory_populate(struct memory *mem, uint64_t offset, size_t len);
+
+/**
+ * memory_guard - call @use, which reads or writes a window
+ *
+ * Return: 0; -EFAULT when the memory went away under it. Calls do not nest.
+ */
+int memory_guard(void (*use)(void *arg), void *arg);
+
+/** memory_guard_setup - once, before the first memory_guard(), when no thread runs yet */
+void memory_guard_setup(void);
 
 /** memory_read - what is there; the count, 0 past the end, or a negative errno */
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Encoding, decoding and checking what travels; see wire.h. */
 #include "wire.h"
+#include "xxh3.h"
 
 #include <endian.h>
 #include <string.h>
-#include <xxhash.h>
 
 static const char hello_magic[8] = {'m', 'i', 'g', 'f', 's', '\r', '\n', 0x1a};
 static const char reply_magic[8] = {'M', 'I', 'G', 'F', 'S', '\r', '\n', 0x1a};

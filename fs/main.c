@@ -190,6 +190,7 @@ static int start(struct fuse_args *args, const struct options *options)
     int ret = EXIT_FAILED;
 
     set_up_signals();
+    memory_guard_setup();
     raise_descriptor_limit();
     host_init(&host, &options->limits, poll_changed);
     struct fuse_session *se = fuse_session_new(args, &ops_table, sizeof(ops_table), &host);
