@@ -153,8 +153,15 @@ void migration_fail(struct migration *m, const struct error *failure)
 {
     enum state to = failure->cause == CAUSE_CANCELLED ? STATE_CANCELLED : STATE_FAILED;
 
+    struct error in_doubt = *failure;
+
     pthread_mutex_lock(&m->lock);
-    bool moved = state_is_running(m->state) && migration_move(m, to, failure);
+    if (m->out && outgoing_is_committing(m) && failure->cause == CAUSE_SHUTDOWN) {
+        in_doubt = (struct error){0};
+        error_set(&in_doubt, failure->cause, "%s, and the destination may have completed: look there before the VM goes on here",
+                  failure->message);
+    }
+    bool moved = state_is_running(m->state) && migration_move(m, to, &in_doubt);
     pthread_mutex_unlock(&m->lock);
     if (moved)
         ended(m);
