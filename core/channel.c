@@ -238,6 +238,8 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
             ch->closed = CHANNEL_DEAD;
         if (ret == 0)
             ch->wire_bytes += wire_bytes;
+        else
+            ch->lost = true;
         uint64_t bytes = retire_batch(ch, batch);
         if (ch->flushers || died)
             pthread_cond_broadcast(&ch->progress);
@@ -296,7 +298,7 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
             pthread_cond_wait(&ch->progress, &ch->lock);
     }
     ch->flushers--;
-    return ret == 0 && ch->closed == CHANNEL_DEAD ? -ECONNRESET : ret;
+    return ret == 0 && ch->lost ? -ECONNRESET : ret;
 }
 
 void channel_close(struct channel *ch, enum channel_closed closed)

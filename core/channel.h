@@ -78,6 +78,7 @@ struct channel {
     unsigned flushers;       /* waiting on progress */
     enum channel_closed closed;
     bool busy; /* somebody is the sender */
+    bool lost; /* something was dropped */
     struct channel_entry *head, **tail;
     struct channel_chunk *open_chunk; /* the last entry, if it is a chunk with room that nobody sends yet */
     struct channel_chunk *free_chunks;

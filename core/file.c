@@ -63,19 +63,24 @@ int file_set_channels(struct file *file, unsigned channels, unsigned device_chan
     return file->per_channel ? 0 : -ENOMEM;
 }
 
+/* How much of [0, end) is of the stripes at @position in each round of the home channels. */
+static uint64_t bytes_before(const struct file *file, uint64_t position, uint64_t end)
+{
+    uint64_t round = (uint64_t)file->home_channels * WIRE_STRIPE_SIZE;
+    uint64_t rest = end % round, start = position * WIRE_STRIPE_SIZE;
+    uint64_t part = rest <= start ? 0 : rest - start < WIRE_STRIPE_SIZE ? rest - start : WIRE_STRIPE_SIZE;
+
+    return end / round * WIRE_STRIPE_SIZE + part;
+}
+
 uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset, uint64_t len)
 {
-    uint64_t end = offset + len, stripe = offset / WIRE_STRIPE_SIZE, bytes = 0;
+    uint64_t n = file->home_channels, position;
 
     if (!file_is_home(file, channel))
         return 0;
-    while (file_home(file, stripe * WIRE_STRIPE_SIZE) != channel)
-        stripe++;
-    for (; stripe * WIRE_STRIPE_SIZE < end; stripe += file->home_channels) {
-        uint64_t from = stripe * WIRE_STRIPE_SIZE, to = from + WIRE_STRIPE_SIZE;
-        bytes += (to < end ? to : end) - (from > offset ? from : offset);
-    }
-    return bytes;
+    position = (channel - file->first_channel + n - file->id % n) % n;
+    return bytes_before(file, position, offset + len) - bytes_before(file, position, offset);
 }
 
 struct file_totals file_channel_totals(const struct file *file, unsigned channel)
@@ -222,6 +227,8 @@ void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_
         return;
     }
     SCOPED_LOCK(&file->lock);
+    /* Data after the end: the stream goes on, and the news of it is on its way. */
+    file->ended = false;
     if (stripe >= file->stripes) {
         uint64_t stripes = stripe + 1 > 2 * file->stripes ? stripe + 1 : 2 * file->stripes;
         uint32_t *prefix = realloc(file->prefix, stripes * sizeof(*prefix));
@@ -358,6 +365,16 @@ void file_receive_over(struct file *file, bool broken)
     else
         file->ended = true;
     pthread_cond_broadcast(&file->arrived);
+}
+
+void file_receive_drop(struct file *file)
+{
+    struct error err = {0};
+
+    memory_resize(&file->memory, 0, &err);
+    SCOPED_LOCK(&file->lock);
+    budget_release(file->budget, file->charged);
+    file->charged = 0;
 }
 
 uint64_t file_received_size(const struct file *file)

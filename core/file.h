@@ -171,6 +171,9 @@ void file_receive_end(struct file *file, bool ended);
 /** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
 void file_receive_over(struct file *file, bool broken);
 
+/** file_receive_drop - the migration has failed: give the memory back; nobody writes any more */
+void file_receive_drop(struct file *file);
+
 /** file_received_size - the size as far as it has arrived; exact after a barrier */
 uint64_t file_received_size(const struct file *file);
 

@@ -5,9 +5,14 @@
 
 #include <errno.h>
 
+struct gate_waiter {
+    struct gate_waiter *next;
+};
+
 void gate_init(struct gate *gate, uint64_t limit)
 {
     *gate = (struct gate){.limit = limit};
+    gate->last = &gate->first;
     pthread_mutex_init(&gate->lock, NULL);
     pthread_cond_init(&gate->room, NULL);
 }
@@ -29,15 +34,32 @@ static bool try_enter(struct gate *gate, uint64_t bytes)
     return true;
 }
 
+static void leave_queue(struct gate *gate, struct gate_waiter *waiter)
+{
+    struct gate_waiter **p = &gate->first;
+
+    while (*p != waiter)
+        p = &(*p)->next;
+    *p = waiter->next;
+    if (gate->last == &waiter->next)
+        gate->last = p;
+    atomic_fetch_sub(&gate->waiters, 1);
+    /* The next one may have room too. */
+    pthread_cond_broadcast(&gate->room);
+}
+
 int gate_enter(struct gate *gate, uint64_t bytes, const struct interrupt *interrupt)
 {
+    struct gate_waiter waiter = {0};
     int ret = 0;
 
     if (!atomic_load(&gate->waiters) && try_enter(gate, bytes))
         return 0;
     SCOPED_LOCK(&gate->lock);
+    *gate->last = &waiter;
+    gate->last = &waiter.next;
     atomic_fetch_add(&gate->waiters, 1);
-    while (!try_enter(gate, bytes)) {
+    while (gate->first != &waiter || !try_enter(gate, bytes)) {
         if (atomic_load(&gate->closed))
             ret = -ECANCELED;
         else if (interrupt_is_hit(interrupt))
@@ -46,7 +68,7 @@ int gate_enter(struct gate *gate, uint64_t bytes, const struct interrupt *interr
             break;
         pthread_cond_wait(&gate->room, &gate->lock);
     }
-    atomic_fetch_sub(&gate->waiters, 1);
+    leave_queue(gate, &waiter);
     return ret;
 }
 

@@ -24,6 +24,7 @@ struct gate {
     atomic_bool closed; /* nobody waits any more, everybody passes */
     pthread_mutex_t lock;
     pthread_cond_t room;
+    struct gate_waiter *first, **last; /* who waits, in the order of arrival; guarded by lock */
 };
 
 void gate_init(struct gate *gate, uint64_t limit);
@@ -32,7 +33,8 @@ void gate_fini(struct gate *gate);
 /**
  * gate_enter - take @bytes, when there is room
  *
- * One entrant is let in whatever its size when nobody else is in. Return: 0;
+ * One entrant is let in whatever its size when nobody else is in. Who waits is
+ * let in in the order of arrival. Return: 0;
  * -EINTR when @interrupt was hit first; -ECANCELED when the gate was closed
  * (nothing was taken then).
  */

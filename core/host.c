@@ -79,9 +79,23 @@ static bool unlist(struct host *host, struct migration *m)
     return true;
 }
 
+/* The incoming migration that has been failed or cancelled for the longest time, or NULL. Called with host->lock held. */
+static struct migration *oldest_failed(struct host *host)
+{
+    struct migration *oldest = NULL;
+
+    for (struct migration *m = host->first; m; m = m->next) {
+        enum state state = m->state;
+        if (m->role == ROLE_INCOMING && (state == STATE_FAILED || state == STATE_CANCELLED))
+            oldest = m;
+    }
+    return oldest;
+}
+
 /*
  * Puts a new migration into the list, which takes a reference.
- * @replaced: a failed or cancelled one of the name that made way; the caller drops its reference.
+ * @replaced: a failed or cancelled one that made way, because it has the name or
+ * because the list is full; the caller drops its reference.
  */
 static int enlist(struct host *host, struct migration *m, bool visible, struct migration **replaced,
                   struct error *err)
@@ -99,6 +113,10 @@ static int enlist(struct host *host, struct migration *m, bool visible, struct m
                              state_names[state]);
         unlist(host, old);
         *replaced = old;
+    }
+    if (host->count >= host->limits.max_migrations && m->role == ROLE_INCOMING && oldest_failed(host)) {
+        *replaced = oldest_failed(host);
+        unlist(host, *replaced);
     }
     if (host->count >= host->limits.max_migrations)
         return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed", host->count);
@@ -164,7 +182,7 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
         return -EIO;
     }
     if (replaced) {
-        log_info("%s: the %s migration of that name makes way for a new one", m->name, state_names[replaced->state]);
+        log_info("%s: %s, makes way for a new migration", replaced->name, state_names[replaced->state]);
         incoming_release(replaced);
         migration_put(replaced);
     }
@@ -220,8 +238,8 @@ void host_drop(struct host *host, struct migration *m)
 
 void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome)
 {
-    SCOPED_LOCK(&host->lock);
     struct outcome_record *record = &host->history[host->history_next++ % HOST_HISTORY];
+
     memcpy(record->session, session, sizeof(record->session));
     record->outcome = outcome;
 }
@@ -246,16 +264,14 @@ void host_note_error(struct host *host, const char *message)
 
 void host_shutdown(struct host *host)
 {
-    struct error failure = {0};
     struct migration **list;
 
     pthread_mutex_lock(&host->lock);
     host->closed = true;
     pthread_mutex_unlock(&host->lock);
-    error_set(&failure, CAUSE_SHUTDOWN, "the daemon is going away");
     int n = snapshot(host, true, &list);
     for (int i = 0; i < n; i++) {
-        migration_fail(list[i], &failure);
+        migration_shut_down(list[i]);
         migration_put(list[i]);
     }
     if (n >= 0)

@@ -49,7 +49,7 @@ struct host {
     struct migration *first;
     unsigned count;  /* in the list */
     unsigned living; /* not freed yet */
-    bool closed;     /* no new migrations: the daemon is going away */
+    atomic_bool closed; /* no new migrations: the daemon is going away; written with the lock held */
     struct outcome_record history[HOST_HISTORY];
     unsigned history_next;
     char last_error[ERROR_MESSAGE_MAX]; /* the last failure that belongs to no migration */
@@ -87,7 +87,7 @@ void host_show(struct host *host, struct migration *m);
 /** host_drop - take a migration out of the list, if it is there */
 void host_drop(struct host *host, struct migration *m);
 
-/** host_record - remember what became of a session */
+/** host_record - remember what became of a session; the caller holds host.lock, so that no query comes between */
 void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome);
 enum wire_outcome host_outcome(struct host *host, const uint8_t session[16]);
 

@@ -49,9 +49,16 @@ struct barrier {
     enum wire_message_type type; /* WIRE_SYNC, WIRE_FILE_END or WIRE_COMPLETE */
     uint64_t id;
     struct file *file; /* WIRE_FILE_END */
-    uint32_t entries;  /* WIRE_COMPLETE: the manifest's */
-    struct manifest_entry *manifest;
     uint64_t counts[]; /* one for each channel */
+};
+
+/* What the source says it has sent. There is one at a time: a newer one takes its place. mig-in's. */
+struct manifest {
+    uint64_t id; /* 0: there is none */
+    bool prepared;
+    uint32_t entries;
+    struct manifest_entry *entry;
+    uint64_t counts[WIRE_CHANNELS_MAX];
 };
 
 struct incoming {
@@ -60,8 +67,7 @@ struct incoming {
     struct receiver *receivers;
     struct barrier *first, **tail; /* mig-in's */
     unsigned barriers;             /* mig-in's */
-    uint64_t *prepared_counts;     /* mig-in's: those of the last manifest that was found right */
-    uint64_t prepared_id;          /* mig-in's */
+    struct manifest manifest;      /* mig-in's */
     bool peer_aborted;             /* mig-in's */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     uint32_t digest_file;          /* its file; written before the thread is made */
@@ -84,9 +90,8 @@ struct incoming *incoming_new(struct migration *m)
     in->channel_count = n;
     in->tail = &in->first;
     in->receivers = calloc(n, sizeof(*in->receivers));
-    in->prepared_counts = calloc(n, sizeof(*in->prepared_counts));
-    if (!in->receivers || !in->prepared_counts) {
-        incoming_free(in);
+    if (!in->receivers) {
+        free(in);
         return NULL;
     }
     for (unsigned c = 0; c < n; c++) {
@@ -96,10 +101,10 @@ struct incoming *incoming_new(struct migration *m)
     return in;
 }
 
-static void barrier_free(struct barrier *barrier)
+static void forget_manifest(struct incoming *in)
 {
-    free(barrier->manifest);
-    free(barrier);
+    free(in->manifest.entry);
+    in->manifest = (struct manifest){0};
 }
 
 /* The receivers' threads are gone. */
@@ -128,14 +133,13 @@ void incoming_free(struct incoming *in)
     while (in->first) {
         struct barrier *barrier = in->first;
         in->first = barrier->next;
-        barrier_free(barrier);
+        free(barrier);
     }
-    if (in->receivers)
-        close_receivers(in);
+    close_receivers(in);
+    forget_manifest(in);
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
-    free(in->prepared_counts);
     free(in);
 }
 
@@ -516,44 +520,58 @@ static int check_manifest_entry(struct migration *m, const struct manifest_entry
     return 0;
 }
 
-/* Everything is applied: is it what the source says it sent? */
-static int check_manifest(struct migration *m, struct barrier *barrier, struct error *err)
+/* Whether what has been applied is exactly what the manifest is about. More means that the source has gone on. */
+static bool is_exactly_applied(struct incoming *in)
 {
-    if (barrier->entries != m->file_count)
-        return error_set(err, CAUSE_MISMATCH, "the source has %u files, the destination %u", barrier->entries,
-                         m->file_count);
-    for (uint32_t i = 0; i < barrier->entries; i++) {
-        if (check_manifest_entry(m, &barrier->manifest[i], err) < 0)
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (atomic_load(&in->receivers[c].applied) != in->manifest.counts[c])
+            return false;
+    }
+    return true;
+}
+
+/* Everything is applied: is it what the source says it sent? */
+static int check_manifest(struct migration *m, struct error *err)
+{
+    struct incoming *in = m->in;
+    struct manifest *manifest = &in->manifest;
+
+    if (!manifest->id || manifest->prepared || !is_passed(in, manifest->counts))
+        return 0;
+    if (!is_exactly_applied(in) || manifest->entries < m->file_count) {
+        forget_manifest(in);
+        return 0;
+    }
+    for (uint32_t i = 0; i < manifest->entries; i++) {
+        if (check_manifest_entry(m, &manifest->entry[i], err) < 0)
             return -EIO;
     }
-    /* Truncation leaves the memory longer than the file; a VMM maps the memory. */
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        if (memory_resize(&m->files[i]->memory, file_received_size(m->files[i]), err) < 0)
-            return -EIO;
-    }
+    manifest->prepared = true;
+    session_send(&in->session, WIRE_PREPARED, manifest->id, NULL, 0);
     return 0;
 }
 
-static int reach(struct migration *m, struct barrier *barrier, struct error *err)
+static void reach(struct migration *m, struct barrier *barrier)
 {
-    struct incoming *in = m->in;
-
-    switch (barrier->type) {
-    case WIRE_SYNC:
-        session_send(&in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
-        return 0;
-    case WIRE_FILE_END:
+    if (barrier->type == WIRE_SYNC) {
+        session_send(&m->in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
+    } else {
         file_receive_end(barrier->file, true);
         migration_announce(m);
-        return 0;
-    default:
-        if (check_manifest(m, barrier, err) < 0)
-            return -EIO;
-        in->prepared_id = barrier->id;
-        memcpy(in->prepared_counts, barrier->counts, in->channel_count * sizeof(*barrier->counts));
-        session_send(&in->session, WIRE_PREPARED, barrier->id, NULL, 0);
-        return 0;
     }
+}
+
+/* The next count of a receiver's that anything waits for; 0: none. */
+static uint64_t next_target(struct incoming *in, unsigned channel, uint64_t applied)
+{
+    uint64_t next = 0;
+
+    for (struct barrier *barrier = in->first; barrier; barrier = barrier->next) {
+        if (barrier->counts[channel] > applied && (!next || barrier->counts[channel] < next))
+            next = barrier->counts[channel];
+    }
+    uint64_t last = in->manifest.id ? in->manifest.counts[channel] : 0;
+    return last > applied && (!next || last < next) ? last : next;
 }
 
 /* Acts on the barriers that all receivers have passed, and tells the receivers which count is awaited next. */
@@ -571,22 +589,17 @@ static int check_barriers(struct migration *m, struct error *err)
                 continue;
             }
             *p = barrier->next;
-            if (in->tail == &barrier->next)
-                in->tail = p;
             in->barriers--;
-            int ret = reach(m, barrier, err);
-            barrier_free(barrier);
-            if (ret < 0)
-                return ret;
+            reach(m, barrier);
+            free(barrier);
         }
+        in->tail = p;
+        if (check_manifest(m, err) < 0)
+            return -EIO;
         again = false;
         for (unsigned c = 0; c < in->channel_count; c++) {
             struct receiver *r = &in->receivers[c];
-            uint64_t applied = atomic_load(&r->applied), next = 0;
-            for (struct barrier *barrier = in->first; barrier; barrier = barrier->next) {
-                if (barrier->counts[c] > applied && (!next || barrier->counts[c] < next))
-                    next = barrier->counts[c];
-            }
+            uint64_t next = next_target(in, c, atomic_load(&r->applied));
             atomic_store(&r->target, next);
             again |= next && atomic_load(&r->applied) >= next;
         }
@@ -613,7 +626,7 @@ static int add_barrier(struct migration *m, struct barrier *barrier, struct erro
     struct incoming *in = m->in;
 
     if (in->barriers >= BARRIERS_MAX) {
-        barrier_free(barrier);
+        free(barrier);
         return error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", BARRIERS_MAX);
     }
     *in->tail = barrier;
@@ -688,7 +701,7 @@ static void forget_end(struct incoming *in, const struct file *file)
         if (barrier->type == WIRE_FILE_END && barrier->file == file) {
             *p = barrier->next;
             in->barriers--;
-            barrier_free(barrier);
+            free(barrier);
         } else {
             p = &barrier->next;
         }
@@ -710,7 +723,7 @@ static int on_stream(struct migration *m, const struct message *message, struct 
     }
     if (!wire_read_done(body) || !file) {
         if (barrier)
-            barrier_free(barrier);
+            free(barrier);
         return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
     }
     forget_end(m->in, file);
@@ -727,40 +740,41 @@ static int on_sync(struct migration *m, const struct message *message, struct wi
     if (!barrier)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (!wire_read_done(body)) {
-        barrier_free(barrier);
+        free(barrier);
         return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
     }
     return add_barrier(m, barrier, err);
 }
 
-static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+static int on_complete(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
 {
-    struct barrier *barrier = barrier_new(m, message, body);
+    struct incoming *in = m->in;
+    struct manifest *manifest = &in->manifest;
 
-    if (!barrier)
+    forget_manifest(in);
+    for (unsigned c = 0; c < in->channel_count; c++)
+        manifest->counts[c] = wire_read_u64(body);
+    manifest->entries = wire_read_u32(body);
+    if (body->bad || !id || manifest->entries > m->file_count ||
+        body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
+        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
+                         manifest->entries, m->file_count);
+    manifest->entry = calloc(manifest->entries + 1, sizeof(*manifest->entry));
+    if (!manifest->entry)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    barrier->entries = wire_read_u32(body);
-    bool plausible = !body->bad && body->left == (size_t)barrier->entries * WIRE_MANIFEST_ENTRY_SIZE;
-    if (plausible)
-        barrier->manifest = calloc(barrier->entries + 1, sizeof(*barrier->manifest));
-    if (!plausible || !barrier->manifest) {
-        barrier_free(barrier);
-        return error_set(err, CAUSE_PROTOCOL, "a manifest that makes no sense");
-    }
-    for (uint32_t i = 0; i < barrier->entries; i++) {
-        struct manifest_entry *entry = &barrier->manifest[i];
+    for (uint32_t i = 0; i < manifest->entries; i++) {
+        struct manifest_entry *entry = &manifest->entry[i];
         entry->file = wire_read_u32(body);
         wire_read_u32(body);
         entry->size = wire_read_u64(body);
         entry->packets = wire_read_u64(body);
         entry->bytes = wire_read_u64(body);
         entry->digest = wire_read_u64(body);
-        if (entry->file != i) {
-            barrier_free(barrier);
+        if (entry->file != i)
             return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
-        }
     }
-    return add_barrier(m, barrier, err);
+    manifest->id = id;
+    return check_barriers(m, err);
 }
 
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
@@ -805,18 +819,22 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 {
     struct incoming *in = m->in;
 
-    if (!in->prepared_id || id != in->prepared_id)
+    if (!in->manifest.prepared || id != in->manifest.id || !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (atomic_load(&in->receivers[c].applied) != in->prepared_counts[c])
-            return error_set(err, CAUSE_PROTOCOL, "a commit after more data");
+    /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        if (memory_resize(&m->files[i]->memory, file_received_size(m->files[i]), err) < 0)
+            return -EIO;
     }
+    pthread_mutex_lock(&m->host->lock);
     pthread_mutex_lock(&m->lock);
     bool moved = migration_move(m, STATE_COMPLETED, NULL);
+    if (moved)
+        host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
     pthread_mutex_unlock(&m->lock);
+    pthread_mutex_unlock(&m->host->lock);
     if (!moved)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
-    host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
     end_streams(m, false);
     log_info("%s: completed", m->name);
     session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
@@ -867,6 +885,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     /* The first message can overtake the news that the last channel is there. */
     if (activate(m, err) < 0)
         return -EIO;
+    if (state_is_final(m->state))
+        return error_set(err, CAUSE_STATE, "a message after the end");
     if (m->state == STATE_SETUP && message->type != WIRE_ABORT)
         return error_set(err, CAUSE_PROTOCOL, "a message before all channels have arrived");
     switch (message->type) {
@@ -880,12 +900,12 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_DIGEST:
         return on_digest(m, message->id, body, err);
     case WIRE_COMPLETE:
-        return on_complete(m, message, body, err);
+        return on_complete(m, message->id, body, err);
     case WIRE_COMMIT:
         return on_commit(m, message->id, err);
     case WIRE_ABORT:
         m->in->peer_aborted = true;
-        session_read_abort(body, "source", err);
+        session_read_abort(body, "the source", err);
         return -EIO;
     default:
         return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the source", (int)message->type);
@@ -921,6 +941,25 @@ static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
     return ret;
 }
 
+/* Ends the receivers. No more connections are attached once the state is final. */
+static void end_receivers(struct migration *m)
+{
+    struct incoming *in = m->in;
+
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        pthread_mutex_lock(&m->lock);
+        struct transport *transport = in->receivers[c].transport;
+        pthread_mutex_unlock(&m->lock);
+        if (transport)
+            transport_shutdown(transport);
+    }
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (in->receivers[c].running)
+            pthread_join(in->receivers[c].thread, NULL);
+    }
+    close_receivers(in);
+}
+
 static void *mig_in(void *arg)
 {
     struct migration *m = arg;
@@ -928,35 +967,30 @@ static void *mig_in(void *arg)
     int64_t setup_deadline = clock_ms() + m->host->limits.timeout_ms;
 
     pthread_setname_np(pthread_self(), "mig-in");
+    /* incoming_begin() holds the lock until the hello is answered. */
+    pthread_mutex_lock(&m->lock);
+    pthread_mutex_unlock(&m->lock);
     while (!state_is_final(m->state)) {
         struct error err = {0};
         if (turn(m, setup_deadline, &err) < 0)
             migration_fail(m, &err);
     }
     bool failed = m->state != STATE_COMPLETED;
-    if (failed) {
+    if (failed && !in->peer_aborted)
+        session_goodbye(&in->session, &m->failure);
+    if (failed && m->was_active) {
+        pthread_mutex_lock(&m->host->lock);
         host_record(m->host, m->session_id, WIRE_OUTCOME_FAILED);
-        if (!in->peer_aborted)
-            session_goodbye(&in->session, &m->failure);
-    } else {
-        /* The source closes when it has read that the migration is committed. */
+        pthread_mutex_unlock(&m->host->lock);
+    }
+    /* After a completion the source closes when it has read the confirmation. */
+    if (!failed)
         session_linger(&in->session, LINGER_MS);
-    }
-    /* No more connections are attached once the state is final. */
-    pthread_mutex_lock(&m->lock);
-    unsigned attached = in->attached;
-    pthread_mutex_unlock(&m->lock);
-    for (unsigned c = 0; attached && c < in->channel_count; c++) {
-        if (in->receivers[c].transport)
-            transport_shutdown(in->receivers[c].transport);
-    }
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (in->receivers[c].running)
-            pthread_join(in->receivers[c].thread, NULL);
-    }
-    close_receivers(in);
+    end_receivers(m);
     if (failed) {
         end_streams(m, true);
+        for (uint32_t i = 0; i < m->file_count; i++)
+            file_receive_drop(m->files[i]);
         migration_announce(m);
         session_linger(&in->session, LINGER_MS);
     }
@@ -966,21 +1000,32 @@ static void *mig_in(void *arg)
     return NULL;
 }
 
-int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms, struct error *err)
+int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms,
+                   const struct hello_reply *reply, struct error *err)
 {
     struct incoming *in = m->in;
+    struct wire_hello_reply wire;
+    struct iovec iov = {&wire, sizeof(wire)};
+
+    wire_hello_reply_encode(reply, &wire);
+    /* host_shutdown() finds a migration that runs, or keeps it from starting. */
+    SCOPED_LOCK(&m->host->lock);
+    if (m->host->closed)
+        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (session_init(&in->session, transport, m->host->limits.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     pthread_mutex_lock(&m->lock);
     in->has_session = true;
-    migration_move(m, STATE_SETUP, NULL);
-    pthread_mutex_unlock(&m->lock);
-    if (migration_start_thread(m, mig_in, err) < 0) {
-        /* The caller keeps the connection after a failure. */
+    int ret = migration_start_thread(m, mig_in, err);
+    if (ret < 0) {
+        /* The caller keeps the connection. */
         in->session.transport = NULL;
-        return -EIO;
+    } else {
+        transport_send(transport, &iov, 1);
+        migration_move(m, STATE_SETUP, NULL);
     }
-    return 0;
+    pthread_mutex_unlock(&m->lock);
+    return ret;
 }
 
 int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,

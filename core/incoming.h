@@ -24,8 +24,10 @@ void incoming_free(struct incoming *in);
  * incoming_begin - take over the main channel and start thread mig-in
  * @transport: the migration's from now on, on success
  * @peer_timeout_ms: how long the source lets this side be silent
+ * @reply: the answer to its hello, sent on success
  */
-int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms, struct error *err);
+int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms,
+                   const struct hello_reply *reply, struct error *err);
 
 /**
  * incoming_attach - hand over a data channel

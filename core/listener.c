@@ -87,8 +87,7 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
 
     if (host_add_incoming(l->host, hello, &m, err) < 0)
         return -EIO;
-    send_reply(p->transport, &reply);
-    int ret = incoming_begin(m, p->transport, hello->timeout_ms, err);
+    int ret = incoming_begin(m, p->transport, hello->timeout_ms, &reply, err);
     if (ret == 0)
         p->transport = NULL;
     else

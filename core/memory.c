@@ -112,14 +112,65 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
     return ret;
 }
 
+static _Thread_local sigjmp_buf *guard; /* of the memory_guard() that runs in this thread */
+
+static void on_sigbus(int signal)
+{
+    if (guard)
+        siglongjmp(*guard, 1);
+    /* Not ours: the default action, when the access is tried again. */
+    struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(signal, &fatal, NULL);
+}
+
+void memory_guard_setup(void)
+{
+    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+
+    sigaction(SIGBUS, &action, NULL);
+}
+
+int memory_guard(void (*use)(void *arg), void *arg)
+{
+    sigjmp_buf here;
+
+    if (sigsetjmp(here, 0)) {
+        guard = NULL;
+        return -EFAULT;
+    }
+    guard = &here;
+    use(arg);
+    guard = NULL;
+    return 0;
+}
+
+struct copy {
+    char *to;
+    const void *from;
+    size_t len;
+};
+
+static void copy_mapped(void *arg)
+{
+    struct copy *copy = arg;
+
+    memcpy(copy->to, copy->from, copy->len);
+}
+
 static int write_mapped(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err)
 {
     for (;;) {
+        int ret = 0;
         pthread_rwlock_rdlock(&mem->map_lock);
         bool fits = offset + len <= mem->mapped;
-        if (fits)
-            memcpy(mem->map + offset, buf, len);
+        if (fits) {
+            /* A hole that was punched has lost its reservation. */
+            struct copy copy = {mem->map + offset, buf, len};
+            ret = memory_guard(copy_mapped, &copy);
+        }
         pthread_rwlock_unlock(&mem->map_lock);
+        if (ret < 0)
+            return error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages");
         if (fits)
             return 0;
         if (grow_map(mem, offset + len, err) < 0)
@@ -157,38 +208,6 @@ void memory_populate(struct memory *mem, uint64_t offset, size_t len)
 
     if (window)
         madvise(window, len, MADV_POPULATE_WRITE);
-}
-
-static _Thread_local sigjmp_buf *guard; /* of the memory_guard() that runs in this thread */
-
-static void on_sigbus(int signal)
-{
-    if (guard)
-        siglongjmp(*guard, 1);
-    /* Not ours: the default action, when the access is tried again. */
-    struct sigaction fatal = {.sa_handler = SIG_DFL};
-    sigaction(signal, &fatal, NULL);
-}
-
-void memory_guard_setup(void)
-{
-    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
-
-    sigaction(SIGBUS, &action, NULL);
-}
-
-int memory_guard(void (*use)(void *arg), void *arg)
-{
-    sigjmp_buf here;
-
-    if (sigsetjmp(here, 0)) {
-        guard = NULL;
-        return -EFAULT;
-    }
-    guard = &here;
-    use(arg);
-    guard = NULL;
-    return 0;
 }
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)

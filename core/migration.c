@@ -37,7 +37,11 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
         .zero_pages = true,
     };
     pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->changed, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&m->changed, &attr);
+    pthread_condattr_destroy(&attr);
     SCOPED_LOCK(&host->lock);
     host->living++;
     return m;
@@ -153,15 +157,24 @@ void migration_fail(struct migration *m, const struct error *failure)
 {
     enum state to = failure->cause == CAUSE_CANCELLED ? STATE_CANCELLED : STATE_FAILED;
 
-    struct error in_doubt = *failure;
-
     pthread_mutex_lock(&m->lock);
-    if (m->out && outgoing_is_committing(m) && failure->cause == CAUSE_SHUTDOWN) {
-        in_doubt = (struct error){0};
-        error_set(&in_doubt, failure->cause, "%s, and the destination may have completed: look there before the VM goes on here",
-                  failure->message);
-    }
-    bool moved = state_is_running(m->state) && migration_move(m, to, &in_doubt);
+    bool moved = state_is_running(m->state) && migration_move(m, to, failure);
+    pthread_mutex_unlock(&m->lock);
+    if (moved)
+        ended(m);
+}
+
+void migration_shut_down(struct migration *m)
+{
+    struct error failure = {0};
+
+    error_set(&failure, CAUSE_SHUTDOWN, "the daemon is going away");
+    pthread_mutex_lock(&m->lock);
+    /* After the commit only the destination knows: it is asked, once. */
+    bool committing = m->out && outgoing_is_committing(m);
+    if (committing)
+        outgoing_doom(m, &failure, 0);
+    bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
     pthread_mutex_unlock(&m->lock);
     if (moved)
         ended(m);

@@ -132,6 +132,9 @@ void migration_announce(struct migration *m);
  */
 void migration_fail(struct migration *m, const struct error *failure);
 
+/** migration_shut_down - the daemon is going away; no lock held */
+void migration_shut_down(struct migration *m);
+
 /** migration_note_error - what `error` shows next; no lock held. No error leaves it as it is. */
 void migration_note_error(struct migration *m, const struct error *err);
 

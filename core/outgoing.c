@@ -28,6 +28,29 @@ struct sync_waiter {
     struct sync_waiter *next;
 };
 
+/* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
+struct attempt {
+    uint64_t last_id; /* of a barrier, a manifest or a question */
+    /* If nothing else comes before @doom_at, the migration is lost for this reason. */
+    struct error doom;
+    int64_t doom_at;
+    uint64_t prepared_id; /* the last manifest that the destination has everything of */
+    uint64_t commit_id;   /* not 0: the destination has been told to complete */
+    bool peer_aborted;    /* the destination said why; it needs no goodbye */
+    struct round round_start; /* the sums when the current round began */
+    struct {
+        uint64_t id; /* of the question; 0: none is open */
+        bool there;
+        enum cause cause;
+        uint8_t digest[DIGEST_SIZE];
+    } digest;
+    struct {
+        bool there;
+        uint32_t file;
+        struct error refusal; /* or nothing: accepted */
+    } reply; /* to the announcement of a file */
+};
+
 struct outgoing {
     int cancel_fd; /* an eventfd: readable when `start` is to give up */
     struct gate gate;
@@ -44,25 +67,9 @@ struct outgoing {
 
     /* Guarded by migration.lock: */
     bool has_session;
-    uint64_t last_id; /* of a barrier or a manifest */
+    const struct interrupt *starter; /* of the `start` that runs */
     struct sync_waiter *waiters;
-    struct error suspect; /* why a data channel broke */
-    int64_t suspect_until;
-    uint64_t prepared_id; /* the last manifest that the destination has everything of */
-    uint64_t commit_id;   /* not 0: the destination has been told to complete */
-    struct round round_start; /* the sums when the current round began */
-    bool peer_aborted;    /* the destination said why; it needs no goodbye */
-    struct {
-        uint64_t id; /* of the question; 0: none is open */
-        bool there;
-        enum cause cause;
-        uint8_t digest[DIGEST_SIZE];
-    } digest;
-    struct {
-        bool there;
-        uint32_t file;
-        struct error refusal; /* or nothing: accepted */
-    } reply; /* to the announcement of a device */
+    struct attempt attempt;
 };
 
 struct outgoing *outgoing_new(struct migration *m)
@@ -118,22 +125,30 @@ static struct channel *home_of(struct outgoing *out, const struct file *file, ui
 }
 
 /*
- * Failures of data channels
+ * Failures
  */
+
+void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms)
+{
+    struct attempt *attempt = &m->out->attempt;
+    int64_t at = clock_ms() + delay_ms;
+
+    if (error_is_set(&attempt->doom) && attempt->doom_at <= at)
+        return;
+    attempt->doom = *reason;
+    attempt->doom_at = at;
+    session_wake(&m->out->session);
+}
 
 /* channel.failed: keep the reason, and let the main channel have its say. */
 static void channel_failed(void *arg, unsigned index, int code)
 {
     struct migration *m = arg;
-    struct outgoing *out = m->out;
+    struct error reason = {0};
 
-    pthread_mutex_lock(&m->lock);
-    if (!error_is_set(&out->suspect)) {
-        error_set_errno(&out->suspect, code, "sending on channel %u", index);
-        out->suspect_until = clock_ms() + SUSPECT_MS;
-    }
-    pthread_mutex_unlock(&m->lock);
-    session_wake(&out->session);
+    error_set_errno(&reason, code, "sending on channel %u", index);
+    SCOPED_LOCK(&m->lock);
+    outgoing_doom(m, &reason, SUSPECT_MS);
 }
 
 /*
@@ -143,7 +158,7 @@ static void channel_failed(void *arg, unsigned index, int code)
 static int refuse(struct migration *m, enum command command, const struct interrupt *interrupt, struct error *err)
 {
     SCOPED_LOCK(&m->lock);
-    while (m->state == STATE_ACTIVE && error_is_set(&m->out->suspect)) {
+    while (m->state == STATE_ACTIVE && error_is_set(&m->out->attempt.doom)) {
         if (interrupt_is_hit(interrupt))
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         pthread_cond_wait(&m->changed, &m->lock);
@@ -194,7 +209,7 @@ static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channe
     else if (ret < 0)
         error_set_errno(err, ret, "the handshake with %s", settings->uri.text);
     else if (wire_hello_reply_decode(&wire_reply, reply, err) == 0 && reply->cause != CAUSE_NONE)
-        error_set(err, reply->cause, "the destination refuses: %s", reply->text);
+        session_read_reason(reply->cause, reply->text, "the destination refuses", err);
     if (error_is_set(err)) {
         transport_close(t);
         return -EIO;
@@ -218,34 +233,42 @@ static int announce_file(struct migration *m, struct file *file, bool in_setup, 
     wire_write_u64(&body, atomic_load(&file->size));
     wire_write_text(&body, file->name);
     pthread_mutex_lock(&m->lock);
-    out->reply.there = false;
-    out->reply.file = file->id;
-    out->reply.refusal = (struct error){0};
+    out->attempt.reply.there = false;
+    out->attempt.reply.file = file->id;
+    out->attempt.reply.refusal = (struct error){0};
     pthread_mutex_unlock(&m->lock);
-    int code = session_send(&out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
-    if (code < 0 && in_setup)
-        return error_set_errno(err, code, "announcing '%.64s'", file->name);
+    session_send(&out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
     /* While mig-out does not run yet, this thread reads the main channel itself. */
-    while (in_setup && !out->reply.there && ret == 0) {
+    int64_t deadline = clock_ms() + m->settings.timeout_ms;
+    while (in_setup && !out->attempt.reply.there && ret == 0) {
         if (interrupt_is_hit(interrupt))
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         if (m->state != STATE_SETUP)
             return error_set(err, CAUSE_CANCELLED, "cancelled");
-        ret = session_step(&out->session, clock_ms() + m->settings.timeout_ms, handle_message, m, err);
+        if (clock_ms() >= deadline)
+            return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
+        ret = session_step(&out->session, deadline, handle_message, m, err);
     }
     if (ret < 0)
         return ret;
+    struct timespec until = {deadline / 1000, deadline % 1000 * 1000000};
     SCOPED_LOCK(&m->lock);
-    while (!out->reply.there && m->state == STATE_ACTIVE) {
-        /* Not interruptible any more: the destination may have made the file. The heartbeat bounds the wait. */
-        pthread_cond_wait(&m->changed, &m->lock);
+    /* Not interruptible any more: the destination may have made the file. */
+    while (!out->attempt.reply.there && m->state == STATE_ACTIVE) {
+        if (pthread_cond_timedwait(&m->changed, &m->lock, &until) == ETIMEDOUT && clock_ms() >= deadline) {
+            struct error silent = {0};
+            error_set(&silent, CAUSE_TIMEOUT, "the destination does not answer");
+            outgoing_doom(m, &silent, 0);
+        }
     }
-    if (!out->reply.there)
+    if (!out->attempt.reply.there)
         return state_allows(m->state, COMMAND_WRITE, &m->failure, err) < 0
                    ? -EIO
                    : error_set(err, CAUSE_RESET, "the connection is lost");
-    if (error_is_set(&out->reply.refusal))
-        return error_set(err, out->reply.refusal.cause, "%s", out->reply.refusal.message);
+    if (error_is_set(&out->attempt.reply.refusal)) {
+        *err = out->attempt.reply.refusal;
+        return -EIO;
+    }
     file->announced_open = true;
     return 0;
 }
@@ -328,47 +351,70 @@ static int may_start(struct migration *m, struct error *err)
     return 0;
 }
 
+/* From a state in which it can be started to setup. */
+static int enter_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    eventfd_t drained;
+
+    /* host_shutdown() finds a migration that runs, or keeps it from starting. */
+    SCOPED_LOCK(&m->host->lock);
+    if (m->host->closed)
+        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
+    pthread_mutex_lock(&m->lock);
+    int ret = may_start(m, err);
+    if (ret == 0) {
+        eventfd_read(out->cancel_fd, &drained);
+        out->attempt = (struct attempt){0};
+        out->starter = interrupt;
+        migration_move(m, STATE_SETUP, NULL);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return ret;
+}
+
+/* The attempt has failed before mig-out was made. */
+static void leave_setup(struct migration *m, struct error *failure, struct error *err)
+{
+    struct outgoing *out = m->out;
+
+    /* A goodbye tells the peer more than a closed connection. */
+    if (out->has_session && !out->attempt.peer_aborted)
+        session_goodbye(&out->session, failure);
+    pthread_mutex_lock(&m->lock);
+    out->starter = NULL;
+    disconnect_all(out);
+    if (m->state == STATE_SETUP)
+        migration_move(m, STATE_FAILED, failure);
+    *err = m->failure;
+    pthread_mutex_unlock(&m->lock);
+    log_error("%s: cannot start: %s", m->name, err->message);
+    migration_announce(m);
+}
+
 int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
     struct error failure = {0};
     eventfd_t drained;
 
-    pthread_mutex_lock(&m->lock);
-    if (may_start(m, err) < 0) {
-        pthread_mutex_unlock(&m->lock);
+    if (enter_setup(m, interrupt, err) < 0)
         return -EIO;
-    }
-    eventfd_read(out->cancel_fd, &drained);
-    migration_move(m, STATE_SETUP, NULL);
-    pthread_mutex_unlock(&m->lock);
     migration_announce(m);
-
-    int ret = connect_all(m, interrupt, &failure);
-    if (ret == 0)
-        ret = migration_start_thread(m, mig_out, &failure);
-    if (ret < 0) {
-        /* mig-out does not exist: the goodbye is said here. It tells the peer more than a closed connection. */
-        if (out->has_session)
-            session_goodbye(&out->session, &failure);
-        pthread_mutex_lock(&m->lock);
-        disconnect_all(out);
-        if (m->state == STATE_SETUP)
-            migration_move(m, STATE_FAILED, &failure);
-        error_set(err, m->failure.cause, "%s", m->failure.message);
-        pthread_mutex_unlock(&m->lock);
-        log_error("%s: cannot start: %s", m->name, err->message);
-        migration_announce(m);
+    if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0) {
+        leave_setup(m, &failure, err);
         return -EIO;
     }
     /* mig-out waits for the state to leave setup. */
     pthread_mutex_lock(&m->lock);
+    out->starter = NULL;
+    eventfd_read(out->cancel_fd, &drained);
     atomic_store_explicit(&out->ready, true, memory_order_release);
     bool active = m->state == STATE_SETUP && migration_move(m, STATE_ACTIVE, NULL);
     if (!active) {
         /* Cancelled at the last moment: mig-out takes it down, and it cannot be started again meanwhile. */
         m->was_active = true;
-        error_set(err, m->failure.cause, "%s", m->failure.message);
+        *err = m->failure;
     }
     pthread_mutex_unlock(&m->lock);
     migration_announce(m);
@@ -950,14 +996,6 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
     return 0;
 }
 
-/* A failure to send on the main channel is noticed by mig-out; wake it, and wait for what it makes of it. */
-static void send_on_main(struct migration *m, enum wire_message_type type, uint64_t id, const void *body,
-                         uint32_t length)
-{
-    if (session_send(&m->out->session, type, id, body, length) < 0)
-        session_wake(&m->out->session);
-}
-
 /* A barrier of RAM has been passed. Called with migration.lock held. */
 static void end_round(struct migration *m)
 {
@@ -972,12 +1010,12 @@ static void end_round(struct migration *m)
     for (unsigned c = 0; c < out->channel_count; c++)
         sum.wire_bytes += outgoing_wire_bytes(m, (int)c);
     m->last_round = (struct round){
-        .pages = sum.pages - out->round_start.pages,
-        .bytes = sum.bytes - out->round_start.bytes,
-        .wire_bytes = sum.wire_bytes - out->round_start.wire_bytes,
-        .time_ms = sum.time_ms - (out->round_start.time_ms ? out->round_start.time_ms : m->times.active),
+        .pages = sum.pages - out->attempt.round_start.pages,
+        .bytes = sum.bytes - out->attempt.round_start.bytes,
+        .wire_bytes = sum.wire_bytes - out->attempt.round_start.wire_bytes,
+        .time_ms = sum.time_ms - (out->attempt.round_start.time_ms ? out->attempt.round_start.time_ms : m->times.active),
     };
-    out->round_start = sum;
+    out->attempt.round_start = sum;
     m->rounds++;
 }
 
@@ -992,7 +1030,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
     if (ret == 0) {
-        waiter.id = ++out->last_id;
+        waiter.id = ++out->attempt.last_id;
         waiter.next = out->waiters;
         out->waiters = &waiter;
     }
@@ -1002,7 +1040,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     count_accepted(out, file, counts);
     for (unsigned c = 0; c < out->channel_count; c++)
         wire_write_u64(&body, counts[c]);
-    send_on_main(m, WIRE_SYNC, waiter.id, buf, wire_written(&body));
+    session_send(&m->out->session, WIRE_SYNC, waiter.id, buf, wire_written(&body));
 
     SCOPED_LOCK(&m->lock);
     /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
@@ -1033,33 +1071,33 @@ int outgoing_digest(struct migration *m, struct file *file, const struct interru
     wire_write_u32(&body, file->id);
     pthread_mutex_lock(&m->lock);
     /* The destination answers one question at a time; a question that nobody waits for any more is still open. */
-    while (m->state == STATE_ACTIVE && out->digest.id && !interrupt_is_hit(interrupt))
+    while (m->state == STATE_ACTIVE && out->attempt.digest.id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
     ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
     if (ret == 0 && interrupt_is_hit(interrupt))
         ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    uint64_t id = ret == 0 ? ++out->last_id : 0;
+    uint64_t id = ret == 0 ? ++out->attempt.last_id : 0;
     if (ret == 0) {
-        out->digest.id = id;
-        out->digest.there = false;
+        out->attempt.digest.id = id;
+        out->attempt.digest.there = false;
     }
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
         return ret;
-    send_on_main(m, WIRE_DIGEST, id, buf, sizeof(buf));
+    session_send(&m->out->session, WIRE_DIGEST, id, buf, sizeof(buf));
     SCOPED_LOCK(&m->lock);
-    while (state_is_running(m->state) && out->digest.id == id && !out->digest.there && !interrupt_is_hit(interrupt))
+    while (state_is_running(m->state) && out->attempt.digest.id == id && !out->attempt.digest.there && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    if (out->digest.id == id && out->digest.there) {
-        memcpy(digest, out->digest.digest, DIGEST_SIZE);
-        if (out->digest.cause != CAUSE_NONE)
-            error_set(err, out->digest.cause, "the destination cannot read '%.64s'", file->name);
-        out->digest.id = 0;
+    if (out->attempt.digest.id == id && out->attempt.digest.there) {
+        memcpy(digest, out->attempt.digest.digest, DIGEST_SIZE);
+        if (out->attempt.digest.cause != CAUSE_NONE)
+            error_set(err, out->attempt.digest.cause, "the destination cannot read '%.64s'", file->name);
+        out->attempt.digest.id = 0;
         pthread_cond_broadcast(&m->changed);
         return error_is_set(err) ? -EIO : 0;
     }
     if (state_is_running(m->state)) {
-        out->digest.there = true; /* whoever reads the answer throws it away */
+        out->attempt.digest.there = true; /* whoever reads the answer throws it away */
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     }
     return error_set(err, m->failure.cause, "%s", m->failure.message);
@@ -1110,7 +1148,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_lock(&out->announce_lock);
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_COMPLETE, &m->failure, err);
-    uint64_t id = ++out->last_id;
+    uint64_t id = ++out->attempt.last_id;
     if (ret == 0)
         migration_move(m, STATE_COMPLETING, NULL);
     pthread_mutex_unlock(&m->lock);
@@ -1132,17 +1170,21 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
     if (sent)
-        send_on_main(m, WIRE_COMPLETE, id, manifest, length);
+        session_send(&m->out->session, WIRE_COMPLETE, id, manifest, length);
 
     pthread_mutex_lock(&m->lock);
-    while (m->state == STATE_COMPLETING && out->prepared_id != id && !interrupt_is_hit(interrupt))
+    while (m->state == STATE_COMPLETING && out->attempt.prepared_id != id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    bool interrupted = m->state == STATE_COMPLETING && out->prepared_id != id;
-    if (interrupted)
+    bool interrupted = m->state == STATE_COMPLETING && out->attempt.prepared_id != id;
+    if (interrupted) {
         resume_from_completing(m);
-    else if (m->state == STATE_COMPLETING)
-        out->commit_id = id;
-    bool commit = out->commit_id == id;
+    } else if (m->state == STATE_COMPLETING) {
+        struct error silent = {0};
+        error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
+        out->attempt.commit_id = id;
+        outgoing_doom(m, &silent, m->settings.timeout_ms);
+    }
+    bool commit = out->attempt.commit_id == id;
     pthread_mutex_unlock(&m->lock);
     if (interrupted) {
         migration_announce(m);
@@ -1151,10 +1193,10 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
         return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     }
     if (commit)
-        send_on_main(m, WIRE_COMMIT, id, NULL, 0);
+        session_send(&m->out->session, WIRE_COMMIT, id, NULL, 0);
 
     SCOPED_LOCK(&m->lock);
-    /* From here on there is no way back; the heartbeat bounds the wait. */
+    /* From here on there is no way back; the doom of the migration bounds the wait. */
     while (m->state == STATE_COMPLETING)
         pthread_cond_wait(&m->changed, &m->lock);
     if (m->state == STATE_COMPLETED)
@@ -1164,7 +1206,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
 
 bool outgoing_is_committing(const struct migration *m)
 {
-    return m->out->commit_id && m->state == STATE_COMPLETING;
+    return m->out->attempt.commit_id && m->state == STATE_COMPLETING;
 }
 
 /*
@@ -1237,7 +1279,7 @@ static void announce_stream(struct migration *m, struct file *file)
     count_accepted(out, file, counts);
     for (unsigned c = 0; c < out->channel_count && !open; c++)
         wire_write_u64(&body, counts[c]);
-    send_on_main(m, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
+    session_send(&m->out->session, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
     file->announced_open = open;
 }
 
@@ -1272,11 +1314,11 @@ static int on_file_reply(struct migration *m, struct wire_reader *body, struct e
 
     wire_read_text(body, text, WIRE_TEXT_MAX);
     SCOPED_LOCK(&m->lock);
-    if (!wire_read_done(body) || out->reply.there || file != out->reply.file)
+    if (!wire_read_done(body) || out->attempt.reply.there || file != out->attempt.reply.file)
         return error_set(err, CAUSE_PROTOCOL, "an answer about a file that nobody asked for");
     if (cause != CAUSE_NONE)
-        error_set(&out->reply.refusal, cause < CAUSE_MAX ? cause : CAUSE_PEER, "the destination refuses: %s", text);
-    out->reply.there = true;
+        session_read_reason(cause, text, "the destination refuses", &out->attempt.reply.refusal);
+    out->attempt.reply.there = true;
     pthread_cond_broadcast(&m->changed);
     return 0;
 }
@@ -1287,14 +1329,14 @@ static int on_digest_reply(struct migration *m, uint64_t id, struct wire_reader 
     uint32_t cause = wire_read_u32(body);
 
     SCOPED_LOCK(&m->lock);
-    if (body->bad || body->left != DIGEST_SIZE || !id || id != out->digest.id)
+    if (body->bad || body->left != DIGEST_SIZE || !id || id != out->attempt.digest.id)
         return error_set(err, CAUSE_PROTOCOL, "an answer that nobody asked for");
-    if (out->digest.there) {
-        out->digest.id = 0; /* the one who asked has left */
+    if (out->attempt.digest.there) {
+        out->attempt.digest.id = 0; /* the one who asked has left */
     } else {
-        memcpy(out->digest.digest, body->p, DIGEST_SIZE);
-        out->digest.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
-        out->digest.there = true;
+        memcpy(out->attempt.digest.digest, body->p, DIGEST_SIZE);
+        out->attempt.digest.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
+        out->attempt.digest.there = true;
     }
     pthread_cond_broadcast(&m->changed);
     return 0;
@@ -1313,7 +1355,7 @@ static void on_sync_ack(struct migration *m, uint64_t id)
 static int on_committed(struct migration *m, uint64_t id, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
-    bool moved = m->out->commit_id && m->out->commit_id == id && migration_move(m, STATE_COMPLETED, NULL);
+    bool moved = m->out->attempt.commit_id && m->out->attempt.commit_id == id && migration_move(m, STATE_COMPLETED, NULL);
     pthread_mutex_unlock(&m->lock);
     if (!moved)
         return error_set(err, CAUSE_PROTOCOL, "the destination has completed what it was not asked to");
@@ -1335,7 +1377,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         return 0;
     case WIRE_PREPARED: {
         SCOPED_LOCK(&m->lock);
-        m->out->prepared_id = message->id;
+        m->out->attempt.prepared_id = message->id;
         pthread_cond_broadcast(&m->changed);
         return 0;
     }
@@ -1344,8 +1386,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_COMMITTED:
         return on_committed(m, message->id, err);
     case WIRE_ABORT:
-        m->out->peer_aborted = true;
-        session_read_abort(body, "destination", err);
+        m->out->attempt.peer_aborted = true;
+        session_read_abort(body, "the destination", err);
         return -EIO;
     default:
         return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the destination", (int)message->type);
@@ -1355,13 +1397,14 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 /* The connection was lost after the commit was sent: asks the destination what became of the migration. */
 static void resolve(struct migration *m, const struct error *lost)
 {
-    int64_t deadline = clock_ms() + m->settings.timeout_ms;
+    /* A daemon that goes away asks once. */
+    int64_t deadline = clock_ms() + (m->host->closed ? 1 : m->settings.timeout_ms);
     struct error failure = {0}, last = {0};
     enum wire_outcome outcome = WIRE_OUTCOME_UNKNOWN;
     bool answered = false, refused = false;
 
     log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
-    while (!answered && !refused && clock_ms() < deadline && !m->host->closed) {
+    while (!answered && !refused && clock_ms() < deadline) {
         struct hello_reply reply;
         struct transport *t;
         struct pollfd fd = {.fd = m->out->cancel_fd, .events = POLLIN};
@@ -1372,15 +1415,16 @@ static void resolve(struct migration *m, const struct error *lost)
             answered = true;
         } else {
             refused = last.cause == CAUSE_REFUSED;
-            if (!refused && poll(&fd, 1, RETRY_MS) > 0)
-                break;
+            if (!refused)
+                poll(&fd, 1, RETRY_MS);
         }
     }
     if (outcome == WIRE_OUTCOME_COMPLETED) {
         pthread_mutex_lock(&m->lock);
-        migration_move(m, STATE_COMPLETED, NULL);
+        bool moved = migration_move(m, STATE_COMPLETED, NULL);
         pthread_mutex_unlock(&m->lock);
-        log_info("%s: completed, as the destination says", m->name);
+        if (moved)
+            log_info("%s: completed, as the destination says", m->name);
         migration_announce(m);
         return;
     }
@@ -1396,7 +1440,7 @@ static void resolve(struct migration *m, const struct error *lost)
 static void lost_connection(struct migration *m, const struct error *reason)
 {
     pthread_mutex_lock(&m->lock);
-    bool committing = outgoing_is_committing(m) && !m->out->peer_aborted;
+    bool committing = outgoing_is_committing(m) && !m->out->attempt.peer_aborted;
     pthread_mutex_unlock(&m->lock);
     if (committing)
         resolve(m, reason);
@@ -1417,20 +1461,22 @@ static void *mig_out(void *arg)
     while (!state_is_final(m->state)) {
         struct error err = {0};
         pthread_mutex_lock(&m->lock);
-        bool suspected = error_is_set(&out->suspect);
-        int64_t deadline = suspected ? out->suspect_until : clock_ms() + 60000;
+        struct error doom = out->attempt.doom;
+        int64_t deadline = error_is_set(&doom) ? out->attempt.doom_at : clock_ms() + 60000;
+        bool confirming = out->attempt.commit_id;
         pthread_mutex_unlock(&m->lock);
         int ret = session_step(&out->session, deadline, handle_message, m, &err);
         if (state_is_final(m->state))
             break;
-        if (ret == 0 && !(suspected && clock_ms() >= deadline))
+        bool doomed = error_is_set(&doom) && clock_ms() >= deadline;
+        if (ret == 0 && !doomed)
             continue;
         /* The first sign of trouble says more than what followed from it, unless the peer itself says why. */
-        if (suspected && !out->peer_aborted)
-            err = out->suspect;
+        if (doomed || (error_is_set(&doom) && !confirming && !out->attempt.peer_aborted))
+            err = doom;
         lost_connection(m, &err);
     }
-    if (m->state != STATE_COMPLETED && !out->peer_aborted)
+    if (m->state != STATE_COMPLETED && !out->attempt.peer_aborted)
         session_goodbye(&out->session, &m->failure);
     for (unsigned c = 0; c < out->channel_count; c++) {
         channel_close(&out->channels[c], CHANNEL_DEAD);
@@ -1456,8 +1502,13 @@ void outgoing_kick(struct migration *m)
 {
     struct outgoing *out = m->out;
 
-    if (m->state == STATE_SETUP)
+    pthread_mutex_lock(&m->lock);
+    if (interrupt_is_hit(out->starter)) {
         eventfd_write(out->cancel_fd, 1);
+        if (out->has_session)
+            session_wake(&out->session);
+    }
+    pthread_mutex_unlock(&m->lock);
     gate_kick(&out->gate);
     for (unsigned c = 0; is_ready(out) && c < out->channel_count; c++)
         channel_kick(&out->channels[c]);

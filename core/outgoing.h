@@ -121,6 +121,14 @@ uint64_t outgoing_queued(struct migration *m);
 /** outgoing_channels - how many data channels exist now */
 unsigned outgoing_channels(struct migration *m);
 
+/**
+ * outgoing_doom - the migration is lost for @reason, unless it ends otherwise within @delay_ms
+ *
+ * The caller holds migration.lock, and the migration has left setup. The
+ * earliest doom stands. After the commit, the destination is asked first.
+ */
+void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms);
+
 /* For migration.c: the state became final; wake all; make waiters look at their interrupts. */
 void outgoing_ended(struct migration *m);
 void outgoing_kick(struct migration *m);

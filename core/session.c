@@ -11,14 +11,15 @@
 #include <sys/eventfd.h>
 
 #define BUFFER_SIZE (sizeof(struct wire_message) + WIRE_BODY_MAX)
+#define QUEUE_MAX   (4u << 20)
 
 int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms)
 {
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    uint32_t shorter = timeout_ms < peer_timeout_ms ? timeout_ms : peer_timeout_ms;
 
     if (wake_fd < 0)
         return -errno;
-    uint32_t shorter = timeout_ms < peer_timeout_ms ? timeout_ms : peer_timeout_ms;
     *s = (struct session){
         .wake_fd = wake_fd,
         .timeout_ms = (int)timeout_ms,
@@ -42,38 +43,83 @@ void session_fini(struct session *s)
     transport_close(s->transport);
     close(s->wake_fd);
     free(s->buffer);
+    free(s->queue);
     pthread_mutex_destroy(&s->send_lock);
 }
 
 /* Called with send_lock held. */
-static int send_locked(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
-                       uint32_t length)
+static void give_up(struct session *s)
+{
+    s->broken = true;
+    s->queued = 0;
+    if (s->transport)
+        transport_shutdown(s->transport);
+}
+
+/* Sends what can be sent now. Called with send_lock held. */
+static void flush_queue(struct session *s)
+{
+    size_t sent = 0;
+
+    while (sent < s->queued) {
+        ssize_t n = transport_try_send(s->transport, s->queue + sent, s->queued - sent);
+        if (n == -EAGAIN)
+            break;
+        if (n < 0) {
+            give_up(s);
+            return;
+        }
+        sent += (size_t)n;
+    }
+    memmove(s->queue, s->queue + sent, s->queued - sent);
+    s->queued -= sent;
+}
+
+/* Called with send_lock held. */
+static int reserve(struct session *s, size_t more)
+{
+    size_t size = s->queued + more;
+
+    if (size > QUEUE_MAX)
+        return -ENOBUFS;
+    if (size <= s->queue_size)
+        return 0;
+    size = size < 2 * s->queue_size ? 2 * s->queue_size : size;
+    uint8_t *queue = realloc(s->queue, size);
+    if (!queue)
+        return -ENOMEM;
+    s->queue = queue;
+    s->queue_size = size;
+    return 0;
+}
+
+void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length)
 {
     struct wire_message header;
-    struct iovec iov[2] = {
-        {&header, sizeof(header)},
-        {(void *)(uintptr_t)body, length},
-    };
 
     wire_message_encode(type, id, body, length, &header);
+    SCOPED_LOCK(&s->send_lock);
+    if (s->broken)
+        return;
+    if (reserve(s, sizeof(header) + length) < 0) {
+        give_up(s);
+        return;
+    }
+    memcpy(s->queue + s->queued, &header, sizeof(header));
+    if (length)
+        memcpy(s->queue + s->queued + sizeof(header), body, length);
+    s->queued += sizeof(header) + length;
     atomic_fetch_add_explicit(&s->bytes_sent, sizeof(header) + length, memory_order_relaxed);
-    return transport_send(s->transport, iov, length ? 2 : 1);
+    flush_queue(s);
+    /* The loop waits for room from now on. */
+    if (s->queued)
+        session_wake(s);
 }
 
-int session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length)
+static bool has_queued(struct session *s)
 {
     SCOPED_LOCK(&s->send_lock);
-    return send_locked(s, type, id, body, length);
-}
-
-int session_try_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
-                     uint32_t length)
-{
-    if (pthread_mutex_trylock(&s->send_lock))
-        return -EAGAIN;
-    int ret = send_locked(s, type, id, body, length);
-    pthread_mutex_unlock(&s->send_lock);
-    return ret;
+    return s->queued > 0;
 }
 
 void session_wake(struct session *s)
@@ -110,25 +156,22 @@ static int dispatch(struct session *s,
     return ret;
 }
 
-/* Reads what is there, and dispatches it. */
+/* Reads some of what is there, and dispatches it. */
 static int receive(struct session *s,
                    int (*handle)(void *, const struct message *, struct wire_reader *, struct error *), void *arg,
                    struct error *err)
 {
-    for (;;) {
-        ssize_t n = transport_recv(s->transport, s->buffer + s->have, BUFFER_SIZE - s->have, TRANSPORT_NOWAIT);
-        if (n == -EAGAIN)
-            return 0;
-        if (n == 0)
-            return error_set(err, CAUSE_RESET, "the other side has closed the connection");
-        if (n < 0)
-            return error_set_errno(err, (int)n, "the connection to the other side is lost");
-        s->last_heard = clock_ms();
-        s->have += (size_t)n;
-        int ret = dispatch(s, handle, arg, err);
-        if (ret < 0)
-            return ret;
-    }
+    ssize_t n = transport_recv(s->transport, s->buffer + s->have, BUFFER_SIZE - s->have, TRANSPORT_NOWAIT);
+
+    if (n == -EAGAIN || n == -EINTR)
+        return 0;
+    if (n == 0)
+        return error_set(err, CAUSE_RESET, "the other side has closed the connection");
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection to the other side is lost");
+    s->last_heard = clock_ms();
+    s->have += (size_t)n;
+    return dispatch(s, handle, arg, err);
 }
 
 int session_step(struct session *s, int64_t deadline_ms,
@@ -136,7 +179,7 @@ int session_step(struct session *s, int64_t deadline_ms,
                  void *arg, struct error *err)
 {
     struct pollfd fds[2] = {
-        {.fd = transport_pollfd(s->transport), .events = POLLIN},
+        {.fd = transport_pollfd(s->transport), .events = POLLIN | (has_queued(s) ? POLLOUT : 0)},
         {.fd = s->wake_fd, .events = POLLIN},
     };
     int64_t silent = s->last_heard + s->timeout_ms;
@@ -154,9 +197,12 @@ int session_step(struct session *s, int64_t deadline_ms,
     }
     int64_t now = clock_ms();
     if (now >= s->next_ping) {
-        /* A lost heartbeat is noticed by the side that waits for it. */
-        session_try_send(s, WIRE_PING, 0, NULL, 0);
+        session_send(s, WIRE_PING, 0, NULL, 0);
         s->next_ping = now + s->ping_ms;
+    }
+    if (fds[0].revents & POLLOUT) {
+        SCOPED_LOCK(&s->send_lock);
+        flush_queue(s);
     }
     int ret = receive(s, handle, arg, err);
     if (ret == 0 && clock_ms() - s->last_heard >= s->timeout_ms)
@@ -175,38 +221,55 @@ void session_goodbye(struct session *s, const struct error *failure)
     snprintf(text, sizeof(text), "%s", failure->message);
     wire_write_u32(&body, failure->cause);
     wire_write_text(&body, text);
-    session_try_send(s, WIRE_ABORT, 0, buf, wire_written(&body));
+    session_send(s, WIRE_ABORT, 0, buf, wire_written(&body));
 }
 
 void session_linger(struct session *s, int timeout_ms)
 {
     int64_t deadline = clock_ms() + timeout_ms;
-    struct pollfd fd = {.fd = transport_pollfd(s->transport), .events = POLLIN};
     char rest[4096];
+    bool finished = false;
 
-    transport_finish(s->transport);
     while (clock_ms() < deadline) {
+        bool queued = has_queued(s);
+        struct pollfd fd = {.fd = transport_pollfd(s->transport), .events = POLLIN | (queued ? POLLOUT : 0)};
+        if (!queued && !finished) {
+            transport_finish(s->transport);
+            finished = true;
+        }
         ssize_t n = transport_recv(s->transport, rest, sizeof(rest), TRANSPORT_NOWAIT);
-        if (n == -EAGAIN)
+        if (n == -EAGAIN) {
             poll(&fd, 1, clock_poll_timeout(deadline));
-        else if (n <= 0)
+            if (fd.revents & POLLOUT) {
+                SCOPED_LOCK(&s->send_lock);
+                flush_queue(s);
+            }
+        } else if (n <= 0 && n != -EINTR) {
             break;
+        }
     }
-    transport_shutdown(s->transport);
+    SCOPED_LOCK(&s->send_lock);
+    give_up(s);
+    transport_close(s->transport);
+    s->transport = NULL;
 }
 
-void session_read_abort(struct wire_reader *body, const char *peer_role, struct error *out)
+void session_read_reason(uint32_t cause, const char *text, const char *who, struct error *out)
+{
+    bool ours = cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
+
+    error_set(out, ours ? CAUSE_PEER : (enum cause)cause, "%s: %s", who, *text ? text : "it has given up, and did not say why");
+    for (char *p = out->message; *p; p++) {
+        if ((unsigned char)*p < ' ' || *p == 0x7f)
+            *p = '?';
+    }
+}
+
+void session_read_abort(struct wire_reader *body, const char *who, struct error *out)
 {
     uint32_t cause = wire_read_u32(body);
     char text[WIRE_TEXT_MAX + 1];
 
     wire_read_text(body, text, WIRE_TEXT_MAX);
-    for (char *p = text; *p; p++) {
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';
-    }
-    if (!wire_read_done(body) || cause == CAUSE_NONE || cause >= CAUSE_MAX)
-        error_set(out, CAUSE_PEER, "the %s has given up, and did not say why", peer_role);
-    else
-        error_set(out, cause, "the %s: %s", peer_role, text);
+    session_read_reason(wire_read_done(body) ? cause : CAUSE_NONE, text, who, out);
 }

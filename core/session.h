@@ -3,13 +3,13 @@
  * The main channel of a migration: messages both ways, and a heartbeat.
  *
  * Both ends run the same loop in a thread of their own: wait for messages, for
- * a wake-up from this process, or for the next heartbeat. Any thread may send;
- * messages are small and the peer's thread always reads, so a send does not
- * block for long, and when it does the heartbeat fails and shuts the connection
- * down under it.
+ * room to send, for a wake-up from this process, or for the next heartbeat. Any
+ * thread may send: a message goes into a bounded queue, and as much of the queue
+ * as the connection takes is sent at once; the loop sends the rest. So nobody
+ * ever blocks here, whatever the peer does. A peer that does not read until the
+ * queue is full, or a failure to send, ends the connection.
  *
- * session.send_lock is held across a blocking send, and exists for that. It is
- * a leaf lock.
+ * session.send_lock guards the queue. It is a leaf lock.
  */
 #ifndef MIGFS_SESSION_H
 #define MIGFS_SESSION_H
@@ -22,13 +22,17 @@
 #include <stdint.h>
 
 struct session {
-    struct transport *transport;
-    pthread_mutex_t send_lock;
-    int wake_fd; /* an eventfd */
+    struct transport *transport; /* the loop's thread receives; sending is guarded by send_lock */
+    int wake_fd;                 /* an eventfd */
     int timeout_ms, ping_ms;
     int64_t last_heard, next_ping; /* the loop's thread */
     uint8_t *buffer;               /* the loop's thread: what has arrived and is not dispatched */
     size_t have;
+
+    pthread_mutex_t send_lock;   /* guards what follows */
+    uint8_t *queue;
+    size_t queued, queue_size;
+    bool broken;                 /* nothing more can be sent */
     _Atomic uint64_t bytes_sent; /* relaxed */
 };
 
@@ -41,12 +45,12 @@ struct session {
 int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms);
 void session_fini(struct session *s);
 
-/** session_send - send one message; any thread. 0 or a negative errno. */
-int session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length);
-
-/** session_try_send - the same, unless another thread is sending: -EAGAIN */
-int session_try_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
-                     uint32_t length);
+/**
+ * session_send - send one message; any thread; never blocks
+ *
+ * A failure is noticed by the loop, which finds the connection shut down.
+ */
+void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length);
 
 /** session_wake - make session_step() return; any thread */
 void session_wake(struct session *s);
@@ -56,23 +60,33 @@ void session_wake(struct session *s);
  * @deadline_ms: return then at the latest, by the monotonic clock
  * @handle: called for each message; a negative return ends the step with @err set
  *
- * Sends the heartbeat when it is due. Return: 0; negative with CAUSE_TIMEOUT,
- * CAUSE_RESET (the peer has closed), CAUSE_PROTOCOL, or what @handle said.
+ * Sends the heartbeat when it is due, and what is queued. Return: 0; negative
+ * with CAUSE_TIMEOUT, CAUSE_RESET (the peer has closed), CAUSE_PROTOCOL, or what
+ * @handle said.
  */
 int session_step(struct session *s, int64_t deadline_ms,
                  int (*handle)(void *arg, const struct message *message, struct wire_reader *body, struct error *err),
                  void *arg, struct error *err);
 
-/**
- * session_goodbye - say why it is over, if there is something to say
- * @failure: sent as an abort; NULL sends none. Never blocks for long.
- */
+/** session_goodbye - say why it is over, if there is something to say; NULL: there is not */
 void session_goodbye(struct session *s, const struct error *failure);
 
-/** session_linger - send nothing more, and wait until the peer has closed or @timeout_ms is over */
+/**
+ * session_linger - send what is queued and nothing more, wait until the peer has
+ * closed or @timeout_ms is over, and close; the loop is over
+ */
 void session_linger(struct session *s, int timeout_ms);
 
-/** session_read_abort - the body of an abort, as this side's error */
-void session_read_abort(struct wire_reader *body, const char *peer_role, struct error *out);
+/**
+ * session_read_reason - a cause and a sentence of the peer, as this side's error
+ * @who: whose words they are
+ *
+ * What a peer may not decide for this side's user becomes CAUSE_PEER; control
+ * characters are replaced.
+ */
+void session_read_reason(uint32_t cause, const char *text, const char *who, struct error *out);
+
+/** session_read_abort - the body of an abort */
+void session_read_abort(struct wire_reader *body, const char *who, struct error *out);
 
 #endif

@@ -121,6 +121,8 @@ static void set_up_signals(void)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     sigaction(SIGUSR1, &kick, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
+    /* A file size limit is an error of write(2), which is handled. */
+    sigaction(SIGXFSZ, &ignore, NULL);
 }
 
 /* Every connection is a descriptor. */
@@ -202,13 +204,14 @@ static int start(struct fuse_args *args, const struct options *options)
     } else {
         ret = run(options, &host, listener, se);
     }
-    if (se)
-        fuse_session_destroy(se);
     handle_free_all();
     node_forget_all();
     listener_free(listener);
     host_drain(&host);
     host_fini(&host);
+    /* Last: until here somebody could be told about a poll. */
+    if (se)
+        fuse_session_destroy(se);
     return ret;
 }
 

@@ -89,6 +89,9 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
     (void)userdata;
     conn->max_write = OPS_MAX_WRITE;
     conn->max_readahead = OPS_MAX_WRITE;
+    /* Releases and asynchronous writes share this: one slow migration is not to hold up the others. */
+    conn->max_background = OPS_MAX_BACKGROUND;
+    conn->congestion_threshold = OPS_MAX_BACKGROUND / 4 * 3;
     conn->want &= ~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_MOVE);
 }
 

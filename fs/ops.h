@@ -10,6 +10,9 @@
 /* The largest write that the kernel is asked to send at once; it cuts longer ones. */
 #define OPS_MAX_WRITE (1u << 20)
 
+/* Requests that the kernel sends without somebody waiting for each. */
+#define OPS_MAX_BACKGROUND 512
+
 /** ops_table - the operations; their user data is the struct host */
 extern const struct fuse_lowlevel_ops ops_table;
 

@@ -70,7 +70,10 @@ static void put_text(struct writer *w, const char *name, const char *value)
 {
     key(w, name);
     if (!w->json) {
-        fprintf(w->out, "%s\n", value);
+        /* One line, whatever it says. */
+        for (; *value; value++)
+            fputc((unsigned char)*value < ' ' || *value == 0x7f ? '?' : *value, w->out);
+        fputc('\n', w->out);
         return;
     }
     fputc('"', w->out);

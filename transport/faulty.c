@@ -87,6 +87,40 @@ static int faulty_send(struct transport *t, const struct iovec *iov, int n)
     return 0;
 }
 
+/* No delay here: who uses this must not be blocked. */
+static ssize_t faulty_try_send(struct transport *t, const void *buf, size_t len)
+{
+    struct faulty_transport *f = (struct faulty_transport *)t;
+    char byte;
+
+    if (f->faults.slice && len > f->faults.slice)
+        len = f->faults.slice;
+    /* The byte to be broken goes alone. */
+    if (f->faults.corrupt > f->sent + 1 && f->faults.corrupt <= f->sent + len)
+        len = (size_t)(f->faults.corrupt - f->sent - 1);
+    else if (f->faults.corrupt == f->sent + 1 && len > 0) {
+        byte = (char)(*(const char *)buf ^ 0x10);
+        buf = &byte;
+        len = 1;
+    }
+    if (f->faults.cut) {
+        uint64_t moved = atomic_load_explicit(&f->moved, memory_order_relaxed);
+        uint64_t left = f->faults.cut > moved ? f->faults.cut - moved : 0;
+        if (left == 0) {
+            transport_shutdown(f->inner);
+            return -ECONNRESET;
+        }
+        if (len > left)
+            len = (size_t)left;
+    }
+    ssize_t n = transport_try_send(f->inner, buf, len);
+    if (n > 0) {
+        claim(f, (size_t)n);
+        f->sent += (uint64_t)n;
+    }
+    return n;
+}
+
 static int faulty_drain(struct transport *t)
 {
     return transport_drain(((struct faulty_transport *)t)->inner);
@@ -138,6 +172,7 @@ static void faulty_close(struct transport *t)
 static const struct transport_ops faulty_ops = {
     .name = "faulty",
     .send = faulty_send,
+    .try_send = faulty_try_send,
     .drain = faulty_drain,
     .recv = faulty_recv,
     .pollfd = faulty_pollfd,

@@ -23,6 +23,8 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#define BACKLOG_RETRY_MS 10
+
 struct socket_transport {
     struct transport base;
     int fd;
@@ -68,6 +70,17 @@ static int socket_send(struct transport *t, const struct iovec *iov, int n)
         }
     }
     return 0;
+}
+
+static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    ssize_t n;
+
+    do
+        n = send(s->fd, buf, len, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
 }
 
 /* send(2) has copied everything by the time it returns. */
@@ -140,6 +153,7 @@ static void socket_close(struct transport *t)
 static const struct transport_ops socket_ops = {
     .name = "socket",
     .send = socket_send,
+    .try_send = socket_try_send,
     .drain = socket_drain,
     .recv = socket_recv,
     .pollfd = socket_pollfd,
@@ -193,14 +207,23 @@ struct transport *socket_transport_new(int fd, bool tcp)
 int socket_connect(const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait)
 {
     CLEANUP_FD int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct pollfd cancel = {.fd = wait->cancel_fd, .events = POLLIN};
 
     if (fd < 0)
         return -errno;
-    if (connect(fd, addr, len) == 0)
-        return steal_fd(&fd);
-    /* A unix socket whose backlog is full says EAGAIN and cannot be polled for room. */
-    if (errno != EINPROGRESS)
-        return errno == EAGAIN ? -ECONNREFUSED : -errno;
+    /* A unix socket whose backlog is full says EAGAIN, and cannot be polled for room: it is tried again. */
+    while (connect(fd, addr, len) < 0) {
+        if (errno == EINPROGRESS)
+            goto in_progress;
+        if (errno != EAGAIN)
+            return -errno;
+        if (clock_ms() >= wait->deadline_ms)
+            return -ETIMEDOUT;
+        if (poll(&cancel, 1, BACKLOG_RETRY_MS) > 0)
+            return -ECANCELED;
+    }
+    return steal_fd(&fd);
+in_progress:
     for (;;) {
         struct pollfd fds[2] = {
             {.fd = fd, .events = POLLOUT},

@@ -29,6 +29,11 @@ int transport_send(struct transport *t, const struct iovec *iov, int n)
     return t->ops->send(t, iov, n);
 }
 
+ssize_t transport_try_send(struct transport *t, const void *buf, size_t len)
+{
+    return t->ops->try_send(t, buf, len);
+}
+
 int transport_drain(struct transport *t)
 {
     return t->ops->drain(t);

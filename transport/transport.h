@@ -52,6 +52,8 @@ enum transport_recv_flags {
  *        and returns an error soon after @shutdown. The buffers belong to the
  *        caller again when it returns, unless the transport promises otherwise
  *        in @drain. 0 or a negative errno.
+ * @try_send: Sends as many of @len bytes as can be taken now, in the order of @send
+ *        and under its thread rules. The count, -EAGAIN, or another negative errno.
  * @drain: Returns when no buffer that was given to @send is still in use by the
  *        kernel or a card. Same thread rules as @send. 0 or a negative errno.
  * @recv: Receives at least one byte. Called by one thread at a time. With
@@ -68,6 +70,7 @@ enum transport_recv_flags {
 struct transport_ops {
     const char *name;
     int (*send)(struct transport *t, const struct iovec *iov, int n);
+    ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     int (*drain)(struct transport *t);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
     int (*pollfd)(struct transport *t);
@@ -129,6 +132,7 @@ int transport_connect(const struct uri *uri, unsigned index, const struct transp
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
 
 int transport_send(struct transport *t, const struct iovec *iov, int n);
+ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
 
