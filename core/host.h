@@ -3,6 +3,7 @@
  * A host: the migrations of one daemon, by name, and the limits on all of them.
  *
  * Lock order of the core, outermost first:
+ *   handle.lock (in fs/)
  *   outgoing.announce_lock
  *   host.lock
  *   migration.lock

@@ -8,7 +8,7 @@
  *   mig-in      the listener          the same                           the same
  *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
  *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
- *   mig-listen  the daemon            connections and hellos             listener_stop()
+ *   mig-listen  the daemon            connections and hellos             listener_free()
  * Everything else runs in the threads of whoever calls: FUSE's workers.
  */
 #ifndef MIGFS_MIGRATION_H

@@ -1292,6 +1292,11 @@ void outgoing_open_writer(struct migration *m, struct file *file)
         announce_stream(m, file);
 }
 
+void outgoing_touch_device(struct migration *m, struct file *file)
+{
+    announce_stream(m, file);
+}
+
 void outgoing_close_writer(struct migration *m, struct file *file)
 {
     pthread_mutex_lock(&m->lock);

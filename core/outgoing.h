@@ -108,6 +108,9 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 void outgoing_open_writer(struct migration *m, struct file *file);
 void outgoing_close_writer(struct migration *m, struct file *file);
 
+/** outgoing_touch_device - a device was made and is not open for writing: its stream has ended */
+void outgoing_touch_device(struct migration *m, struct file *file);
+
 /** outgoing_setting_writable - whether settings can be changed now; the caller holds migration.lock */
 int outgoing_setting_writable(struct migration *m, struct error *err);
 

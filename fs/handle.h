@@ -18,7 +18,7 @@ struct handle {
     bool writer;       /* counted among the file's writers */
     atomic_bool wrote;
     bool cached;       /* through the page cache: a completed image */
-    pthread_mutex_t lock; /* guards the text; a leaf lock */
+    pthread_mutex_t lock; /* guards the text; held while a new one is made, so outside of migration.lock */
     char *text;        /* a snapshot, made by a read at offset 0 */
     size_t text_size;
     /* For poll(2): what has been read so far. */

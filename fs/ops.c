@@ -372,6 +372,8 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     } out = {.entry = {.nodeid = node_id(node)}, .open = open_out(handle)};
     node_stat(host_of(req), node, &st);
     out.entry.attr = attr_out(&st);
+    if (!handle->writer)
+        outgoing_touch_device(dir->m, file);
     if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
         abandon(handle);
         node_forget(node, 1);

@@ -28,8 +28,9 @@ enum cause error_cause_of_errno(int code)
     case ETIMEDOUT:
         return CAUSE_TIMEOUT;
     case ECONNREFUSED:
-    case ENOENT:
         return CAUSE_REFUSED;
+    case ENOENT:
+        return CAUSE_NOT_FOUND;
     case EHOSTUNREACH:
     case ENETUNREACH:
     case EHOSTDOWN:

@@ -29,6 +29,9 @@ static int unix_connect(const struct uri *uri, unsigned index, const struct tran
     int fd = socket_connect((struct sockaddr *)&addr, sizeof(addr), wait);
 
     (void)index;
+    /* No socket there: nobody listens. */
+    if (fd == -ENOENT)
+        fd = -ECONNREFUSED;
     if (fd < 0)
         return error_set_errno(err, fd, "cannot connect to %s", uri->text);
     *out = socket_transport_new(fd, false);
