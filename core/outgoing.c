@@ -505,13 +505,13 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     }
 }
 
-/* The same for a packet that is compressed later; it is counted then. */
+/* The same for a packet that is prepared later; it is counted then. */
 static void add_unprepared(struct file *file, const struct packet *packet, const char *raw,
                            struct outgoing_piece *piece)
 {
     struct file_channel *fc = &file->per_channel[piece->channel->index];
 
-    piece->compress = true;
+    piece->later = true;
     piece->packet = *packet;
     piece->packet.file = file->id;
     piece->raw = raw;
@@ -564,21 +564,23 @@ static int enter_gate(struct migration *m, uint64_t bytes, const struct interrup
  * lies in the writer's buffer, at the packet's offset.
  */
 struct plan {
-    bool compress;
+    bool compress, checksum;
     unsigned n, large;
     uint64_t cost;
     struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
 };
 
-/* Whether a packet waits for its payload to be compressed. */
-static bool is_compressed_later(const struct plan *plan, const struct packet *packet)
+/* Whether a packet's payload is compressed or checked after the writer is answered. */
+static bool is_prepared_later(const struct plan *plan, const struct packet *packet)
 {
-    return plan->compress && (packet->type == WIRE_PAGES || packet->raw_length >= WIRE_PAGE_SIZE);
+    if (plan->compress)
+        return packet->type == WIRE_PAGES || packet->raw_length >= WIRE_PAGE_SIZE;
+    return plan->checksum && !channel_copies(packet->length);
 }
 
 static bool is_copied(const struct plan *plan, const struct packet *packet)
 {
-    return !is_compressed_later(plan, packet) && channel_copies(packet->length);
+    return !is_prepared_later(plan, packet) && channel_copies(packet->length);
 }
 
 static void plan_add(struct plan *plan, enum wire_packet_type type, uint64_t offset, size_t len)
@@ -638,6 +640,7 @@ static void plan_write(struct migration *m, const struct file *file, const char 
     bool zero_pages = m->settings.zero_pages && file->id == WIRE_RAM;
 
     plan->compress = m->out->compressor;
+    plan->checksum = m->settings.checksum;
     plan->n = plan->large = 0;
     plan->cost = 0;
     for (size_t done = 0; done < len;) {
@@ -652,7 +655,7 @@ static void plan_write(struct migration *m, const struct file *file, const char 
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
-        if (packet->type == WIRE_DATA && m->settings.checksum && !is_compressed_later(plan, packet))
+        if (packet->type == WIRE_DATA && plan->checksum && !is_prepared_later(plan, packet))
             packet->payload_check = wire_payload_check(buf + (packet->offset - offset), packet->length);
         plan->large += !is_copied(plan, packet);
         plan->cost += cost(packet);
@@ -699,9 +702,9 @@ static int place(struct migration *m, struct file *file, const char *buf, size_t
         struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
         if (piece) {
             piece->channel = ch;
-            piece->compress = false;
+            piece->later = false;
         }
-        if (is_compressed_later(plan, packet))
+        if (is_prepared_later(plan, packet))
             add_unprepared(file, packet, payload, piece);
         else
             add_packet(ch, file, packet, payload, piece ? &piece->entry : NULL);
@@ -777,49 +780,58 @@ static uint32_t gather(const char *raw, uint64_t range, char *out)
     return size;
 }
 
-/* Compresses a payload, or finds that it does not shrink; it can be sent then. */
+/*
+ * Makes the payload that is sent: compressed, if it shrinks. Returns it, with
+ * the packet's lengths and flags filled in; NULL when memory runs out.
+ */
+static const char *pack(struct compressor *c, struct outgoing_piece *piece)
+{
+    struct packet *packet = &piece->packet;
+    const char *payload = piece->raw;
+
+    if (packet->type == WIRE_PAGES) {
+        payload = piece->gathered = compressor_buffer(c);
+        if (!payload)
+            return NULL;
+        packet->raw_length = gather(piece->raw, packet->range, piece->gathered);
+    }
+    packet->length = packet->raw_length;
+    piece->packed = c ? compressor_buffer(c) : NULL;
+    size_t packed = piece->packed ? compressor_pack(c, payload, packet->raw_length, piece->packed) : 0;
+    if (!packed)
+        return payload;
+    packet->length = (uint32_t)packed;
+    packet->flags = WIRE_PACKET_ZSTD;
+    return piece->packed;
+}
+
+/* What was left for after the writer was answered; then the packet can be sent. */
 static void prepare(struct outgoing_write *write, struct outgoing_piece *piece)
 {
     struct migration *m = write->m;
-    struct compressor *c = m->out->compressor;
     struct packet *packet = &piece->packet;
     struct file_channel *fc = &write->file->per_channel[piece->channel->index];
-    const char *payload = piece->raw;
-    uint64_t pages = 0, zero = 0;
-    struct error failure = {0};
+    const char *payload = pack(m->out->compressor, piece);
 
-    if (packet->type == WIRE_PAGES) {
-        piece->gathered = compressor_buffer(c);
-        if (piece->gathered) {
-            packet->raw_length = gather(piece->raw, packet->range, piece->gathered);
-            payload = piece->gathered;
-            pages = (packet->raw_length - wire_bitmap_size(packet->range)) / WIRE_PAGE_SIZE;
-            zero = packet->range / WIRE_PAGE_SIZE - pages;
-        } else {
-            error_set(&failure, CAUSE_NO_MEMORY, "out of memory");
-        }
-    } else {
-        pages = pages_touched(packet);
-    }
-    packet->length = packet->raw_length;
-    piece->packed = compressor_buffer(c);
-    uint32_t packed =
-        piece->packed && !error_is_set(&failure) ? (uint32_t)compressor_pack(c, payload, packet->raw_length, piece->packed) : 0;
-    if (packed) {
-        packet->length = packed;
-        packet->flags = WIRE_PACKET_ZSTD;
-        payload = piece->packed;
-    }
-    if (m->settings.checksum)
-        packet->payload_check = wire_payload_check(payload, packet->length);
-    if (error_is_set(&failure)) {
+    if (!payload) {
+        struct error failure = {0};
+        error_set(&failure, CAUSE_NO_MEMORY, "out of memory");
         migration_fail(m, &failure);
         channel_close(piece->channel, CHANNEL_DEAD);
+    } else if (m->settings.checksum) {
+        packet->payload_check = wire_payload_check(payload, packet->length);
     }
     SCOPED_LOCK(&piece->channel->lock);
     counter_add(&fc->digest, channel_prepare(packet, payload, &piece->entry));
     counter_add(&fc->packets, 1);
-    count_data(fc, packet->type == WIRE_PAGES ? pages * WIRE_PAGE_SIZE : packet->raw_length, pages, zero);
+    if (!payload)
+        return;
+    if (packet->type == WIRE_PAGES) {
+        uint64_t bytes = packet->raw_length - wire_bitmap_size(packet->range), pages = bytes / WIRE_PAGE_SIZE;
+        count_data(fc, bytes, pages, packet->range / WIRE_PAGE_SIZE - pages);
+    } else {
+        count_data(fc, packet->raw_length, pages_touched(packet), 0);
+    }
 }
 
 void outgoing_write_end(struct outgoing_write *write)
@@ -828,14 +840,14 @@ void outgoing_write_end(struct outgoing_write *write)
 
     /* All are prepared before any is waited for: others wait for them. */
     for (unsigned i = 0; i < write->n; i++) {
-        if (write->pieces[i].compress)
+        if (write->pieces[i].later)
             prepare(write, &write->pieces[i]);
     }
     for (unsigned i = 0; i < write->n; i++) {
         struct outgoing_piece *piece = &write->pieces[i];
         channel_finish(piece->channel, &piece->entry);
         write->need[piece->channel->index] = false;
-        if (piece->compress) {
+        if (piece->later && out->compressor) {
             compressor_return(out->compressor, piece->gathered);
             compressor_return(out->compressor, piece->packed);
         }

@@ -36,8 +36,8 @@
 struct outgoing_piece {
     struct channel *channel;
     struct channel_entry entry;
-    /* When it is to be compressed: what, and the buffers that hold it until it is sent. */
-    bool compress;
+    /* When it is prepared later: what, and the buffers that hold it until it is sent. */
+    bool later;
     struct packet packet;
     const char *raw; /* the writer's bytes */
     void *gathered, *packed;
