@@ -371,6 +371,9 @@ void file_receive_drop(struct file *file)
 {
     struct error err = {0};
 
+    pthread_mutex_lock(&file->lock);
+    file->dropped = true;
+    pthread_mutex_unlock(&file->lock);
     memory_resize(&file->memory, 0, &err);
     SCOPED_LOCK(&file->lock);
     budget_release(file->budget, file->charged);
@@ -394,6 +397,8 @@ static ssize_t readable(struct file *file, uint64_t offset, size_t len)
 {
     uint64_t end = file_received_size(file);
 
+    if (file->dropped)
+        return -ECONNRESET;
     if (file->id != WIRE_RAM && !file->ended) {
         if (offset >= file->frontier)
             return file->broken ? -ECONNRESET : -EAGAIN;

@@ -86,6 +86,7 @@ struct file {
     uint64_t charged;      /* bytes of size that the budget has been charged for */
     bool ended;            /* the writers have closed it: what is there is all, for now */
     bool broken;           /* the migration is over and the stream will never end */
+    bool dropped;          /* the memory has been given back: there is nothing to read */
     uint32_t *prefix;      /* devices: how much of each stripe has arrived without a gap from its start */
     uint64_t stripes;      /* length of prefix */
     uint64_t frontier;     /* devices: everything before it has arrived */
