@@ -192,7 +192,7 @@ uint64_t wire_packet_encode(const struct packet *packet, struct wire_packet *out
 /* Whether [offset, offset + range) is whole pages of one stripe. */
 static bool is_pages_of_stripe(const struct packet *packet)
 {
-    return packet->range && packet->range % WIRE_PAGE_SIZE == 0 && packet->offset % WIRE_PAGE_SIZE == 0 &&
+    return packet->range && packet->range <= WIRE_OFFSET_MAX - packet->offset && packet->range % WIRE_PAGE_SIZE == 0 && packet->offset % WIRE_PAGE_SIZE == 0 &&
            packet->range <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
 }
 
@@ -212,7 +212,8 @@ static bool is_plausible(const struct packet *packet)
     switch (packet->type) {
     case WIRE_DATA:
         /* A packet never crosses a stripe: its stripe is what picked its channel. */
-        return is_payload(packet) && packet->raw_length <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
+        return is_payload(packet) && packet->raw_length <= WIRE_OFFSET_MAX - packet->offset &&
+               packet->raw_length <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
     case WIRE_PAGES:
         return is_pages_of_stripe(packet) && is_payload(packet) && packet->raw_length > bitmap &&
                packet->raw_length <= bitmap + packet->range;

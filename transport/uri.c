@@ -50,6 +50,8 @@ static int parse_host_port(const char *rest, struct uri *uri, struct error *err)
         return error_set(err, CAUSE_SYNTAX, "the host name is too long");
     if (!*port || strlen(port) >= sizeof(uri->port))
         return error_set(err, CAUSE_SYNTAX, "'%s': expected a port after the host", uri->text);
+    if (!isalnum((unsigned char)*port))
+        return error_set(err, CAUSE_SYNTAX, "'%s': '%s' is not a port", uri->text, port);
     for (const char *p = port; *p; p++) {
         if (!isalnum((unsigned char)*p) && *p != '-')
             return error_set(err, CAUSE_SYNTAX, "'%s': '%s' is not a port", uri->text, port);
