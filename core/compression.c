@@ -8,8 +8,10 @@
 #include "compression.h"
 #include "cleanup.h"
 
+#include <endian.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <zstd.h>
 
 #define SAMPLE 4096
@@ -189,6 +191,12 @@ void decompressor_free(struct decompressor *d)
 int decompressor_unpack(struct decompressor *d, const void *packed, size_t len, void *out, size_t raw_len,
                         struct error *err)
 {
+    uint32_t magic = 0;
+
+    /* One frame of today's format: the library would take several, and frames of formats long gone. */
+    memcpy(&magic, packed, len < sizeof(magic) ? len : sizeof(magic));
+    if (le32toh(magic) != ZSTD_MAGICNUMBER || ZSTD_findFrameCompressedSize(packed, len) != len)
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet is not one frame of zstd");
     size_t size = ZSTD_decompressDCtx(d->zstd, out, raw_len, packed, len);
 
     if (ZSTD_isError(size))

@@ -430,6 +430,11 @@ ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, boo
     ssize_t got = memory_read(&file->memory, offset, buf, (size_t)n);
     if (got < 0)
         return got;
+    pthread_mutex_lock(&file->lock);
+    bool dropped = file->dropped;
+    pthread_mutex_unlock(&file->lock);
+    if (dropped)
+        return -ECONNRESET;
     /* The memory can be shorter than the size: what was never stored is a hole. */
     memset((char *)buf + got, 0, (size_t)(n - got));
     return n;
@@ -479,7 +484,10 @@ static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len
 
 int file_digest(struct file *file, uint8_t out[DIGEST_SIZE])
 {
-    return digest_compute(file_received_size(file), read_for_digest, file, out);
+    int ret = digest_compute(file_received_size(file), read_for_digest, file, out);
+
+    SCOPED_LOCK(&file->lock);
+    return ret == 0 && file->dropped ? -ECONNRESET : ret;
 }
 
 uint64_t file_received_map_size(const struct file *file)

@@ -815,10 +815,32 @@ static void end_streams(struct migration *m, bool broken)
         file_receive_over(m->files[i], broken);
 }
 
+/* Ends the receivers: nothing more is applied. No more connections are attached once they are all there, or the state is final. */
+static void end_receivers(struct migration *m)
+{
+    struct incoming *in = m->in;
+
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        pthread_mutex_lock(&m->lock);
+        struct transport *transport = in->receivers[c].transport;
+        pthread_mutex_unlock(&m->lock);
+        if (transport)
+            transport_shutdown(transport);
+    }
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (in->receivers[c].running)
+            pthread_join(in->receivers[c].thread, NULL);
+        in->receivers[c].running = false;
+    }
+    close_receivers(in);
+}
+
 static int on_commit(struct migration *m, uint64_t id, struct error *err)
 {
     struct incoming *in = m->in;
 
+    /* From here on the image is the user's, and nothing may be stored in it. */
+    end_receivers(m);
     if (!in->manifest.prepared || id != in->manifest.id || !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
@@ -939,25 +961,6 @@ static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
     if (ret < 0 && suspected && !in->peer_aborted)
         *err = in->suspect;
     return ret;
-}
-
-/* Ends the receivers. No more connections are attached once the state is final. */
-static void end_receivers(struct migration *m)
-{
-    struct incoming *in = m->in;
-
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        pthread_mutex_lock(&m->lock);
-        struct transport *transport = in->receivers[c].transport;
-        pthread_mutex_unlock(&m->lock);
-        if (transport)
-            transport_shutdown(transport);
-    }
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (in->receivers[c].running)
-            pthread_join(in->receivers[c].thread, NULL);
-    }
-    close_receivers(in);
 }
 
 static void *mig_in(void *arg)
