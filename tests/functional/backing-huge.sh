@@ -1,0 +1,50 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# -o backing=DIR on hugetlbfs, which knows no write(2).
+. "$(dirname "$0")/functions.sh"
+requires_root
+helper mapping
+
+wanted=16 # huge pages of 2 MiB
+grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || skip "no huge pages of 2 MiB"
+free_pages() { awk '$1 == "HugePages_Free:" { print $2 }' /proc/meminfo; }
+if [ "$(free_pages)" -lt $wanted ]; then
+	had=$(cat /proc/sys/vm/nr_hugepages)
+	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
+	{ echo $((had + wanted)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || skip "the number of huge pages cannot be set"
+	[ "$(free_pages)" -ge $wanted ] || skip "there are not $wanted huge pages"
+fi
+mkdir store
+mount -t hugetlbfs none store || skip "hugetlbfs cannot be mounted"
+at_exit "umount -l $dir/store"
+
+pair -o backing=store
+random image 12M
+outgoing vm 3
+truncate -s 12M src/vm/ram
+tell src/vm start
+overwrite image src/vm/ram bs=1M
+expect ok fallocate src/vm/ram 3000000 5000000 punch
+fallocate -p -o 3000000 -l 5000000 image
+limited dd if=/dev/zero of=src/vm/ram bs=1M seek=9 count=1 conv=notrunc status=none
+dd if=/dev/zero of=image bs=1M seek=9 count=1 conv=notrunc status=none
+tell src/vm sync
+same image dst/vm/ram
+tell src/vm complete
+same image dst/vm/ram
+# dd and cmp read a file on hugetlbfs too.
+same image store/vm
+limited "$helper" dst/vm/ram image
+same image store/vm
+forget src/vm dst/vm
+[ ! -e store/vm ]
+
+say "not enough of them"
+outgoing vm 2
+truncate -s 1T src/vm/ram
+attempt write src/vm/control start
+[[ $got =~ ^(ENOSPC|EDQUOT)$ ]] || fail "start says $got"
+[ -n "$(cat src/vm/error)" ]
+unmount src
+unmount dst
+umount store

@@ -1,0 +1,109 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# The peer vanishes without a word: the link between two network namespaces goes down while nothing happens, in the
+# middle of a write, of a sync, of a complete, of a start. Both sides notice within their timeout of 2 s.
+. "$(dirname "$0")/functions.sh"
+requires_root
+requires ip nsenter
+
+a=migfs-$$-a b=migfs-$$-b
+ip netns add $a 2>netns.log || skip "no network namespaces: $(cat netns.log)"
+at_exit "ip netns del $a"
+ip netns add $b
+at_exit "ip netns del $b"
+ip -n $a link add veth0 type veth peer name veth0 netns $b 2>netns.log || skip "no veth: $(cat netns.log)"
+for ns in $a $b; do
+	ip -n $ns link set lo up
+	ip -n $ns link set veth0 up
+done
+ip -n $a address add 192.0.2.1/24 dev veth0
+ip -n $b address add 192.0.2.2/24 dev veth0
+
+is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }
+
+# The daemons live in the namespaces; the mounts are ours.
+in_namespace() {
+	local ns=$1 daemon_path=$MIGFS
+	shift
+	printf '#!/bin/sh\nexec nsenter --net=/run/netns/%s %q "$@"\n' "$ns" "$daemon_path" >"$ns.sh"
+	chmod +x "$ns.sh"
+	MIGFS=$dir/$ns.sh migfs "$@"
+}
+in_namespace $a src -o timeout=2
+in_namespace $b dst -o listen=tcp:192.0.2.2:4242,timeout=2
+uri=tcp:192.0.2.2:4242
+random image 8M
+
+begin() {
+	name=$1
+	say "$name"
+	ip -n $b link set veth0 up
+	eventually "the link is up" is_up
+	outgoing "$name" 3
+	truncate -s 8M "src/$name/ram"
+}
+start() {
+	tell "src/$name" start
+	reaches "dst/$name" active
+}
+vanish() {
+	ip -n $b link set veth0 down
+	vanished=$(date +%s%3N)
+}
+
+# both_fail: within the timeout, with a good allowance for a machine that does other things too
+both_fail() {
+	local took
+	limit=20
+	reaches "src/$name" failed
+	reaches "dst/$name" failed
+	took=$(($(date +%s%3N) - vanished))
+	limit=60
+	[ $took -lt 10000 ] || fail "noticed only after $took ms"
+	says_why "src/$name"
+	says_why "dst/$name"
+	forget "src/$name" "dst/$name"
+}
+told='ETIMEDOUT|ECONNRESET|EHOSTUNREACH'
+
+begin idle
+start
+vanish
+both_fail
+
+begin write
+start
+while overwrite image "src/$name/ram" bs=1M; do :; done 2>writer.err &
+writer=$!
+has_sent() { [ "$(status "src/$name" transferred)" -gt 10000000 ]; }
+eventually "data moves" has_sent
+vanish
+eventually "the writer has ended" gone $writer
+wait $writer || true
+[ -s writer.err ] || fail "the writer was not told"
+both_fail
+
+for command in sync complete; do
+	begin $command
+	start
+	overwrite image "src/$name/ram" bs=1M
+	vanish
+	command_in_background "src/$name" $command
+	command_says "$told"
+	both_fail
+done
+
+begin start
+vanish
+attempt write "src/$name/control" start
+[[ $got =~ ^($told)$ ]] || fail "start says $got"
+reaches "src/$name" failed
+says_why "src/$name"
+# Nothing was sent: it can be started again.
+ip -n $b link set veth0 up
+eventually "the link is up" is_up
+start
+overwrite image "src/$name/ram" bs=1M
+tell "src/$name" complete
+same image "dst/$name/ram"
+forget "src/$name" "dst/$name"

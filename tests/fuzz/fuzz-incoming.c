@@ -1,0 +1,717 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The destination's side as a whole: a hostile source.
+ *
+ * The input is a script (docs below, at the codes). The driver carries it out as
+ * a source would, with checks, sequence numbers and counts that are right unless
+ * the script says otherwise, on connections that end in the driver. It keeps a
+ * model of what the files should hold. In the end:
+ *   - a migration that has completed holds what the model holds, and has counted it;
+ *   - nothing that came after the completion has changed it;
+ *   - no limit was passed, and everything that was charged, made or opened is gone.
+ */
+#include "input.h"
+#include "host.h"
+#include "incoming.h"
+#include "lane.h"
+#include "zero.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <zstd.h>
+
+#define CHANNELS_MAX 8
+#define FILES_MAX    4 /* the RAM and the devices that the limits allow */
+#define RAM_MAX      (3u << 20)
+#define DEVICE_MAX   ((1u << 20) + 70000)
+#define MEMORY_MAX   (5u << 20)
+#define IMAGE_MAX    (4u << 20)
+#define STEPS_MAX    64
+
+/* Header: channels, device channels, flags, slice. */
+#define FLAG_CHECKSUM 1
+#define FLAG_ZSTD     2
+#define FLAG_LOOSE    4  /* packets are not waited for: channels run ahead of one another */
+#define FLAG_ODD      8  /* limits that are no whole number of pages */
+#define FLAG_DIGEST   16 /* compute the digests in the end */
+#define FLAG_BUSY     32 /* every other send finds no room */
+
+/* A step begins with one of these. */
+enum code {
+    CODE_PACKET,   /* type, file, where, how, offset 24, range 24, payload */
+    CODE_CREATE,   /* how, size 24, name */
+    CODE_STREAM,   /* file (+128: resume), skew */
+    CODE_SYNC,     /* id, skew */
+    CODE_COMPLETE, /* id, skew, wrong: which field of the manifest */
+    CODE_COMMIT,   /* 0: the last id completed, else the id */
+    CODE_DIGEST,   /* id, file */
+    CODE_ABORT,    /* cause, text */
+    CODE_MESSAGE,  /* type, body: a right header around any body */
+    CODE_RAW,      /* lane, bytes */
+    CODE_CLOSE,    /* lane */
+    CODE_USER,     /* what, file, offset 24, length 16: what a local user does meanwhile */
+    CODE_MAX
+};
+
+/* How a packet is made. */
+#define HOW_BYTES    1   /* the payload is from the input, not a pattern */
+#define HOW_ZSTD     2   /* the payload is packed (or said to be, with HOW_BYTES) */
+#define HOW_SEQUENCE 4   /* a wrong one */
+#define HOW_CHECK    8   /* a wrong one, of header or payload */
+#define HOW_LIE      16  /* raw_length as the range says */
+#define HOW_FAR      32  /* the offset is in units of 32 MiB */
+#define HOW_ROUGH    64  /* what should be whole pages is not */
+#define HOW_SPLIT    128 /* arrives in pieces, the first one not a whole header */
+
+/* What the source believes. */
+struct model {
+    uint8_t *image; /* IMAGE_MAX bytes */
+    uint64_t packets, bytes, digest;
+    uint64_t ends[CHANNELS_MAX];
+    uint64_t truncations;
+};
+
+struct lab {
+    struct host host;
+    struct migration *m;
+    struct input in;
+    unsigned channels, flags;
+    struct lane lanes[CHANNELS_MAX + 1]; /* the last one in use is the main channel */
+    uint64_t sent[CHANNELS_MAX];         /* packets */
+    struct model models[FILES_MAX];
+    bool modelled; /* the models still know what was sent */
+    uint64_t last_complete;
+};
+
+static struct lane *main_lane(struct lab *lab)
+{
+    return &lab->lanes[lab->channels];
+}
+
+static void settle_all(struct lab *lab)
+{
+    for (unsigned c = 0; c < lab->channels; c++)
+        lane_settle(&lab->lanes[c]);
+    lane_settle(main_lane(lab));
+}
+
+/*
+ * Packets
+ */
+
+/* A pattern that packs, and differs from seed to seed. */
+static void pattern(uint8_t *out, size_t len, uint32_t seed)
+{
+    for (size_t i = 0; i < len; i += 256) {
+        seed = seed * 1664525 + 1013904223;
+        memset(out + i, (int)(seed >> 24), len - i < 256 ? len - i : 256);
+    }
+}
+
+static bool same_home(const struct file *file, unsigned channel, uint64_t stripe)
+{
+    return file_is_home(file, channel) && file_home(file, stripe * WIRE_STRIPE_SIZE) == channel;
+}
+
+/* What an honest packet does. */
+static void model_packet(struct lab *lab, const struct file *file, const struct packet *packet,
+                         const uint8_t *raw)
+{
+    struct model *model = &lab->models[packet->file];
+    uint64_t end = packet->offset,
+             limit = packet->type == WIRE_TRUNCATE ? IMAGE_MAX : packet->offset + packet->range;
+
+    model->packets++;
+    model->digest += packet->check;
+    if (!file || !file_is_home(file, packet->channel) || packet->offset > IMAGE_MAX)
+        return; /* it will be refused, or be for nothing that is modelled */
+    switch (packet->type) {
+    case WIRE_DATA:
+        end += packet->raw_length;
+        if (end <= IMAGE_MAX)
+            memcpy(model->image + packet->offset, raw, packet->raw_length);
+        model->bytes += packet->raw_length;
+        break;
+    case WIRE_ZERO:
+        end += packet->range;
+        if (end <= IMAGE_MAX)
+            memset(model->image + packet->offset, 0, packet->range);
+        break;
+    case WIRE_PAGES: {
+        uint64_t words[4];
+        const uint8_t *p = raw + wire_bitmap_size(packet->range);
+        memcpy(words, raw, wire_bitmap_size(packet->range));
+        end += packet->range;
+        for (uint64_t page = 0; end <= IMAGE_MAX && page < packet->range / WIRE_PAGE_SIZE; page++) {
+            uint8_t *to = model->image + packet->offset + page * WIRE_PAGE_SIZE;
+            bool held = words[page / 64] >> page % 64 & 1;
+            if (held && p + WIRE_PAGE_SIZE > raw + packet->raw_length)
+                break; /* the bits lie */
+            if (held)
+                memcpy(to, p, WIRE_PAGE_SIZE);
+            else
+                memset(to, 0, WIRE_PAGE_SIZE);
+            p += held ? WIRE_PAGE_SIZE : 0;
+            model->bytes += held ? WIRE_PAGE_SIZE : 0;
+        }
+        break;
+    }
+    default:
+        for (uint64_t at = packet->offset; at < limit && at < IMAGE_MAX;) {
+            uint64_t stripe = at / WIRE_STRIPE_SIZE, next = (stripe + 1) * WIRE_STRIPE_SIZE;
+            uint64_t to = next < limit ? next : limit;
+            if (same_home(file, packet->channel, stripe))
+                memset(model->image + at, 0, (to < IMAGE_MAX ? to : IMAGE_MAX) - at);
+            at = to;
+        }
+        if (packet->type == WIRE_TRUNCATE)
+            model->ends[packet->channel] = packet->offset;
+        return;
+    }
+    if (end > model->ends[packet->channel])
+        model->ends[packet->channel] = end;
+}
+
+/* The bits of a PAGES payload and its pages; the whole length. */
+static uint32_t make_pages(uint8_t *raw, uint64_t range, uint32_t seed)
+{
+    uint32_t bitmap = wire_bitmap_size(range);
+    uint64_t words[4] = {0}, data = 0;
+
+    for (uint64_t page = 0; page < range / WIRE_PAGE_SIZE && page < 256; page++) {
+        /* Runs of up to 32 pages: long ones are given back, short ones are cleared. */
+        bool held = (seed * 2654435761u >> (page / (1u << seed % 6)) % 32) & 1;
+        words[page / 64] |= (uint64_t)held << page % 64;
+        data += held;
+    }
+    memcpy(raw, words, bitmap);
+    pattern(raw + bitmap, data * WIRE_PAGE_SIZE, seed);
+    return bitmap + (uint32_t)data * WIRE_PAGE_SIZE;
+}
+
+static void send_packet(struct lab *lab, struct lane *lane, const struct wire_packet *wire,
+                        const uint8_t *payload, size_t len, bool split)
+{
+    size_t first = split ? input_u8(&lab->in) % sizeof(*wire) : 0;
+
+    if (split) {
+        lane_put(lane, wire, first);
+        lane_settle(lane);
+    }
+    lane_put(lane, (const uint8_t *)wire + first, sizeof(*wire) - first);
+    lane_put(lane, payload, split ? len / 2 : len);
+    if (split) {
+        lane_settle(lane);
+        lane_put(lane, payload + len / 2, len - len / 2);
+    }
+}
+
+static void step_packet(struct lab *lab)
+{
+    static uint8_t raw[2 * WIRE_STRIPE_SIZE], packed[2 * WIRE_STRIPE_SIZE];
+    struct input *in = &lab->in;
+    struct packet packet = {.type = input_u8(in) % (WIRE_PACKET_MAX + 1), .file = input_u8(in)};
+    unsigned where = input_u8(in), how = input_u8(in);
+    struct wire_packet wire;
+    const uint8_t *payload = raw;
+    uint32_t seed;
+
+    packet.offset = input_u24(in);
+    packet.range = input_u24(in);
+    if (packet.file >= FILES_MAX && packet.file < 128)
+        packet.file %= FILES_MAX;
+    if (packet.file >= FILES_MAX)
+        lab->modelled = false;
+    if (how & HOW_FAR)
+        packet.offset <<= 25;
+    bool placed = packet.type == WIRE_DATA || packet.type == WIRE_ZERO || packet.type == WIRE_PAGES;
+    bool pages = packet.type == WIRE_ZERO || packet.type == WIRE_PAGES;
+    if (pages && !(how & HOW_ROUGH)) {
+        packet.offset -= packet.offset % WIRE_PAGE_SIZE;
+        packet.range -= packet.range % WIRE_PAGE_SIZE;
+    }
+    if (placed && !(how & HOW_ROUGH)) {
+        uint64_t room = WIRE_STRIPE_SIZE - packet.offset % WIRE_STRIPE_SIZE;
+        if (packet.range > room)
+            packet.range = room;
+    }
+    if (packet.type == WIRE_DATA || packet.type == WIRE_PAGES) {
+        seed = input_u8(in);
+        if (how & HOW_BYTES) {
+            size_t len, want = input_u16(in);
+            payload = input_bytes(in, want, &len);
+            packet.length = packet.raw_length = (uint32_t)len;
+        } else if (packet.type == WIRE_PAGES) {
+            packet.length = packet.raw_length = make_pages(raw, packet.range % (WIRE_STRIPE_SIZE + 1), seed);
+        } else {
+            packet.length = packet.raw_length = (uint32_t)(packet.range % (WIRE_STRIPE_SIZE + 1));
+            pattern(raw, packet.length, seed);
+        }
+        if (how & HOW_ZSTD) {
+            packet.flags = WIRE_PACKET_ZSTD;
+            if (how & HOW_BYTES) {
+                packet.raw_length = (uint32_t)packet.range;
+                lab->modelled = false;
+            } else {
+                packet.length = (uint32_t)ZSTD_compress(packed, sizeof(packed), raw, packet.raw_length, 1);
+                payload = packed;
+            }
+        }
+        if (how & HOW_LIE) {
+            packet.raw_length = (uint32_t)packet.range;
+            lab->modelled = false;
+        }
+        if (packet.type == WIRE_DATA)
+            packet.range = 0;
+        else if (how & (HOW_BYTES | HOW_ROUGH))
+            lab->modelled = false;
+        packet.payload_check = wire_payload_check(payload, packet.length);
+    }
+    struct file *file = migration_file(lab->m, packet.file);
+    packet.channel = where < 64 && file ? file_home(file, packet.offset) : where % lab->channels;
+    if (where >= 192) /* a number that is not the connection's */
+        packet.channel = where;
+    unsigned c = packet.channel % lab->channels;
+    if (packet.type == WIRE_TRUNCATE && packet.file < FILES_MAX && packet.range % 4)
+        packet.range =
+            lab->models[packet.file].truncations + packet.range % 4; /* goes on from the last one */
+    if (packet.type == WIRE_TRUNCATE && packet.file < FILES_MAX && packet.range % 4 == 3)
+        lab->models[packet.file].truncations = packet.range;
+    packet.sequence = ++lab->sent[c];
+    if (how & HOW_SEQUENCE)
+        packet.sequence += seed = input_u8(in);
+    if (how & HOW_CHECK)
+        packet.payload_check ^= input_u8(in);
+    packet.check = wire_packet_encode(&packet, &wire);
+    if ((how & HOW_CHECK) && !packet.length)
+        wire.check ^= input_u8(in);
+    /* Whether it is applied before a commit is a matter of luck, and the source's fault. */
+    if ((lab->flags & FLAG_LOOSE) && lab->last_complete)
+        lab->modelled = false;
+    if (packet.file < FILES_MAX && lab->modelled && lab->m->state != STATE_COMPLETED)
+        model_packet(lab, file, &packet, how & HOW_ZSTD ? raw : payload);
+    send_packet(lab, &lab->lanes[c], &wire, payload, packet.length, how & HOW_SPLIT);
+    if (!(lab->flags & FLAG_LOOSE))
+        lane_settle(&lab->lanes[c]);
+}
+
+/*
+ * Messages
+ */
+
+static void send_message(struct lab *lab, enum wire_message_type type, uint64_t id, const void *body,
+                         size_t len)
+{
+    struct wire_message header;
+
+    wire_message_encode(type, id, body, (uint32_t)len, &header);
+    lane_put(main_lane(lab), &header, sizeof(header));
+    lane_put(main_lane(lab), body, len);
+    lane_settle(main_lane(lab));
+}
+
+static void write_counts(struct lab *lab, struct wire_writer *w)
+{
+    unsigned skew = input_u8(&lab->in);
+
+    for (unsigned c = 0; c < lab->channels; c++)
+        wire_write_u64(w, lab->sent[c] + (skew && c == skew % lab->channels ? (uint64_t)(skew >> 3) - 8 : 0));
+}
+
+static void step_create(struct lab *lab)
+{
+    unsigned how = input_u8(&lab->in);
+    uint64_t size = input_u24(&lab->in);
+    char name[WIRE_NAME_MAX + 1] = {0};
+    uint8_t buf[16 + WIRE_NAME_MAX];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+    uint32_t id = lab->m->file_count;
+    size_t len;
+
+    const uint8_t *text = input_bytes(&lab->in, how % 64, &len);
+    if (len)
+        memcpy(name, text, len);
+    if (!len)
+        snprintf(name, sizeof(name), "device%u", id);
+    if (how & 64)
+        size <<= 25;
+    wire_write_u32(&w, how & 128 ? id + 1 : id);
+    wire_write_u64(&w, size);
+    wire_write_text(&w, name);
+    send_message(lab, WIRE_FILE_CREATE, 0, buf, wire_written(&w));
+    if (lab->m->file_count > id) {
+        MUST(id < FILES_MAX);
+        struct file *file = lab->m->files[id];
+        for (unsigned c = 0; c < lab->channels; c++)
+            lab->models[id].ends[c] = file_is_home(file, c) ? size : 0;
+    }
+}
+
+static void step_stream(struct lab *lab)
+{
+    unsigned file = input_u8(&lab->in);
+    uint8_t buf[4 + CHANNELS_MAX * 8];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+
+    wire_write_u32(&w, file % 128);
+    if (file < 128)
+        write_counts(lab, &w);
+    send_message(lab, file < 128 ? WIRE_FILE_END : WIRE_FILE_RESUME, 0, buf, wire_written(&w));
+}
+
+static void step_sync(struct lab *lab)
+{
+    uint8_t buf[CHANNELS_MAX * 8];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+    uint64_t id = input_u8(&lab->in);
+
+    write_counts(lab, &w);
+    send_message(lab, WIRE_SYNC, id, buf, wire_written(&w));
+}
+
+static void step_complete(struct lab *lab)
+{
+    uint8_t buf[CHANNELS_MAX * 8 + 4 + FILES_MAX * WIRE_MANIFEST_ENTRY_SIZE];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+    uint64_t id = input_u8(&lab->in), files = lab->m->file_count;
+
+    settle_all(lab);
+    write_counts(lab, &w);
+    unsigned wrong = input_u8(&lab->in);
+    if (wrong == 6 && files)
+        files--;
+    wire_write_u32(&w, (uint32_t)files);
+    for (uint32_t i = 0; i < files; i++) {
+        const struct model *model = &lab->models[i];
+        uint64_t size = 0;
+        for (unsigned c = 0; c < lab->channels; c++)
+            size = model->ends[c] > size ? model->ends[c] : size;
+        wire_write_u32(&w, i + (wrong == 1));
+        wire_write_u32(&w, 0);
+        wire_write_u64(&w, size + (wrong == 2));
+        wire_write_u64(&w, model->packets + (wrong == 3));
+        wire_write_u64(&w, model->bytes + (wrong == 4));
+        wire_write_u64(&w, model->digest + (wrong == 5));
+    }
+    lab->last_complete = id;
+    send_message(lab, WIRE_COMPLETE, id, buf, wire_written(&w));
+}
+
+static void step_digest(struct lab *lab)
+{
+    uint64_t id = input_u8(&lab->in);
+    uint8_t buf[4] = {input_u8(&lab->in)};
+
+    send_message(lab, WIRE_DIGEST, id, buf, sizeof(buf));
+}
+
+static void step_abort(struct lab *lab)
+{
+    uint8_t buf[256 + 8];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+    size_t len;
+
+    wire_write_u32(&w, input_u8(&lab->in));
+    const uint8_t *text = input_bytes(&lab->in, input_u8(&lab->in), &len);
+    wire_write_u16(&w, (uint16_t)len);
+    memcpy(w.p, text, len);
+    send_message(lab, WIRE_ABORT, 0, buf, wire_written(&w) + len);
+}
+
+static void step_message(struct lab *lab)
+{
+    unsigned type = input_u8(&lab->in) % (WIRE_MESSAGE_MAX + 1);
+    size_t len, want = input_u8(&lab->in);
+    const uint8_t *body = input_bytes(&lab->in, want, &len);
+
+    send_message(lab, type, input_u8(&lab->in), body, len);
+}
+
+static void step_raw(struct lab *lab)
+{
+    unsigned lane = input_u8(&lab->in) % (lab->channels + 1);
+    size_t len, want = input_u8(&lab->in);
+    const uint8_t *bytes = input_bytes(&lab->in, want, &len);
+
+    if (!len)
+        return;
+    lab->modelled = false;
+    lane_put(&lab->lanes[lane], bytes, len);
+    lane_settle(&lab->lanes[lane]);
+}
+
+/*
+ * What a user does at the destination while it arrives
+ */
+
+static void read_file(struct file *file, uint64_t offset, size_t len)
+{
+    uint8_t *buf = malloc(len + 1);
+
+    MUST(buf);
+    ssize_t n = file_read(file, offset, buf, len, true, NULL);
+    MUST(n <= (ssize_t)len);
+    free(buf);
+}
+
+static void step_user(struct lab *lab)
+{
+    unsigned what = input_u8(&lab->in), which = input_u8(&lab->in);
+    uint64_t offset = input_u24(&lab->in);
+    size_t len = input_u16(&lab->in);
+    struct file *file = migration_file(lab->m, which % FILES_MAX);
+    struct error err = {0};
+    uint8_t digest[DIGEST_SIZE];
+    char path[64];
+
+    switch (what % 10) {
+    case 0:
+        if (file)
+            read_file(file, offset, len);
+        break;
+    case 1:
+        if (file)
+            file_seek(file, offset, len & 1);
+        break;
+    case 2:
+        if (file)
+            file_readable(file, offset);
+        break;
+    case 3:
+        if (file && file->id == WIRE_RAM) {
+            uint8_t *map = malloc(len + 1);
+            MUST(map);
+            MUST(file_read_received_map(file, offset / 4096, map, len) <= len);
+            free(map);
+        }
+        break;
+    case 4:
+        if (file)
+            MUST(file_digest(file, digest) == 0);
+        break;
+    case 5:
+        migration_cancel(lab->m, &err);
+        break;
+    case 6:
+        incoming_outcome(lab->m);
+        break;
+    case 7:
+        host_remove(&lab->host, lab->m, &err);
+        break;
+    case 8:
+        incoming_ram_path(lab->m, path, sizeof(path));
+        break;
+    default:
+        settle_all(lab);
+    }
+}
+
+/*
+ * Afterwards
+ */
+
+static uint64_t model_size(const struct lab *lab, const struct model *model)
+{
+    uint64_t size = 0;
+
+    for (unsigned c = 0; c < lab->channels; c++)
+        size = model->ends[c] > size ? model->ends[c] : size;
+    return size;
+}
+
+static void check_file(const struct lab *lab, struct file *file)
+{
+    static uint8_t have[IMAGE_MAX];
+    const struct model *model = &lab->models[file->id];
+    struct file_totals totals = file_totals(file);
+    uint64_t size = file_received_size(file);
+
+    MUST(totals.accepted == totals.bytes + totals.zero_pages * WIRE_PAGE_SIZE + totals.discarded_bytes);
+    MUST(totals.packets == model->packets && totals.bytes == model->bytes && size == model_size(lab, model));
+    MUST(file_read(file, 0, have, sizeof(have), true, NULL) == (ssize_t)size);
+    MUST(!memcmp(have, model->image, size));
+    if (file->id != WIRE_RAM)
+        return;
+    /* What SEEK_DATA skips is zero. */
+    for (int64_t hole = 0; hole >= 0 && hole < (int64_t)size;) {
+        hole = file_seek(file, (uint64_t)hole, false);
+        int64_t data = hole < (int64_t)size ? file_seek(file, (uint64_t)hole, true) : -ENXIO;
+        MUST(zero_is(have + hole, (data < 0 ? size : (uint64_t)data) - (uint64_t)hole));
+        hole = data;
+    }
+}
+
+static void check_limits(const struct lab *lab)
+{
+    const struct limits *limits = &lab->host.limits;
+    uint64_t sum = 0;
+
+    MUST(lab->m->file_count <= limits->max_devices + 1);
+    for (uint32_t i = 0; i < lab->m->file_count; i++) {
+        const struct file *file = lab->m->files[i];
+        uint64_t size = file_received_size(file);
+        MUST(size <= (i ? limits->max_device : limits->max_ram));
+        if (lab->m->state == STATE_COMPLETED)
+            MUST(size <= file->charged && file->frontier <= file->charged);
+        else
+            MUST(file->charged == 0);
+        sum += file->charged;
+    }
+    MUST(sum == lab->host.budget.used && sum <= limits->max_memory);
+}
+
+static uint64_t applied(const struct lab *lab)
+{
+    uint64_t packets = 0;
+
+    for (uint32_t i = 0; i < lab->m->file_count; i++)
+        packets += file_totals(lab->m->files[i]).packets;
+    return packets;
+}
+
+static void run_script(struct lab *lab)
+{
+    uint64_t at_commit = 0;
+    bool completed = false;
+
+    for (int i = 0; i < STEPS_MAX && lab->in.left; i++) {
+        switch (input_u8(&lab->in) % CODE_MAX) {
+        case CODE_PACKET:
+            step_packet(lab);
+            break;
+        case CODE_CREATE:
+            step_create(lab);
+            break;
+        case CODE_STREAM:
+            step_stream(lab);
+            break;
+        case CODE_SYNC:
+            step_sync(lab);
+            break;
+        case CODE_COMPLETE:
+            step_complete(lab);
+            break;
+        case CODE_COMMIT: {
+            uint64_t id = input_u8(&lab->in);
+            send_message(lab, WIRE_COMMIT, id ? id : lab->last_complete, NULL, 0);
+            break;
+        }
+        case CODE_DIGEST:
+            step_digest(lab);
+            break;
+        case CODE_ABORT:
+            step_abort(lab);
+            break;
+        case CODE_MESSAGE:
+            step_message(lab);
+            break;
+        case CODE_RAW:
+            step_raw(lab);
+            break;
+        case CODE_CLOSE:
+            lane_end(&lab->lanes[input_u8(&lab->in) % (lab->channels + 1)]);
+            break;
+        default:
+            step_user(lab);
+        }
+        if (lab->m->state == STATE_FAILED || lab->m->state == STATE_CANCELLED)
+            break;
+        if (lab->m->state == STATE_COMPLETED && !completed) {
+            completed = true;
+            at_commit = applied(lab);
+        }
+    }
+    settle_all(lab);
+    if (completed)
+        MUST(applied(lab) == at_commit);
+}
+
+static void set_up(struct lab *lab)
+{
+    unsigned channels = input_u8(&lab->in) % CHANNELS_MAX + 1, devices = input_u8(&lab->in) % channels;
+    unsigned flags = input_u8(&lab->in), slice = input_u8(&lab->in), odd = flags & FLAG_ODD ? 100 : 0;
+    struct limits limits = {
+        .max_memory = MEMORY_MAX + odd,
+        .max_ram = RAM_MAX + odd,
+        .max_device = DEVICE_MAX,
+        .max_devices = FILES_MAX - 1,
+        .max_migrations = 2,
+        .write_behind = 1 << 20,
+        .timeout_ms = 60000,
+    };
+    struct hello hello = {
+        .version = WIRE_VERSION,
+        .channels = channels,
+        .device_channels = devices,
+        .features =
+            (flags & FLAG_CHECKSUM ? WIRE_FEATURE_CHECKSUM : 0) | (flags & FLAG_ZSTD ? WIRE_FEATURE_ZSTD : 0),
+        .timeout_ms = 60000,
+        .name = "m",
+    };
+    struct hello_reply reply = {0};
+    struct error err = {0};
+
+    lab->flags = flags;
+    lab->channels = channels;
+    lab->modelled = true;
+    for (unsigned c = 0; c <= channels; c++)
+        lane_init(&lab->lanes[c], slice < 16 ? 0 : slice * 8, flags & FLAG_BUSY);
+    for (unsigned i = 0; i < FILES_MAX; i++) {
+        lab->models[i].image =
+            mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        MUST(lab->models[i].image != MAP_FAILED);
+    }
+    host_init(&lab->host, &limits, NULL);
+    MUST(host_add_incoming(&lab->host, &hello, &lab->m, &err) == 0);
+    MUST(incoming_begin(lab->m, &main_lane(lab)->base, hello.timeout_ms, &reply, &err) == 0);
+    for (unsigned c = 0; c < channels; c++)
+        MUST(incoming_attach(lab->m, c, channels, &lab->lanes[c].base, &reply, &err) == 0);
+    lane_settle(main_lane(lab));
+}
+
+static void tear_down(struct lab *lab)
+{
+    lane_end(main_lane(lab));
+    for (unsigned c = 0; c <= lab->channels; c++)
+        lane_wait_closed(&lab->lanes[c]);
+    MUST(state_is_final(lab->m->state));
+    check_limits(lab);
+    for (uint32_t i = 0; i < lab->m->file_count; i++) {
+        struct file *file = lab->m->files[i];
+        uint8_t digest[DIGEST_SIZE];
+        if (lab->m->state == STATE_COMPLETED && lab->modelled)
+            check_file(lab, file);
+        if (lab->flags & FLAG_DIGEST)
+            MUST(file_digest(file, digest) == 0);
+    }
+    migration_put(lab->m);
+    host_drain(&lab->host);
+    MUST(lab->host.budget.used == 0);
+    host_fini(&lab->host);
+    for (unsigned c = 0; c <= lab->channels; c++)
+        lane_fini(&lab->lanes[c]);
+    for (unsigned i = 0; i < FILES_MAX; i++)
+        munmap(lab->models[i].image, IMAGE_MAX);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct lab *lab = calloc(1, sizeof(*lab));
+    int before = fcntl(0, F_DUPFD_CLOEXEC, 0);
+
+    MUST(lab && before >= 0);
+    close(before);
+    memory_guard_setup();
+    lab->in = (struct input){data, size};
+    set_up(lab);
+    run_script(lab);
+    tear_down(lab);
+    free(lab);
+    int after = fcntl(0, F_DUPFD_CLOEXEC, 0);
+    MUST(after == before);
+    close(after);
+    return 0;
+}

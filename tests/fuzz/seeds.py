@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writes the inputs that were made by hand into the corpus: seeds.py [DIRECTORY].
+The other files there were found by running. The formats are at the top of each
+target; zstd(1) makes the frames.
+"""
+import os
+import struct
+import subprocess
+import sys
+
+TOP = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), 'corpus')
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def write(target, name, content):
+    os.makedirs(os.path.join(TOP, target), exist_ok=True)
+    with open(os.path.join(TOP, target, name), 'wb') as f:
+        f.write(content)
+
+
+def u16(value):
+    return struct.pack('<H', value)
+
+
+def u24(value):
+    return struct.pack('<I', value)[:3]
+
+
+# The destination: see enum code and the flags in fuzz-incoming.c.
+CHECKSUM, ZSTD, LOOSE, ODD, DIGEST, BUSY = 1, 2, 4, 8, 16, 32
+HOW_BYTES, HOW_ZSTD, HOW_SEQUENCE, HOW_CHECK, HOW_LIE, HOW_FAR, HOW_ROUGH, HOW_SPLIT = 1, 2, 4, 8, 16, 32, 64, 128
+READ, SEEK, READABLE, MAP, FILE_DIGEST, CANCEL, QUERY, REMOVE, PATH, SETTLE = range(10)
+
+
+def header(channels, devices=0, flags=CHECKSUM, slice_=0):
+    return bytes([channels - 1, devices, flags, slice_])
+
+
+def packet(kind, file, offset, length, where=0, how=0):
+    return bytes([0, kind, file, where, how]) + u24(offset) + u24(length)
+
+
+def data(file, offset, length, seed=5, how=0, where=0):
+    return packet(1, file, offset, length, where, how) + bytes([seed])
+
+
+def discard(file, offset, length, channel):
+    return packet(2, file, offset, length, 64 + channel)
+
+
+def truncate(file, size, channel):
+    return packet(3, file, size, 3, 64 + channel)
+
+
+def zero(file, offset, length):
+    return packet(4, file, offset, length)
+
+
+def pages(file, offset, length, seed=5, how=0):
+    return packet(5, file, offset, length, 0, how) + bytes([seed])
+
+
+def create(size, name=b''):
+    return bytes([1, len(name)]) + u24(size) + name
+
+
+def end(file, skew=0):
+    return bytes([2, file, skew])
+
+
+def resume(file):
+    return bytes([2, 128 + file])
+
+
+def sync(number, skew=0):
+    return bytes([3, number, skew])
+
+
+def complete(number=1, skew=0, wrong=0):
+    return bytes([4, number, skew, wrong])
+
+
+def digest(number, file):
+    return bytes([6, number, file])
+
+
+def abort(cause, text):
+    return bytes([7, cause, len(text)]) + text
+
+
+def message(kind, body, number=0):
+    return bytes([8, kind, len(body)]) + body + bytes([number])
+
+
+def raw(lane, content):
+    return bytes([9, lane, len(content)]) + content
+
+
+def close(lane):
+    return bytes([10, lane])
+
+
+def user(what, file=0, offset=0, length=0):
+    return bytes([11, what, file]) + u24(offset) + u16(length)
+
+
+COMMIT = bytes([5, 0])
+FINISH = complete() + COMMIT
+
+
+def incoming(name, *steps):
+    write('incoming', name, b''.join(steps))
+
+
+incoming('ram', header(2), create(2 * MIB), data(0, 0, 4096), data(0, MIB, 65536), zero(0, 0, 8192),
+         pages(0, MIB, MIB, 3), FINISH)
+incoming('zstd', header(3, 0, CHECKSUM | ZSTD), create(2 * MIB), data(0, 100, 90000, 7, HOW_ZSTD),
+         pages(0, MIB, 256 * KIB, 9, HOW_ZSTD), FINISH)
+incoming('devices', header(4, 2), create(MIB), create(0, b'a'), create(0, b'b'), data(1, 0, 5000),
+         data(2, 0, 70000), data(1, 5000, 5000), user(READ, 1, 0, 9000), end(1), user(READ, 1, 0, 20000), resume(1),
+         data(1, MIB, 40000), end(1), end(2), FINISH)
+incoming('holes', header(2, 0, CHECKSUM | DIGEST), create(3 * MIB), pages(0, 0, MIB, 1), pages(0, MIB, MIB, 1),
+         discard(0, 5000, 2 * MIB, 0), discard(0, 5000, 2 * MIB, 1), zero(0, 0, MIB), user(SEEK, 0, 0, 1), user(SEEK),
+         user(MAP, 0, 0, 80), FINISH)
+incoming('truncate', header(2), create(2 * MIB), data(0, MIB + 512 * KIB, 9000), truncate(0, MIB, 0),
+         truncate(0, MIB, 1), data(0, MIB, 100), FINISH)
+incoming('truncate-device', header(1), create(MIB), create(0, b'd'), data(1, 0, MIB - 7), data(1, MIB - 7, 7),
+         data(1, MIB, 7), user(READABLE, 1, MIB + 1), truncate(1, 500, 0), data(1, 100, 1000), end(1), FINISH)
+incoming('sync', header(3), create(MIB), sync(1), sync(2, 0x61), data(0, 0, 1), data(0, 1, 1), data(0, 2, 1), sync(3),
+         digest(1, 0), user(SETTLE), FINISH)
+incoming('loose', header(5, 1, CHECKSUM | LOOSE), create(3 * MIB), create(9, b'd'), data(0, 0, MIB),
+         data(0, MIB, MIB), data(0, 2 * MIB, MIB), data(1, 0, 60000), pages(0, 0, MIB, 2), pages(0, MIB, MIB, 3),
+         zero(0, 2 * MIB, MIB), user(SETTLE), FINISH)
+incoming('odd', header(2, 0, CHECKSUM | ODD), create(3 * MIB + 100), data(0, 3 * MIB, 100),
+         data(0, 3 * MIB - 4096, 4096), zero(0, 3 * MIB - 8192, 8192), truncate(0, 3 * MIB + 50, 0),
+         truncate(0, 3 * MIB + 50, 1), user(FILE_DIGEST), FINISH)
+incoming('far', header(2), create(MIB), discard(0, 0, 0xffffff, 0), data(0, 0xffff, 100, 1, HOW_FAR), sync(1))
+incoming('query', header(2), create(MIB), data(0, 0, 10), user(QUERY))
+incoming('cancel', header(2), create(MIB), data(0, 0, 10), user(CANCEL), data(0, 0, 10), user(REMOVE))
+incoming('quota', header(2), create(0xffffff), create(MIB), create(0xffffff, b'x'), create(5, b'.x'), create(5, b'x/y'),
+         create(5, b'ok'), data(1, 512 * KIB, MIB), FINISH)
+incoming('budget', header(1), create(3 * MIB), create(MIB, b'a'), create(MIB, b'a'), create(MIB, b'b'),
+         create(1, b'c'), data(2, MIB, 70000), data(1, MIB, 60000), user(SEEK, 1, 0, 1), user(MAP, 0, 3, 200), FINISH)
+incoming('abort', header(1), create(MIB), abort(4, b'never'))
+incoming('message', header(1), create(MIB), message(12, b''), message(5, b'123456789', 1))
+incoming('close', header(2), create(MIB), data(0, 0, 10), close(0), sync(1))
+incoming('raw', header(2), create(MIB), raw(0, b'MIGP' + bytes(60)))
+incoming('cut', header(1), create(MIB), raw(0, b'MIGP' + bytes(30)), close(0))
+incoming('slices', header(1, 0, CHECKSUM, 17), create(MIB), data(0, 0, 70000), FINISH)
+incoming('split', header(1), create(MIB), data(0, 0, 5000, 1, HOW_SPLIT) + bytes([9]),
+         data(0, 0, 5000, 2, HOW_SPLIT) + bytes([60]), pages(0, 0, 65536, 1, HOW_SPLIT) + bytes([33]), FINISH)
+incoming('rewrite', header(2), create(2 * MIB), data(0, 0, MIB), data(0, 0, MIB, 9, HOW_SPLIT) + bytes(1),
+         data(0, MIB, MIB), data(0, MIB, 4096, 8, HOW_SPLIT) + bytes(1), discard(0, 4096, 4096, 0),
+         data(0, 0, 12288, 3, HOW_SPLIT) + bytes(1), FINISH)
+incoming('wrong-check', header(1), create(MIB), data(0, 0, 1000, 5, HOW_CHECK) + bytes([1]))
+incoming('wrong-check-unchecked', header(1, 0, 0), create(MIB), data(0, 0, 1000, 5, HOW_CHECK) + bytes([1]), FINISH)
+incoming('wrong-sequence', header(1), create(MIB), data(0, 0, 1000, 5, HOW_SEQUENCE) + bytes([1]))
+incoming('wrong-frame', header(1, 0, ZSTD), create(MIB), packet(1, 0, 0, 5, 0, HOW_ZSTD | HOW_BYTES) + bytes(1),
+         u16(4) + bytes.fromhex('28b52ffd'))
+incoming('wrong-size', header(1, 0, CHECKSUM | ZSTD), create(MIB), data(0, 0, 9000, 1, HOW_ZSTD | HOW_LIE))
+incoming('not-asked-for', header(1), create(MIB), data(0, 0, 9000, 1, HOW_ZSTD))
+incoming('zero-of-device', header(1), create(MIB), create(0, b'd'), zero(1, 0, 4096))
+incoming('pages-of-device', header(1), create(MIB), create(0, b'd'), pages(1, 0, 8192))
+incoming('ahead', header(2, 0, CHECKSUM | BUSY), create(MIB), create(0, b'd'), sync(1, 72), sync(2, 73), sync(3, 82),
+         end(1, 72), end(1, 80), resume(1), end(1, 72), data(0, 0, 10), data(1, 0, 10), sync(4), end(1, 80),
+         data(0, 0, 99), complete(3), COMMIT)
+incoming('stale', header(1), create(MIB), data(0, 0, 10), data(0, 0, 10), complete(1, 56), complete(2), digest(1, 0),
+         COMMIT)
+incoming('commit-after-more', header(2), create(MIB), data(0, 0, 10), complete(), data(0, 0, 20), COMMIT)
+# What came after the commit was stored.
+incoming('data-after-commit', header(2), create(MIB), data(0, 0, 10), FINISH, data(0, 0, 20))
+incoming('busy', header(2, 0, CHECKSUM | BUSY), create(MIB), sync(1), sync(2), sync(3), digest(1, 0), user(SETTLE),
+         create(5, b'x'), data(0, 0, 10), FINISH)
+incoming('slow', header(2, 0, CHECKSUM | BUSY, 16), create(MIB), sync(1), data(0, 0, 3000), data(0, 0, 3000), sync(2),
+         FINISH)
+
+# The decoders of the wire: decoder, what is to be made right, bytes.
+HELLO, REPLY, MESSAGE, PACKET, BODY, ABORT = range(6)
+MAGIC, CHECK, FIELDS = 1, 2, 4
+
+
+def wire(name, decoder, fix, content):
+    write('wire', name, bytes([decoder, fix]) + content)
+
+
+hello = b'migfs\r\n\x1a' + struct.pack('<HHHHQ16sIIIHH256sQ', 1, 1, 1, 2, 3, b's' * 16, 4096, MIB, 5000, 4, 0, b'name', 0)
+wire('hello', HELLO, MAGIC | CHECK | FIELDS, hello)
+wire('hello-damaged', HELLO, 0, hello)
+reply = b'MIGFS\r\n\x1a' + struct.pack('<HHHHQQQII256sQQ', 1, 13, 0, 4, 3, 1 << 30, 1 << 28, 64, 5000, b'full', 0, 0)
+wire('reply', REPLY, MAGIC | CHECK | FIELDS, reply)
+wire('reply-other-version', REPLY, MAGIC | CHECK, reply[:8] + u16(2) + reply[10:])
+wire('message', MESSAGE, MAGIC | CHECK | FIELDS, struct.pack('<4sHHIIQQ', b'MIGM', 5, 0, 16, 0, 9, 0) + bytes(16))
+
+
+def wire_packet(name, kind, flags, offset, range_, length, raw_length):
+    wire(name, PACKET, MAGIC | CHECK,
+         struct.pack('<4sBBHIIQQQQIIQ', b'MIGP', kind, flags, 0, 0, length, offset, range_, 1, 0, raw_length, 0, 0))
+
+
+wire_packet('data', 1, 0, 4096, 0, 100, 100)
+wire_packet('data-zstd', 1, 1, 4096, 0, 10, 100)
+wire_packet('discard', 2, 0, 1, (1 << 46) - 1, 0, 0)
+wire_packet('truncate', 3, 0, 1 << 46, 1, 0, 0)
+wire_packet('zero', 4, 0, MIB - 4096, 4096, 0, 0)
+wire_packet('pages', 5, 0, 0, MIB, 4096 + 32, 4096 + 32)
+wire('body', BODY, 0, bytes([4, 0, 1, 2, 255]) + struct.pack('<HIQH', 1, 2, 3, 4) + b'text')
+wire('abort', ABORT, 0, struct.pack('<IH', 4, 5) + b'hello')
+
+
+# What users write: parser, text.
+def text(name, parser, content):
+    write('text', name, bytes([parser]) + content)
+
+
+for i, line in enumerate([b'start\n', b' sync  ram\n', b'flush device-state/dev0\n', b'complete now', b'cancel\n\n']):
+    text('command-%d' % i, 1, line)
+for i, line in enumerate([b'tcp:h:1', b'tcp:[::1]:65535', b'unix:/run/x', b'rdma:h:svc-1', b'faulty::unix:/x',
+                          b'faulty:cut=1+corrupt=2+delay=3+short=4+only=0:tcp:h:1']):
+    text('uri-%d' % i, 3, line)
+for i, line in enumerate([b'tcp:h:1\n', b'16\n', b'30\n', b'4\n', b'on\n', b'zstd\n', b'-100\n', b'off\n']):
+    text('setting-%d' % i, 6 + i, line)
+text('line', 0, b'\t a\tb \n')
+text('name', 5, b'device-0')
+
+# Compressed payloads: unpack (0), pack (2), damage (3); claimed size; bytes.
+UNPACK, PACK, DAMAGE = 0, 2, 3
+SIZE_STRIPE, SIZE_4096 = bytes([0]), bytes([5])
+
+
+def zstd(content, *options):
+    return subprocess.run(['zstd', '-c', *options], input=content, stdout=subprocess.PIPE, check=True).stdout
+
+
+def claim(size):
+    return bytes([64]) + u16(size)
+
+
+def compression(name, *parts):
+    write('compression', name, b''.join(parts))
+
+
+words = b'hello world' * 90
+frame = zstd(b'q' * 4096)
+compression('pack-stripe', bytes([PACK, 0]), SIZE_STRIPE, bytes(6), b'abcabcabdabcabc')
+compression('pack-small', bytes([PACK, 2]), claim(9000), bytes(6), b'abcabcabdabcabc')
+compression('damage', bytes([DAMAGE, 0]), SIZE_4096, bytes([9, 0, 0, 4, 0, 0]), b'abcdefghabcdefgh')
+compression('frame', bytes([UNPACK]), SIZE_4096, frame)
+compression('frame-words', bytes([UNPACK]), claim(len(words)), zstd(words, '-19', '--no-check'))
+compression('two-frames', bytes([UNPACK]), claim(8192), frame + frame)
+compression('skippable', bytes([UNPACK]), SIZE_4096, bytes.fromhex('502a4d1804000000'), b'skip', frame)
+compression('bomb', bytes([UNPACK]), SIZE_STRIPE, zstd(bytes(16 * MIB))[:2000])
+# libzstd has decoders of its formats before 0.8, where it was built with them.
+compression('frame-0.7', bytes([UNPACK]), claim(5), bytes.fromhex('27b52ffd2005400005'), b'hello', bytes.fromhex('c00000'))

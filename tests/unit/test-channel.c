@@ -1,0 +1,831 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The sending side of a data channel. What comes out at the other end of the
+ * connection is parsed as a destination would: sequence numbers, checks, payloads.
+ */
+#include "channel.h"
+#include "blocked.h"
+#include "check.h"
+#include "link.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * A connection whose sends go into a buffer, when the valve is open
+ */
+struct valve {
+    struct transport base;
+    pthread_mutex_t lock; /* guards the rest */
+    pthread_cond_t changed;
+    bool open;
+    int broken; /* not 0: what a send returns */
+    unsigned sends, closes;
+    uint8_t *bytes;
+    size_t have;
+};
+
+static int valve_send(struct transport *t, const struct iovec *iov, int n)
+{
+    struct valve *v = (struct valve *)t;
+
+    pthread_mutex_lock(&v->lock);
+    while (!v->open && !v->broken)
+        pthread_cond_wait(&v->changed, &v->lock);
+    int ret = v->broken;
+    for (int i = 0; i < n && ret == 0; i++) {
+        v->bytes = realloc(v->bytes, v->have + iov[i].iov_len);
+        memcpy(v->bytes + v->have, iov[i].iov_base, iov[i].iov_len);
+        v->have += iov[i].iov_len;
+    }
+    v->sends++;
+    pthread_mutex_unlock(&v->lock);
+    return ret;
+}
+
+static void valve_close(struct transport *t)
+{
+    ((struct valve *)t)->closes++;
+}
+
+static const struct transport_ops valve_ops = {.name = "valve", .send = valve_send, .close = valve_close};
+
+static void valve_set(struct valve *v, bool open, int broken)
+{
+    pthread_mutex_lock(&v->lock);
+    v->open = open;
+    v->broken = broken;
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}
+
+/* A channel in front of a valve. */
+struct bench {
+    struct channel ch;
+    struct gate gate;
+    struct valve valve;
+    atomic_uint failures;
+    unsigned failed_index;
+    int failed_code;
+};
+
+static void note_failure(void *arg, unsigned index, int code)
+{
+    struct bench *b = arg;
+
+    b->failed_index = index;
+    b->failed_code = code;
+    atomic_fetch_add(&b->failures, 1);
+}
+
+static void bench_init(struct bench *b, bool open)
+{
+    *b = (struct bench){.valve = {.base.ops = &valve_ops, .open = open}};
+    pthread_mutex_init(&b->valve.lock, NULL);
+    pthread_cond_init(&b->valve.changed, NULL);
+    gate_init(&b->gate, 1u << 30);
+    channel_init(&b->ch, 5, &b->valve.base, &b->gate, note_failure, b);
+}
+
+static void bench_fini(struct bench *b)
+{
+    channel_fini(&b->ch);
+    cr_expect(eq(u64, b->gate.used, 0), "the gate got everything back");
+    gate_fini(&b->gate);
+    free(b->valve.bytes);
+}
+
+/* Finishes as outgoing.c does: who was copied has no entry. */
+static void finish(struct channel *ch, uint32_t length, struct channel_entry *entry)
+{
+    channel_finish(ch, channel_copies(length) ? NULL : entry);
+}
+
+/* Adds a packet as outgoing.c does. False: the channel is closed. */
+static bool add(struct channel *ch, uint32_t file, const void *payload, uint32_t length, struct channel_entry *entry,
+                uint64_t *check)
+{
+    struct packet packet = {
+        .type = WIRE_DATA,
+        .file = file,
+        .length = length,
+        .raw_length = length,
+        .payload_check = wire_payload_check(payload, length),
+    };
+    bool copies = channel_copies(length);
+    uint64_t made = 0;
+
+    gate_enter(ch->gate, length, NULL);
+    pthread_mutex_lock(&ch->lock);
+    bool open = ch->closed == CHANNEL_OPEN;
+    if (open && copies)
+        channel_reserve(ch, 1, length);
+    if (open)
+        made = channel_add(ch, &packet, payload, length, copies ? NULL : entry);
+    pthread_mutex_unlock(&ch->lock);
+    if (!open)
+        gate_leave(ch->gate, length);
+    if (check)
+        *check += made;
+    return open;
+}
+
+/* Reads packets off a stream of bytes, and checks what every receiver checks. */
+struct parser {
+    uint64_t sequence; /* of the last packet */
+    uint64_t digest;
+    char problem[160]; /* empty: none */
+};
+
+static bool parse_header(struct parser *p, const struct wire_packet *wire, unsigned channel, struct packet *packet)
+{
+    struct error err = {0};
+
+    if (wire_packet_decode(wire, packet, &err) < 0) {
+        snprintf(p->problem, sizeof(p->problem), "%.150s", err.message);
+        return false;
+    }
+    if (packet->channel != channel || packet->sequence != p->sequence + 1) {
+        snprintf(p->problem, sizeof(p->problem), "packet %llu of channel %u after packet %llu",
+                 (unsigned long long)packet->sequence, packet->channel, (unsigned long long)p->sequence);
+        return false;
+    }
+    p->sequence++;
+    p->digest += packet->check;
+    return true;
+}
+
+static bool parse_payload(struct parser *p, const struct packet *packet, const void *payload)
+{
+    if (!packet->length || wire_payload_check(payload, packet->length) == packet->payload_check)
+        return true;
+    snprintf(p->problem, sizeof(p->problem), "the payload of packet %llu is damaged",
+             (unsigned long long)packet->sequence);
+    return false;
+}
+
+/* Parses what went through a valve; the number of packets. The first byte of each payload is put together in @first. */
+static unsigned parse_valve(struct bench *b, struct parser *p, char *first, size_t size)
+{
+    size_t at = 0;
+    unsigned n = 0;
+
+    while (at < b->valve.have && !p->problem[0]) {
+        struct packet packet;
+        struct wire_packet wire;
+        cr_assert(le(sz, at + sizeof(wire), b->valve.have));
+        memcpy(&wire, b->valve.bytes + at, sizeof(wire));
+        at += sizeof(wire);
+        if (!parse_header(p, &wire, 5, &packet))
+            break;
+        cr_assert(le(sz, at + packet.length, b->valve.have));
+        parse_payload(p, &packet, b->valve.bytes + at);
+        if (n < size)
+            first[n] = (char)b->valve.bytes[at];
+        at += packet.length;
+        n++;
+    }
+    cr_expect(eq(str, p->problem, ""));
+    return n;
+}
+
+/*
+ * Order and content, with many threads
+ */
+
+#define WRITERS 6
+#define PACKETS 700
+
+/* What every payload begins with. */
+struct stamp {
+    uint32_t writer, number;
+    uint64_t seed;
+};
+
+static const uint32_t sizes[] = {
+    sizeof(struct stamp), 17, 100, 4096, CHANNEL_COPY_MAX - 1, CHANNEL_COPY_MAX, CHANNEL_COPY_MAX + 1, 65536, 200000, 1u << 20,
+};
+
+struct writer {
+    struct worker worker;
+    struct channel *ch;
+    uint32_t id;
+    uint64_t digest;
+};
+
+static void write_packets(void *arg)
+{
+    struct writer *w = arg;
+    uint8_t *buf = malloc(1u << 20);
+    unsigned random = w->id * 7919 + 1;
+
+    for (uint32_t i = 0; i < PACKETS; i++) {
+        struct channel_entry entry;
+        random = random * 1103515245 + 12345;
+        /* Mostly small ones; the large ones are rare enough for the time that this takes. */
+        unsigned pick = random >> 16;
+        uint32_t length = sizes[pick % 16 ? pick / 16 % 7 : pick / 16 % ARRAY_LENGTH(sizes)];
+        struct stamp stamp = {.writer = w->id, .number = i, .seed = random};
+        pattern(buf, length, random);
+        memcpy(buf, &stamp, sizeof(stamp));
+        if (!add(w->ch, w->id, buf, length, &entry, &w->digest))
+            break;
+        finish(w->ch, length, &entry);
+        /* From here on the buffer is the writer's again. */
+        memset(buf, 0xdd, length);
+    }
+    free(buf);
+}
+
+struct receiver {
+    struct worker worker;
+    struct transport *t;
+    struct parser parser;
+    uint32_t next[WRITERS];
+    uint64_t wire_bytes;
+};
+
+static void receive_packets(void *arg)
+{
+    struct receiver *r = arg;
+    uint8_t *buf = malloc(1u << 20), *want = malloc(1u << 20);
+    struct wire_packet wire;
+
+    while (!r->parser.problem[0] && transport_recv_all(r->t, &wire, sizeof(wire), NULL) == 0) {
+        struct packet packet;
+        struct stamp stamp;
+        if (!parse_header(&r->parser, &wire, 5, &packet))
+            break;
+        if (transport_recv_all(r->t, buf, packet.length, NULL) < 0) {
+            strcpy(r->parser.problem, "the stream ended in a packet");
+            break;
+        }
+        r->wire_bytes += sizeof(wire) + packet.length;
+        if (!parse_payload(&r->parser, &packet, buf))
+            break;
+        memcpy(&stamp, buf, sizeof(stamp));
+        if (stamp.writer >= WRITERS || stamp.writer != packet.file || stamp.number != r->next[stamp.writer]) {
+            snprintf(r->parser.problem, sizeof(r->parser.problem), "packet %u of writer %u came out of order",
+                     stamp.number, stamp.writer);
+            break;
+        }
+        r->next[stamp.writer]++;
+        pattern(want, packet.length, (unsigned)stamp.seed);
+        if (memcmp(buf + sizeof(stamp), want + sizeof(stamp), packet.length - sizeof(stamp)))
+            strcpy(r->parser.problem, "the payload is another packet's");
+    }
+    free(buf);
+    free(want);
+}
+
+Test(channel, order_is_preserved)
+{
+    struct link link;
+    struct gate gate;
+    struct channel ch;
+    struct bench unused = {0};
+    struct receiver receiver = {0};
+    struct writer writers[WRITERS] = {0};
+    uint64_t digest = 0;
+
+    link_pair(&link);
+    gate_init(&gate, 4u << 20);
+    channel_init(&ch, 5, link.a, &gate, note_failure, &unused);
+    receiver.t = link.b;
+    worker_start(&receiver.worker, receive_packets, &receiver);
+    for (uint32_t i = 0; i < WRITERS; i++) {
+        writers[i].ch = &ch;
+        writers[i].id = i;
+        worker_start(&writers[i].worker, write_packets, &writers[i]);
+    }
+    for (int i = 0; i < WRITERS; i++) {
+        worker_join(&writers[i].worker);
+        digest += writers[i].digest;
+    }
+    cr_expect(eq(int, channel_flush(&ch, WRITERS * PACKETS, NULL), 0));
+    channel_close(&ch, CHANNEL_SEALED);
+    uint64_t wire_bytes = ch.wire_bytes;
+    transport_shutdown(link.a);
+    worker_join(&receiver.worker);
+    cr_expect(eq(str, receiver.parser.problem, ""));
+    cr_expect(eq(u64, receiver.parser.sequence, WRITERS * PACKETS));
+    cr_expect(eq(u64, receiver.parser.digest, digest), "both ends add up the same digest");
+    cr_expect(eq(u64, receiver.wire_bytes, wire_bytes), "and the same bytes");
+    cr_expect(eq(u64, gate.used, 0));
+    cr_expect(eq(uint, unused.failures, 0));
+    channel_disconnect(&ch);
+    channel_fini(&ch);
+    gate_fini(&gate);
+    transport_close(link.b);
+}
+
+/*
+ * Who waits, and who does not
+ */
+
+/* A writer of one packet. */
+struct one {
+    struct worker worker;
+    struct channel *ch;
+    uint8_t *payload;
+    uint32_t length;
+    struct channel_entry entry;
+    bool added;
+};
+
+static void finish_one(void *arg)
+{
+    struct one *o = arg;
+
+    finish(o->ch, o->length, &o->entry);
+}
+
+/* Adds here, so that the order is known, and finishes in a thread. */
+static void one_start(struct one *o, struct bench *b, char mark, uint32_t length)
+{
+    o->ch = &b->ch;
+    o->length = length;
+    o->payload = malloc(length);
+    memset(o->payload, mark, length);
+    o->added = add(&b->ch, 0, o->payload, length, &o->entry, NULL);
+    cr_assert(o->added);
+    worker_start(&o->worker, finish_one, o);
+}
+
+static void one_join(struct one *o)
+{
+    worker_join(&o->worker);
+    free(o->payload);
+}
+
+Test(channel, small_packets_are_copied_and_travel_together)
+{
+    struct bench b;
+    struct one first;
+    struct parser parser = {0};
+    char marks[101] = "";
+
+    bench_init(&b, false);
+    one_start(&first, &b, 'A', 100);
+    worker_await_sleep(&first.worker);
+    for (int i = 1; i < 100; i++) {
+        uint8_t payload[100];
+        struct channel_entry entry;
+        memset(payload, 'B', sizeof(payload));
+        add(&b.ch, 0, payload, sizeof(payload), &entry, NULL);
+        /* It was copied: the buffer is the caller's already, and it does not wait. */
+        memset(payload, 'X', sizeof(payload));
+        finish(&b.ch, sizeof(payload), &entry);
+    }
+    valve_set(&b.valve, true, 0);
+    one_join(&first);
+    cr_expect(eq(int, channel_flush(&b.ch, 100, NULL), 0));
+    cr_expect(eq(uint, parse_valve(&b, &parser, marks, 100), 100));
+    cr_expect(eq(chr, marks[0], 'A'));
+    cr_expect(eq(sz, strspn(marks + 1, "B"), 99), "%s", marks);
+    cr_expect(le(uint, b.valve.sends, 3), "%u sends for 100 small packets", b.valve.sends);
+    bench_fini(&b);
+}
+
+Test(channel, large_packets_are_lent_until_they_are_sent)
+{
+    struct bench b;
+    struct one ones[3];
+    struct parser parser = {0};
+    char marks[4] = "";
+
+    bench_init(&b, false);
+    for (int i = 0; i < 3; i++) {
+        one_start(&ones[i], &b, (char)('A' + i), CHANNEL_COPY_MAX + 1);
+        worker_await_sleep(&ones[i].worker);
+        cr_expect(not(atomic_load(&ones[i].worker.done)), "the owner waits for its buffer");
+    }
+    valve_set(&b.valve, true, 0);
+    for (int i = 0; i < 3; i++)
+        one_join(&ones[i]);
+    cr_expect(eq(uint, parse_valve(&b, &parser, marks, 3), 3));
+    cr_expect(eq(str, marks, "ABC"));
+    bench_fini(&b);
+}
+
+/* Many small packets while nobody takes any: they are all copied, in order, and the memory is given back later. */
+Test(channel, copies_pile_up)
+{
+    enum { N = 64 };
+    struct bench b;
+    struct one first;
+    struct parser parser = {0};
+    char marks[N + 1] = "", want[N + 1] = "";
+    uint8_t payload[CHANNEL_COPY_MAX];
+
+    bench_init(&b, false);
+    one_start(&first, &b, '!', CHANNEL_COPY_MAX);
+    worker_await_sleep(&first.worker);
+    want[0] = '!';
+    for (int i = 1; i < N; i++) {
+        struct channel_entry entry;
+        memset(payload, '!' + i, sizeof(payload));
+        cr_assert(add(&b.ch, 0, payload, sizeof(payload), &entry, NULL));
+        finish(&b.ch, sizeof(payload), &entry);
+        want[i] = (char)('!' + i);
+    }
+    cr_expect(eq(u64, b.gate.used, N * CHANNEL_COPY_MAX), "the gate bounds what is copied");
+    valve_set(&b.valve, true, 0);
+    one_join(&first);
+    cr_expect(eq(int, channel_flush(&b.ch, N, NULL), 0));
+    cr_expect(eq(uint, parse_valve(&b, &parser, marks, N), N));
+    cr_expect(eq(str, marks, want));
+    cr_expect(le(uint, b.ch.free_count, CHANNEL_SPARE));
+    bench_fini(&b);
+}
+
+/* Room for packets of every size that is copied is really there: channel_add() asserts it. */
+Test(channel, reserve)
+{
+    static const uint32_t lengths[] = {0, 1, 100, 4096, CHANNEL_COPY_MAX / 2 + 1, CHANNEL_COPY_MAX};
+    static uint8_t payload[CHANNEL_COPY_MAX];
+
+    for (size_t l = 0; l < ARRAY_LENGTH(lengths); l++) {
+        for (unsigned n = 0; n < 50; n += 7) {
+            struct bench b;
+            struct parser parser = {0};
+            bench_init(&b, true);
+            pthread_mutex_lock(&b.ch.lock);
+            cr_assert(zero(int, channel_reserve(&b.ch, n, n * lengths[l])));
+            for (unsigned i = 0; i < n; i++) {
+                struct packet packet = {
+                    .type = lengths[l] ? WIRE_DATA : WIRE_TRUNCATE,
+                    .length = lengths[l],
+                    .raw_length = lengths[l],
+                    .payload_check = wire_payload_check(payload, lengths[l]),
+                };
+                channel_add(&b.ch, &packet, payload, 0, NULL);
+            }
+            pthread_mutex_unlock(&b.ch.lock);
+            channel_finish(&b.ch, NULL);
+            cr_expect(eq(uint, parse_valve(&b, &parser, NULL, 0), n));
+            bench_fini(&b);
+        }
+    }
+}
+
+/* A write with small and large packets in turn, as one whose zero pages are found is: large ones end a chunk. */
+Test(channel, reserve_with_large_packets_in_between)
+{
+    enum { N = 20 };
+    static uint8_t large[CHANNEL_COPY_MAX + 1];
+    static struct channel_entry entries[N];
+    struct bench b;
+    struct parser parser = {0};
+
+    bench_init(&b, true);
+    pthread_mutex_lock(&b.ch.lock);
+    cr_assert(zero(int, channel_reserve(&b.ch, N, 0)));
+    for (int i = 0; i < N; i++) {
+        struct packet zero = {.type = WIRE_ZERO, .range = WIRE_PAGE_SIZE};
+        struct packet data = {
+            .type = WIRE_DATA,
+            .length = sizeof(large),
+            .raw_length = sizeof(large),
+            .payload_check = wire_payload_check(large, sizeof(large)),
+        };
+        channel_add(&b.ch, &zero, NULL, 0, NULL);
+        channel_add(&b.ch, &data, large, 0, &entries[i]);
+    }
+    pthread_mutex_unlock(&b.ch.lock);
+    for (int i = 0; i < N; i++)
+        channel_finish(&b.ch, &entries[i]);
+    channel_finish(&b.ch, NULL);
+    cr_expect(eq(uint, parse_valve(&b, &parser, NULL, 0), 2 * N));
+    bench_fini(&b);
+}
+
+/*
+ * Packets whose payload is made later
+ */
+
+/* A place in the queue, and a packet for it. */
+struct later {
+    struct worker worker;
+    struct bench *b;
+    struct packet packet;
+    struct channel_entry entry;
+    uint8_t payload[100];
+};
+
+static void later_add(struct later *l, struct bench *b, char mark)
+{
+    *l = (struct later){.b = b, .packet = {.type = WIRE_DATA, .length = 100, .raw_length = 100}};
+    memset(l->payload, mark, sizeof(l->payload));
+    l->packet.payload_check = wire_payload_check(l->payload, sizeof(l->payload));
+    gate_enter(&b->gate, 100, NULL);
+    pthread_mutex_lock(&b->ch.lock);
+    channel_add_unprepared(&b->ch, &l->packet, 100, &l->entry);
+    pthread_mutex_unlock(&b->ch.lock);
+}
+
+static void later_finish(void *arg)
+{
+    struct later *l = arg;
+
+    channel_finish(&l->b->ch, &l->entry);
+}
+
+/* Makes the payload, and finishes in a thread. */
+static void later_prepare(struct later *l)
+{
+    pthread_mutex_lock(&l->b->ch.lock);
+    channel_prepare(&l->packet, l->payload, &l->entry);
+    pthread_mutex_unlock(&l->b->ch.lock);
+    worker_start(&l->worker, later_finish, l);
+}
+
+/* Two of them, prepared in either order, with a large packet and copied ones in between: the order is that of adding. */
+Test(channel, unprepared_packets_keep_their_place)
+{
+    for (int swapped = 0; swapped < 2; swapped++) {
+        struct bench b;
+        struct later first, second;
+        struct one large;
+        struct channel_entry entry;
+        struct parser parser = {0};
+        char marks[6] = "";
+        bench_init(&b, true);
+        later_add(&first, &b, 'A');
+        add(&b.ch, 0, "B", 1, &entry, NULL);
+        channel_finish(&b.ch, NULL);
+        one_start(&large, &b, 'C', 100000);
+        later_add(&second, &b, 'D');
+        add(&b.ch, 0, "E", 1, &entry, NULL);
+        channel_finish(&b.ch, NULL);
+        worker_await_sleep(&large.worker);
+        cr_expect(eq(uint, b.valve.sends, 0), "all wait for the first one");
+        later_prepare(swapped ? &second : &first);
+        worker_await_sleep(swapped ? &second.worker : &first.worker);
+        cr_expect(eq(int, b.valve.have > 0, !swapped));
+        later_prepare(swapped ? &first : &second);
+        worker_join(&first.worker);
+        worker_join(&second.worker);
+        one_join(&large);
+        cr_expect(eq(int, channel_flush(&b.ch, 5, NULL), 0));
+        cr_expect(eq(uint, parse_valve(&b, &parser, marks, 5), 5));
+        cr_expect(eq(str, marks, "ABCDE"));
+        bench_fini(&b);
+    }
+}
+
+/* The channel dies while a payload is made: the owner gets away, and nothing stays behind. */
+Test(channel, unprepared_packet_of_a_dead_channel)
+{
+    struct bench b;
+    struct later later;
+    struct one large;
+
+    bench_init(&b, true);
+    later_add(&later, &b, 'A');
+    one_start(&large, &b, 'B', 100000);
+    worker_await_sleep(&large.worker);
+    channel_close(&b.ch, CHANNEL_DEAD);
+    later_prepare(&later);
+    worker_join(&later.worker);
+    one_join(&large);
+    channel_disconnect(&b.ch);
+    cr_expect(eq(sz, b.valve.have, 0));
+    cr_expect(eq(uint, b.failures, 0));
+    bench_fini(&b);
+}
+
+/* Packets without a payload: discards and truncations. */
+Test(channel, no_payload)
+{
+    struct bench b;
+    struct parser parser = {0};
+
+    bench_init(&b, true);
+    for (int i = 0; i < 1000; i++) {
+        struct packet packet = {.type = WIRE_DISCARD, .range = 4096};
+        pthread_mutex_lock(&b.ch.lock);
+        channel_reserve(&b.ch, 1, 0);
+        channel_add(&b.ch, &packet, NULL, 0, NULL);
+        pthread_mutex_unlock(&b.ch.lock);
+        cr_expect(eq(u64, packet.sequence, (uint64_t)i + 1), "the caller's packet is filled in");
+        cr_expect(eq(uint, packet.channel, 5));
+        channel_finish(&b.ch, NULL);
+    }
+    cr_expect(eq(sz, b.valve.have, 1000 * sizeof(struct wire_packet)));
+    parse_valve(&b, &parser, NULL, 0);
+    cr_expect(eq(u64, parser.sequence, 1000));
+    bench_fini(&b);
+}
+
+/*
+ * Flush
+ */
+
+struct flusher {
+    struct worker worker;
+    struct channel *ch;
+    uint64_t sequence;
+    struct interrupt interrupt;
+    int ret;
+};
+
+static void flush(void *arg)
+{
+    struct flusher *f = arg;
+
+    f->ret = channel_flush(f->ch, f->sequence, &f->interrupt);
+}
+
+static void flusher_start(struct flusher *f, struct bench *b, uint64_t sequence)
+{
+    *f = (struct flusher){.ch = &b->ch, .sequence = sequence, .ret = 1};
+    worker_start(&f->worker, flush, f);
+    worker_await_sleep(&f->worker);
+}
+
+Test(channel, flush)
+{
+    struct bench b;
+    struct one one;
+    struct flusher flusher, interrupted;
+
+    bench_init(&b, false);
+    cr_expect(eq(int, channel_flush(&b.ch, 0, NULL), 0), "nothing was accepted: nothing to wait for");
+    one_start(&one, &b, 'A', 100);
+    cr_expect(eq(int, channel_flush(&b.ch, 0, NULL), 0), "nor for what came later");
+    flusher_start(&flusher, &b, 1);
+    flusher_start(&interrupted, &b, 1);
+    cr_expect(not(atomic_load(&flusher.worker.done)));
+    atomic_store(&interrupted.interrupt.hit, true);
+    channel_kick(&b.ch);
+    worker_join(&interrupted.worker);
+    cr_expect(eq(int, interrupted.ret, -EINTR));
+    worker_await_sleep(&flusher.worker);
+    cr_expect(not(atomic_load(&flusher.worker.done)), "the other one waits on");
+    valve_set(&b.valve, true, 0);
+    worker_join(&flusher.worker);
+    cr_expect(eq(int, flusher.ret, 0));
+    one_join(&one);
+    cr_expect(eq(int, channel_flush(&b.ch, 1, &interrupted.interrupt), 0), "who need not wait is not interrupted");
+    channel_close(&b.ch, CHANNEL_SEALED);
+    cr_expect(eq(int, channel_flush(&b.ch, UINT64_MAX, NULL), 0), "everything, of a sealed channel");
+    bench_fini(&b);
+}
+
+/*
+ * Failure
+ */
+
+Test(channel, failure_is_told_once)
+{
+    struct bench b;
+    struct one ones[4];
+    struct flusher flusher;
+
+    bench_init(&b, false);
+    for (int i = 0; i < 4; i++)
+        one_start(&ones[i], &b, 'A', i % 2 ? 100 : 100000);
+    flusher_start(&flusher, &b, 4);
+    valve_set(&b.valve, false, -ETIMEDOUT);
+    for (int i = 0; i < 4; i++)
+        one_join(&ones[i]);
+    worker_join(&flusher.worker);
+    cr_expect(eq(int, flusher.ret, -ECONNRESET));
+    cr_expect(eq(uint, b.failures, 1));
+    cr_expect(eq(uint, b.failed_index, 5));
+    cr_expect(eq(int, b.failed_code, -ETIMEDOUT));
+    cr_expect(eq(u64, b.gate.used, 0), "what was dropped is given back");
+    cr_expect(eq(int, (int)b.ch.closed, CHANNEL_DEAD));
+    cr_expect(eq(u64, b.ch.wire_bytes, 0), "nothing was sent");
+    cr_expect(eq(int, channel_flush(&b.ch, 0, NULL), -ECONNRESET), "a dead channel has lost what was in it");
+    /* A dead channel stays dead. */
+    channel_reopen(&b.ch);
+    cr_expect(eq(int, (int)b.ch.closed, CHANNEL_DEAD));
+    channel_close(&b.ch, CHANNEL_SEALED);
+    cr_expect(eq(int, (int)b.ch.closed, CHANNEL_DEAD));
+    struct channel_entry entry;
+    cr_expect(not(add(&b.ch, 0, "x", 1, &entry, NULL)));
+    channel_disconnect(&b.ch);
+    cr_expect(eq(uint, b.valve.closes, 1));
+    b.ch.transport = &b.valve.base; /* for bench_fini() */
+    bench_fini(&b);
+}
+
+/* Declared dead by somebody else: what is queued is dropped without a send, and that is no failure of the channel's. */
+Test(channel, dead_drops)
+{
+    struct bench b;
+    struct one sending, queued, small;
+
+    bench_init(&b, false);
+    one_start(&sending, &b, 'A', 100000);
+    worker_await_sleep(&sending.worker);
+    one_start(&queued, &b, 'B', 100000);
+    one_start(&small, &b, 'C', 10);
+    worker_await_sleep(&queued.worker);
+    channel_close(&b.ch, CHANNEL_DEAD);
+    valve_set(&b.valve, true, 0);
+    one_join(&sending);
+    one_join(&queued);
+    one_join(&small);
+    channel_disconnect(&b.ch);
+    cr_expect(eq(uint, b.valve.sends, 1));
+    cr_expect(eq(sz, b.valve.have, sizeof(struct wire_packet) + 100000));
+    cr_expect(eq(uint, b.failures, 0));
+    cr_expect(eq(u64, b.gate.used, 0));
+    bench_fini(&b);
+}
+
+/* The connection breaks while many threads write: all get away, the failure is told once, the gate gets all back. */
+Test(channel, failure_under_load)
+{
+    struct link link;
+    struct bench b = {0};
+    struct writer writers[WRITERS] = {0};
+
+    for (int round = 0; round < 20; round++) {
+        b = (struct bench){0};
+        link_pair(&link);
+        gate_init(&b.gate, 1u << 20);
+        channel_init(&b.ch, 5, link.a, &b.gate, note_failure, &b);
+        for (uint32_t i = 0; i < WRITERS; i++) {
+            writers[i] = (struct writer){.ch = &b.ch, .id = i};
+            worker_start(&writers[i].worker, write_packets, &writers[i]);
+        }
+        /* Takes a little, and goes away. */
+        for (int i = 0; i < round; i++) {
+            char some[5000];
+            cr_assert(zero(int, transport_recv_all(link.b, some, sizeof(some), NULL)));
+        }
+        transport_close(link.b);
+        for (int i = 0; i < WRITERS; i++)
+            worker_join(&writers[i].worker);
+        channel_disconnect(&b.ch);
+        cr_expect(eq(uint, b.failures, 1));
+        cr_expect(eq(u64, b.gate.used, 0));
+        channel_fini(&b.ch);
+        gate_fini(&b.gate);
+    }
+}
+
+/*
+ * Seals
+ */
+
+Test(channel, seal_and_reopen)
+{
+    struct bench b;
+    struct one one;
+    struct channel_entry entry;
+    struct parser parser = {0};
+    char marks[3] = "";
+
+    bench_init(&b, false);
+    one_start(&one, &b, 'A', 100000);
+    worker_await_sleep(&one.worker);
+    channel_close(&b.ch, CHANNEL_SEALED);
+    cr_expect(not(add(&b.ch, 0, "x", 1, &entry, NULL)), "nothing more comes in");
+    valve_set(&b.valve, true, 0);
+    one_join(&one);
+    cr_expect(eq(int, channel_flush(&b.ch, 1, NULL), 0), "what was accepted goes out");
+    channel_reopen(&b.ch);
+    cr_assert(add(&b.ch, 0, "B", 1, &entry, NULL));
+    channel_finish(&b.ch, NULL);
+    cr_expect(eq(uint, parse_valve(&b, &parser, marks, 2), 2));
+    cr_expect(eq(str, marks, "AB"));
+    channel_close(&b.ch, CHANNEL_SEALED);
+    channel_close(&b.ch, CHANNEL_DEAD);
+    channel_reopen(&b.ch);
+    cr_expect(eq(int, (int)b.ch.closed, CHANNEL_DEAD));
+    bench_fini(&b);
+}
+
+static void disconnect(void *arg)
+{
+    channel_disconnect(arg);
+}
+
+Test(channel, disconnect_waits_for_the_sender)
+{
+    struct bench b;
+    struct one one;
+    struct worker worker;
+
+    bench_init(&b, false);
+    one_start(&one, &b, 'A', 100000);
+    worker_await_sleep(&one.worker);
+    channel_close(&b.ch, CHANNEL_SEALED);
+    worker_start(&worker, disconnect, &b.ch);
+    worker_await_sleep(&worker);
+    cr_expect(not(atomic_load(&worker.done)));
+    cr_expect(eq(uint, b.valve.closes, 0));
+    valve_set(&b.valve, true, 0);
+    one_join(&one);
+    worker_join(&worker);
+    cr_expect(eq(uint, b.valve.closes, 1));
+    cr_expect(zero(ptr, b.ch.transport));
+    bench_fini(&b);
+}

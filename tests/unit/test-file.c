@@ -1,0 +1,661 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A file as it arrives: what each channel applies in its own order, and what a
+ * reader sees of it meanwhile and in the end.
+ */
+#include "file.h"
+#include "blocked.h"
+#include "check.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STRIPE    ((uint64_t)WIRE_STRIPE_SIZE)
+#define UNLIMITED UINT64_MAX
+#define DEVICE    1u
+
+static struct budget budget = {.limit = 1ull << 40};
+
+static struct file *make(uint32_t id, unsigned channels, uint64_t size)
+{
+    struct file *file = file_new(id, id == WIRE_RAM ? "ram" : "dev");
+    struct error err;
+
+    cr_assert(zero(int, file_set_channels(file, channels, 0)));
+    CHECK_OK(file_receive_begin(file, size, 1ull << 40, NULL, file->name, &budget, &err));
+    return file;
+}
+
+static void discard_file(struct file *file)
+{
+    file_free(file, false);
+    cr_expect(eq(u64, budget.used, 0), "the budget got everything back");
+}
+
+/* One packet's worth of data, as a receiver applies it: within one stripe, on its home channel. */
+static void apply_data(struct file *file, uint64_t offset, const void *data, size_t len)
+{
+    struct error err;
+
+    CHECK_OK(file_receive_size(file, file_home(file, offset), offset + len, UNLIMITED, &err));
+    CHECK_OK(memory_write(&file->memory, offset, data, len, &err));
+    file_received(file, file_home(file, offset), offset, len);
+}
+
+static void apply_fill(struct file *file, uint64_t offset, char c, size_t len)
+{
+    char *buf = malloc(len);
+
+    memset(buf, c, len);
+    apply_data(file, offset, buf, len);
+    free(buf);
+}
+
+static ssize_t read_now(struct file *file, uint64_t offset, void *buf, size_t len)
+{
+    return file_read(file, offset, buf, len, true, NULL);
+}
+
+Test(file, home)
+{
+    for (unsigned channels = 1; channels <= WIRE_CHANNELS_MAX; channels++) {
+        for (uint32_t id = 0; id < 3; id++) {
+            struct file *file = file_new(id, "x");
+            file_set_channels(file, channels, 0);
+            for (uint64_t stripe = 0; stripe < 300; stripe++) {
+                unsigned home = file_home(file, stripe * STRIPE);
+                cr_assert(lt(uint, home, channels));
+                cr_assert(eq(uint, file_home(file, stripe * STRIPE + STRIPE - 1), home), "a stripe has one home");
+                if (channels > 1)
+                    cr_assert(ne(uint, file_home(file, (stripe + 1) * STRIPE), home), "neighbours use other channels");
+            }
+            cr_expect(lt(uint, file_home(file, WIRE_OFFSET_MAX), channels));
+            file_free(file, false);
+        }
+    }
+}
+
+Test(file, totals)
+{
+    struct file *file = file_new(DEVICE, "dev");
+
+    cr_expect(eq(u64, file_totals(file).packets, 0), "also before the channels are known");
+    file_set_channels(file, 3, 0);
+    for (unsigned c = 0; c < 3; c++) {
+        counter_add(&file->per_channel[c].packets, c + 1);
+        counter_add(&file->per_channel[c].bytes, 10 * (c + 1));
+        counter_add(&file->per_channel[c].pages, 100 * (c + 1));
+        counter_add(&file->per_channel[c].digest, UINT64_MAX - c);
+    }
+    struct file_totals totals = file_totals(file);
+    cr_expect(eq(u64, totals.packets, 6));
+    cr_expect(eq(u64, totals.bytes, 60));
+    cr_expect(eq(u64, totals.pages, 600));
+    cr_expect(eq(u64, totals.digest, (uint64_t)-6), "the digest wraps");
+    file_free(file, false);
+    file_free(NULL, false);
+}
+
+/*
+ * Sizes, limits, the budget
+ */
+
+Test(file, declared_size)
+{
+    struct file *file = make(WIRE_RAM, 2, 3 * STRIPE + 5);
+    char buf[16];
+
+    cr_expect(eq(u64, file_received_size(file), 3 * STRIPE + 5));
+    cr_expect(eq(u64, budget.used, 3 * STRIPE + 5), "what is declared is charged");
+    cr_expect(eq(long, read_now(file, 3 * STRIPE, buf, 16), 5));
+    cr_expect(zero(int, memcmp(buf, "\0\0\0\0\0", 5)), "what has not arrived is a hole");
+    cr_expect(eq(long, read_now(file, 3 * STRIPE + 5, buf, 16), 0));
+    discard_file(file);
+}
+
+Test(file, growth_is_charged_once)
+{
+    struct file *file = make(DEVICE, 3, 0);
+    struct error err;
+
+    CHECK_OK(file_receive_size(file, 0, 1000, UNLIMITED, &err));
+    CHECK_OK(file_receive_size(file, 1, 900, UNLIMITED, &err));
+    CHECK_OK(file_receive_size(file, 2, 1000, UNLIMITED, &err));
+    cr_expect(eq(u64, budget.used, 1000));
+    CHECK_OK(file_receive_size(file, 1, 1500, UNLIMITED, &err));
+    CHECK_OK(file_receive_size(file, 1, 10, UNLIMITED, &err));
+    cr_expect(eq(u64, budget.used, 1500));
+    cr_expect(eq(u64, file_received_size(file), 1500));
+    discard_file(file);
+}
+
+Test(file, limits)
+{
+    struct file *file = make(DEVICE, 1, 0), *other;
+    struct error err;
+
+    CHECK_OK(file_receive_size(file, 0, 1000, 1000, &err));
+    CHECK_FAILS(file_receive_size(file, 0, 1001, 1000, &err), CAUSE_QUOTA);
+    CHECK_FAILS(file_receive_truncate(file, 0, 1001, 1, 1000, &err), CAUSE_QUOTA);
+    cr_expect(eq(u64, file_received_size(file), 1000), "a refusal changes nothing");
+
+    budget.limit = 1500;
+    CHECK_FAILS(file_receive_size(file, 0, 1501, UNLIMITED, &err), CAUSE_QUOTA);
+    other = file_new(2, "other");
+    file_set_channels(other, 1, 0);
+    CHECK_FAILS(file_receive_begin(other, 501, UNLIMITED, NULL, "other", &budget, &err), CAUSE_QUOTA);
+    file_free(other, false);
+    cr_expect(eq(u64, budget.used, 1000));
+    CHECK_OK(file_receive_size(file, 0, 1500, UNLIMITED, &err));
+    discard_file(file);
+}
+
+/*
+ * Truncation, seen by channels in different orders
+ */
+
+Test(file, truncate_shrinks)
+{
+    for (unsigned channels = 1; channels <= 3; channels++) {
+        struct file *file = make(WIRE_RAM, channels, 0);
+        struct error err;
+        char buf[8];
+        for (uint64_t s = 0; s < 4; s++)
+            apply_fill(file, s * STRIPE, 'a', STRIPE);
+        for (unsigned c = 0; c < channels; c++)
+            CHECK_OK(file_receive_truncate(file, c, STRIPE + 100, 1, UNLIMITED, &err));
+        cr_expect(eq(u64, file_received_size(file), STRIPE + 100), "%u channels", channels);
+        cr_expect(eq(long, read_now(file, STRIPE + 96, buf, 8), 4));
+        /* What was cut off is gone when the file grows again. */
+        for (unsigned c = 0; c < channels; c++)
+            CHECK_OK(file_receive_truncate(file, c, 4 * STRIPE, 2, UNLIMITED, &err));
+        for (uint64_t at = STRIPE + 96; at < 4 * STRIPE; at += STRIPE / 2) {
+            cr_expect(eq(long, read_now(file, at, buf, 8), 8));
+            cr_expect(zero(int, memcmp(buf, at == STRIPE + 96 ? "aaaa\0\0\0\0" : "\0\0\0\0\0\0\0\0", 8)));
+        }
+        discard_file(file);
+    }
+}
+
+/* truncate(2) to something larger, of an empty file and of one with data. */
+Test(file, truncate_grows)
+{
+    for (unsigned channels = 1; channels <= 3; channels++) {
+        for (int with_data = 0; with_data < 2; with_data++) {
+            struct file *file = make(WIRE_RAM, channels, 0);
+            struct error err;
+            char c;
+            if (with_data)
+                apply_fill(file, 0, 'a', 10);
+            for (unsigned ch = 0; ch < channels; ch++)
+                CHECK_OK(file_receive_truncate(file, ch, 3 * STRIPE, 1, UNLIMITED, &err));
+            cr_expect(eq(u64, file_received_size(file), 3 * STRIPE));
+            cr_expect(eq(long, read_now(file, 3 * STRIPE - 1, &c, 1), 1));
+            cr_expect(eq(chr, c, 0));
+            discard_file(file);
+        }
+    }
+}
+
+/* To the size that it has had before, which is as far as anything was ever stored. */
+Test(file, truncate_to_the_high_water_mark)
+{
+    for (unsigned channels = 1; channels <= 3; channels++) {
+        struct file *file = make(DEVICE, channels, 0);
+        struct error err;
+        apply_fill(file, 0, 'a', 1000);
+        for (unsigned c = 0; c < channels; c++)
+            CHECK_OK(file_receive_truncate(file, c, 1000, 1, UNLIMITED, &err));
+        cr_expect(eq(u64, file_received_size(file), 1000));
+        discard_file(file);
+    }
+}
+
+/* A channel that is ahead has seen a truncation that others have not: the size is the largest view, and right at the end. */
+Test(file, views_of_channels)
+{
+    struct file *file = make(WIRE_RAM, 2, 0);
+    struct error err;
+
+    /* The source: 2 MiB of data, truncate to 0, 5 bytes. Channel 0 runs ahead. */
+    apply_fill(file, 0, 'a', STRIPE);
+    CHECK_OK(file_receive_truncate(file, 0, 0, 1, UNLIMITED, &err));
+    apply_fill(file, 0, 'b', 5);
+    cr_expect(eq(u64, file_received_size(file), 5));
+    apply_fill(file, STRIPE, 'a', STRIPE);
+    cr_expect(eq(u64, file_received_size(file), 2 * STRIPE), "channel 1 is still before the truncation");
+    CHECK_OK(file_receive_truncate(file, 1, 0, 1, UNLIMITED, &err));
+    cr_expect(eq(u64, file_received_size(file), 5));
+    discard_file(file);
+}
+
+Test(file, truncations_are_numbered)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    struct error err;
+
+    CHECK_OK(file_receive_truncate(file, 0, 10, 1, UNLIMITED, &err));
+    CHECK_FAILS(file_receive_truncate(file, 0, 10, 1, UNLIMITED, &err), CAUSE_PROTOCOL);
+    CHECK_FAILS(file_receive_truncate(file, 1, 10, 0, UNLIMITED, &err), CAUSE_PROTOCOL);
+    CHECK_OK(file_receive_truncate(file, 1, 10, 1, UNLIMITED, &err));
+    discard_file(file);
+}
+
+/*
+ * Discards
+ */
+
+Test(file, discard_touches_only_the_channel_s_stripes)
+{
+    struct file *file = make(WIRE_RAM, 3, 0);
+    struct error err;
+    char c;
+
+    for (uint64_t s = 0; s < 9; s++)
+        apply_fill(file, s * STRIPE, 'a', STRIPE);
+    CHECK_OK(file_receive_discard(file, 1, STRIPE / 2, 7 * STRIPE, &err));
+    for (uint64_t at = 0; at < 9 * STRIPE; at += STRIPE / 4) {
+        bool in_range = at >= STRIPE / 2 && at < STRIPE / 2 + 7 * STRIPE;
+        bool discarded = in_range && file_home(file, at) == 1;
+        cr_assert(eq(long, read_now(file, at, &c, 1), 1));
+        cr_expect(eq(int, c == 0, discarded), "at %llu", (unsigned long long)at);
+    }
+    cr_expect(eq(u64, file_received_size(file), 9 * STRIPE), "a hole keeps the size");
+    discard_file(file);
+}
+
+/* A peer's range may reach far past what is stored: that is no work, and no error. */
+Test(file, discard_past_the_end)
+{
+    for (unsigned channels = 1; channels <= 2; channels++) {
+        struct file *file = make(WIRE_RAM, channels, 0);
+        struct error err;
+        char c;
+        apply_fill(file, 0, 'a', 100);
+        for (unsigned ch = 0; ch < channels; ch++) {
+            CHECK_OK(file_receive_discard(file, ch, 50, WIRE_OFFSET_MAX - 50, &err));
+            CHECK_OK(file_receive_discard(file, ch, 100, 1, &err));
+            CHECK_OK(file_receive_discard(file, ch, 5 * STRIPE, STRIPE, &err));
+            CHECK_OK(file_receive_discard(file, ch, WIRE_OFFSET_MAX - 1, 1, &err));
+        }
+        read_now(file, 49, &c, 1);
+        cr_expect(eq(chr, c, 'a'));
+        read_now(file, 50, &c, 1);
+        cr_expect(eq(chr, c, 0));
+        discard_file(file);
+    }
+}
+
+/*
+ * The frontier of a stream
+ */
+
+Test(file, frontier_follows_the_data)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    char buf[64];
+
+    cr_expect(eq(long, read_now(file, 0, buf, 64), -EAGAIN));
+    cr_expect(not(file_readable(file, 0)));
+    apply_fill(file, 0, 'a', 10);
+    cr_expect(eq(long, read_now(file, 0, buf, 64), 10), "as much as there is");
+    cr_expect(file_readable(file, 9));
+    cr_expect(not(file_readable(file, 10)));
+    cr_expect(eq(long, read_now(file, 10, buf, 64), -EAGAIN));
+    apply_fill(file, 20, 'c', 10);
+    cr_expect(eq(long, read_now(file, 10, buf, 64), -EAGAIN), "there is a gap");
+    apply_fill(file, 5, 'b', 15);
+    cr_expect(eq(long, read_now(file, 0, buf, 64), 20));
+    cr_expect(zero(int, memcmp(buf, "aaaaabbbbbbbbbbbbbbb", 20)));
+    discard_file(file);
+}
+
+/* Stripes are full in any order; the frontier moves over those that follow one another. */
+Test(file, frontier_across_stripes)
+{
+    static const unsigned orders[][4] = {{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 3, 0, 2}, {2, 0, 3, 1}};
+
+    for (size_t o = 0; o < ARRAY_LENGTH(orders); o++) {
+        struct file *file = make(DEVICE, 3, 0);
+        bool have[5] = {false};
+        for (int i = 0; i < 4; i++) {
+            uint64_t frontier = 0;
+            apply_fill(file, orders[o][i] * STRIPE, 'a', STRIPE);
+            have[orders[o][i]] = true;
+            while (have[frontier / STRIPE])
+                frontier += STRIPE;
+            cr_expect(eq(u64, file->frontier, frontier), "order %zu, step %d", o, i);
+            cr_expect(eq(int, file_readable(file, frontier), false));
+            cr_expect(eq(int, frontier == 0 || file_readable(file, frontier - 1), true));
+        }
+        discard_file(file);
+    }
+}
+
+Test(file, stream_ends_and_goes_on)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    char buf[32];
+
+    apply_fill(file, 0, 'a', 5);
+    apply_fill(file, 10, 'b', 5);
+    file_receive_end(file, true);
+    cr_expect(eq(long, read_now(file, 0, buf, 32), 15), "what was written out of order is seen at the end");
+    cr_expect(zero(int, memcmp(buf, "aaaaa\0\0\0\0\0bbbbb", 15)));
+    cr_expect(eq(long, read_now(file, 15, buf, 32), 0), "the end of the file");
+    cr_expect(file_readable(file, 15));
+    file_receive_end(file, false);
+    cr_expect(eq(long, read_now(file, 15, buf, 32), -EAGAIN), "its writers are back");
+    cr_expect(eq(long, read_now(file, 0, buf, 32), 5));
+    file_receive_over(file, false);
+    cr_expect(eq(long, read_now(file, 15, buf, 32), 0), "completed");
+    discard_file(file);
+}
+
+Test(file, stream_that_never_ends)
+{
+    struct file *file = make(DEVICE, 2, 0), *ended = make(2, 2, 0);
+    char buf[32];
+
+    apply_fill(file, 0, 'a', 5);
+    file_receive_over(file, true);
+    cr_expect(eq(long, read_now(file, 0, buf, 32), 5), "what has arrived can be read");
+    cr_expect(eq(long, read_now(file, 5, buf, 32), -ECONNRESET));
+    cr_expect(file_readable(file, 5), "an error is something to read");
+    apply_fill(ended, 0, 'a', 5);
+    file_receive_end(ended, true);
+    file_receive_over(ended, true);
+    cr_expect(eq(long, read_now(ended, 5, buf, 32), 0), "this one had ended before");
+    file_free(ended, false);
+    discard_file(file);
+}
+
+/* RAM is no stream: it is read as it is. */
+Test(file, ram_does_not_block)
+{
+    struct file *file = make(WIRE_RAM, 2, 0);
+    char buf[8];
+
+    cr_expect(eq(long, file_read(file, 0, buf, 8, false, NULL), 0));
+    apply_fill(file, 4, 'a', 4);
+    cr_expect(eq(long, file_read(file, 0, buf, 8, false, NULL), 8));
+    cr_expect(zero(int, memcmp(buf, "\0\0\0\0aaaa", 8)));
+    cr_expect(file_readable(file, 100));
+    discard_file(file);
+}
+
+/* After a truncation that one channel has seen, the other one's data does not count until it has seen it too. */
+Test(file, frontier_and_truncation)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    struct error err;
+    unsigned ahead = file_home(file, 0), behind = file_home(file, STRIPE);
+
+    apply_fill(file, 0, 'a', STRIPE);
+    apply_fill(file, STRIPE, 'a', STRIPE);
+    CHECK_OK(file_receive_truncate(file, ahead, 0, 1, UNLIMITED, &err));
+    cr_expect(eq(u64, file->frontier, 0));
+    apply_fill(file, 0, 'b', STRIPE);
+    cr_expect(eq(u64, file->frontier, STRIPE), "not over the old data of the channel that is behind");
+    CHECK_OK(file_receive_truncate(file, behind, 0, 1, UNLIMITED, &err));
+    cr_expect(eq(u64, file->frontier, STRIPE));
+    apply_fill(file, STRIPE, 'b', 10);
+    cr_expect(eq(u64, file->frontier, STRIPE + 10));
+    discard_file(file);
+}
+
+/*
+ * Readers that wait
+ */
+
+struct reader {
+    struct worker worker;
+    struct file *file;
+    uint64_t offset;
+    struct interrupt interrupt;
+    char buf[16];
+    ssize_t ret;
+};
+
+static void read_waiting(void *arg)
+{
+    struct reader *r = arg;
+
+    r->ret = file_read(r->file, r->offset, r->buf, sizeof(r->buf), false, &r->interrupt);
+}
+
+static void reader_start(struct reader *r, struct file *file, uint64_t offset)
+{
+    *r = (struct reader){.file = file, .offset = offset};
+    worker_start(&r->worker, read_waiting, r);
+    worker_await_sleep(&r->worker);
+    cr_assert(not(atomic_load(&r->worker.done)));
+}
+
+Test(file, waiting_reader)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    struct reader first, second;
+
+    reader_start(&first, file, 0);
+    reader_start(&second, file, 3);
+    apply_fill(file, 0, 'a', 3);
+    worker_join(&first.worker);
+    cr_expect(eq(long, first.ret, 3));
+    worker_await_sleep(&second.worker);
+    cr_expect(not(atomic_load(&second.worker.done)));
+    apply_fill(file, 3, 'b', 2);
+    worker_join(&second.worker);
+    cr_expect(eq(long, second.ret, 2));
+
+    reader_start(&first, file, 5);
+    reader_start(&second, file, 5);
+    atomic_store(&first.interrupt.hit, true);
+    file_kick(file);
+    worker_join(&first.worker);
+    cr_expect(eq(long, first.ret, -EINTR));
+    worker_await_sleep(&second.worker);
+    cr_expect(not(atomic_load(&second.worker.done)));
+    file_receive_end(file, true);
+    worker_join(&second.worker);
+    cr_expect(eq(long, second.ret, 0));
+
+    file_receive_end(file, false);
+    reader_start(&first, file, 5);
+    file_receive_over(file, true);
+    worker_join(&first.worker);
+    cr_expect(eq(long, first.ret, -ECONNRESET));
+    discard_file(file);
+}
+
+/*
+ * Against a model: any sequence of writes, holes and truncations, applied by the
+ * channels in any interleaving, ends as it would have in a plain file.
+ */
+
+#define OPS_MAX 60
+#define SPACE   (6 * STRIPE)
+
+struct op {
+    enum wire_packet_type type;
+    uint64_t offset, length; /* TRUNCATE: the size, and the number */
+    char fill;
+};
+
+/* What a channel has to do, in its order. */
+struct queue {
+    struct op ops[2 * OPS_MAX];
+    unsigned n, done;
+};
+
+static uint64_t random_state;
+
+static uint64_t random_u64(uint64_t below)
+{
+    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+    return (random_state >> 24) % below;
+}
+
+/* Sizes and offsets like to be round. */
+static uint64_t random_place(void)
+{
+    uint64_t at = random_u64(SPACE);
+
+    switch (random_u64(4)) {
+    case 0:
+        return at / STRIPE * STRIPE;
+    case 1:
+        return at / 4096 * 4096;
+    default:
+        return at;
+    }
+}
+
+static void model(uint64_t seed, uint32_t id, unsigned channels)
+{
+    static char want[SPACE], got[SPACE + 1];
+    static struct queue queues[8];
+    uint64_t size = 0, truncations = 0;
+    struct file *file = make(id, channels, 0);
+    struct error err;
+
+    random_state = seed * 0x9e3779b97f4a7c15ull;
+    memset(want, 0, sizeof(want));
+    memset(queues, 0, sizeof(queues));
+    /* The source: makes the queues, and the file as it should be. */
+    for (int i = 0; i < OPS_MAX; i++) {
+        uint64_t kind = random_u64(10), offset = random_place(), length = 1 + random_u64(STRIPE);
+        struct op op = {.fill = (char)('a' + i % 26)};
+        if (kind < 6) {
+            op.type = WIRE_DATA;
+            if (offset + length > SPACE)
+                length = SPACE - offset;
+            memset(want + offset, op.fill, length);
+            for (uint64_t at = offset, end = offset + length; at < end; at = op.offset + op.length) {
+                uint64_t room = STRIPE - at % STRIPE;
+                op.offset = at;
+                op.length = end - at < room ? end - at : room;
+                struct queue *q = &queues[file_home(file, at)];
+                q->ops[q->n++] = op;
+            }
+            if (offset + length > size)
+                size = offset + length;
+        } else if (kind < 8) {
+            length = 1 + random_u64(3 * STRIPE);
+            if (offset >= size)
+                continue;
+            if (offset + length > size)
+                length = size - offset;
+            memset(want + offset, 0, length);
+            op.type = WIRE_DISCARD;
+            op.offset = offset;
+            op.length = length;
+            for (unsigned c = 0; c < channels; c++)
+                queues[c].ops[queues[c].n++] = op;
+        } else {
+            memset(want + offset, 0, SPACE - offset);
+            size = offset;
+            op.type = WIRE_TRUNCATE;
+            op.offset = size;
+            op.length = ++truncations;
+            for (unsigned c = 0; c < channels; c++)
+                queues[c].ops[queues[c].n++] = op;
+        }
+    }
+    /* The destination: channels take turns as they like. */
+    for (bool more = true; more;) {
+        struct queue *q = &queues[random_u64(channels)];
+        for (uint64_t run = random_u64(8); run > 0 && q->done < q->n; run--) {
+            const struct op *op = &q->ops[q->done++];
+            unsigned c = (unsigned)(q - queues);
+            if (op->type == WIRE_DATA)
+                apply_fill(file, op->offset, op->fill, op->length);
+            else if (op->type == WIRE_DISCARD)
+                CHECK_OK(file_receive_discard(file, c, op->offset, op->length, &err));
+            else
+                CHECK_OK(file_receive_truncate(file, c, op->offset, op->length, UNLIMITED, &err));
+        }
+        more = false;
+        for (unsigned c = 0; c < channels; c++)
+            more |= queues[c].done < queues[c].n;
+    }
+    cr_expect(eq(u64, file_received_size(file), size), "seed %llu, %u channels", (unsigned long long)seed, channels);
+    cr_expect(le(u64, file->frontier, size), "seed %llu, %u channels", (unsigned long long)seed, channels);
+    file_receive_end(file, true);
+    cr_expect(eq(long, read_now(file, 0, got, sizeof(got)), (long)size), "seed %llu, %u channels",
+              (unsigned long long)seed, channels);
+    cr_expect(zero(int, memcmp(got, want, size)), "seed %llu, %u channels", (unsigned long long)seed, channels);
+    discard_file(file);
+}
+
+Test(file, model_of_ram)
+{
+    for (uint64_t seed = 1; seed <= 40; seed++)
+        model(seed, WIRE_RAM, 2 + seed % 4);
+}
+
+Test(file, model_of_a_device)
+{
+    for (uint64_t seed = 1; seed <= 40; seed++)
+        model(seed, DEVICE, 2 + seed % 4);
+}
+
+Test(file, model_with_one_channel)
+{
+    for (uint64_t seed = 1; seed <= 20; seed++)
+        model(seed, seed % 2, 1);
+}
+
+/* A reader that follows a stream of several channels sees every byte once, in order, and right. */
+#define STREAM_CHANNELS 3
+#define STREAM_LENGTH   (8 * STRIPE + 12345)
+
+static char byte_at(uint64_t offset)
+{
+    return (char)(offset / 977 + offset);
+}
+
+static struct file *stream;
+
+static void receive_stream(void *arg)
+{
+    unsigned channel = (unsigned)(uintptr_t)arg;
+    char buf[5000];
+
+    for (uint64_t at = 0; at < STREAM_LENGTH;) {
+        uint64_t room = STRIPE - at % STRIPE, len = sizeof(buf) < room ? sizeof(buf) : room;
+        if (len > STREAM_LENGTH - at)
+            len = STREAM_LENGTH - at;
+        if (file_home(stream, at) == channel) {
+            for (uint64_t i = 0; i < len; i++)
+                buf[i] = byte_at(at + i);
+            file_receive_size(stream, channel, at + len, UNLIMITED, NULL);
+            memory_write(&stream->memory, at, buf, len, NULL);
+            file_received(stream, channel, at, len);
+        }
+        at += len;
+    }
+}
+
+Test(file, follow_a_stream)
+{
+    struct worker workers[STREAM_CHANNELS];
+    uint64_t at = 0;
+
+    stream = make(DEVICE, STREAM_CHANNELS, 0);
+    for (uintptr_t c = 0; c < STREAM_CHANNELS; c++)
+        worker_start(&workers[c], receive_stream, (void *)c);
+    while (at < STREAM_LENGTH) {
+        char buf[70000];
+        ssize_t n = file_read(stream, at, buf, sizeof(buf), false, NULL);
+        cr_assert(gt(long, n, 0));
+        for (ssize_t i = 0; i < n; i++)
+            cr_assert(buf[i] == byte_at(at + (uint64_t)i), "at %llu", (unsigned long long)at + i);
+        at += (uint64_t)n;
+    }
+    for (int c = 0; c < STREAM_CHANNELS; c++)
+        worker_join(&workers[c]);
+    cr_expect(eq(u64, at, STREAM_LENGTH));
+    discard_file(stream);
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The migrations of a daemon: names, limits, lists, what is remembered. */
+#include "host.h"
+#include "check.h"
+#include "incoming.h"
+#include "listener.h"
+#include "outgoing.h"
+#include "peer.h"
+#include "rig.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct host *make(unsigned max_migrations)
+{
+    struct limits limits = rig_limits();
+    struct host *host = malloc(sizeof(*host));
+
+    limits.max_migrations = max_migrations;
+    host_init(host, &limits, NULL);
+    return host;
+}
+
+static void end(struct host *host)
+{
+    host_shutdown(host);
+    host_drain(host);
+    cr_expect(eq(uint, host->living, 0));
+    host_fini(host);
+    free(host);
+}
+
+static struct migration *add(struct host *host, const char *name)
+{
+    struct migration *m = NULL;
+    struct error err;
+
+    CHECK_OK(host_add_outgoing(host, name, 11, 22, &m, &err));
+    return m;
+}
+
+Test(host, add_find_remove)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm-1"), *other;
+    struct error err;
+
+    cr_expect(eq(str, m->name, "vm-1"));
+    cr_expect(eq(uint, m->uid, 11));
+    cr_expect(eq(uint, m->gid, 22));
+    cr_expect(eq(int, (int)m->role, ROLE_OUTGOING));
+    cr_expect(eq(int, (int)m->state, STATE_NONE));
+    cr_expect(eq(uint, m->file_count, 1), "it has RAM");
+    cr_expect(eq(str, migration_file(m, WIRE_RAM)->name, "ram"));
+    cr_expect(zero(ptr, migration_file(m, 1)));
+    other = host_find(host, "vm-1");
+    cr_expect(eq(ptr, other, m));
+    migration_put(other);
+    cr_expect(zero(ptr, host_find(host, "vm-2")));
+    CHECK_FAILS(host_add_outgoing(host, "vm-1", 0, 0, &other, &err), CAUSE_EXISTS);
+    CHECK_OK(host_remove(host, m, &err));
+    cr_expect(zero(ptr, host_find(host, "vm-1")));
+    CHECK_FAILS(host_remove(host, m, &err), CAUSE_NOT_FOUND);
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_NOT_FOUND);
+    migration_put(m);
+    m = add(host, "vm-1");
+    migration_put(m);
+    end(host);
+}
+
+Test(host, bad_names)
+{
+    static const struct {
+        const char *name;
+        enum cause cause;
+    } cases[] = {
+        {"", CAUSE_SYNTAX}, {".", CAUSE_SYNTAX}, {"..", CAUSE_SYNTAX}, {"a/b", CAUSE_SYNTAX}, {"../x", CAUSE_SYNTAX}, {".x", CAUSE_SYNTAX},
+    };
+    struct host *host = make(10);
+    struct migration *m;
+    struct error err;
+    char longest[257];
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++)
+        CHECK_FAILS(host_add_outgoing(host, cases[i].name, 0, 0, &m, &err), cases[i].cause);
+    memset(longest, 'n', 256);
+    longest[256] = '\0';
+    CHECK_FAILS(host_add_outgoing(host, longest, 0, 0, &m, &err), CAUSE_NAME_TOO_LONG);
+    longest[255] = '\0';
+    CHECK_OK(host_add_outgoing(host, longest, 0, 0, &m, &err));
+    migration_put(m);
+    cr_expect(eq(uint, host->living, 1), "nothing of the others is left");
+    end(host);
+}
+
+Test(host, list)
+{
+    struct host *host = make(10);
+    struct migration **list = NULL;
+    char name[8];
+
+    cr_expect(eq(int, host_list(host, &list), 0));
+    free(list);
+    for (int i = 0; i < 5; i++) {
+        sprintf(name, "vm-%d", i);
+        migration_put(add(host, name));
+    }
+    int n = host_list(host, &list);
+    cr_expect(eq(int, n, 5));
+    for (int i = 0; i < n; i++)
+        migration_put(list[i]);
+    free(list);
+    end(host);
+}
+
+Test(host, max_migrations)
+{
+    struct host *host = make(2);
+    struct hello hello = peer_hello("in", 1);
+    struct migration *m;
+    struct error err;
+
+    migration_put(add(host, "a"));
+    m = add(host, "b");
+    struct migration *none;
+    CHECK_FAILS(host_add_outgoing(host, "c", 0, 0, &none, &err), CAUSE_QUOTA);
+    CHECK_FAILS(host_add_incoming(host, &hello, &none, &err), CAUSE_QUOTA);
+    CHECK_OK(host_remove(host, m, &err));
+    migration_put(m);
+    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+    migration_put(m);
+    end(host);
+}
+
+Test(host, incoming)
+{
+    struct host *host = make(10);
+    struct hello hello = peer_hello("vm", 3), again = peer_hello("vm", 3), bad = peer_hello("../x", 1);
+    struct migration *m, *other;
+    struct error err;
+
+    hello.features = WIRE_FEATURE_CHECKSUM;
+    hello.device_channels = 1;
+    CHECK_FAILS(host_add_incoming(host, &bad, &other, &err), CAUSE_SYNTAX);
+    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+    cr_expect(eq(int, (int)m->role, ROLE_INCOMING));
+    cr_expect(eq(uint, m->settings.channels, 3));
+    cr_expect(eq(uint, m->settings.device_channels, 1));
+    cr_expect(m->settings.checksum);
+    cr_expect(zero(ptr, host_find(host, "vm")), "not shown before its channels are there");
+    CHECK_FAILS(host_add_incoming(host, &again, &other, &err), CAUSE_EXISTS);
+    other = host_find_session(host, "vm", hello.session);
+    cr_expect(eq(ptr, other, m));
+    migration_put(other);
+    cr_expect(zero(ptr, host_find_session(host, "vm", again.session)));
+    cr_expect(zero(ptr, host_find_session(host, "other", hello.session)));
+    host_show(host, m);
+    other = host_find(host, "vm");
+    cr_expect(eq(ptr, other, m));
+    migration_put(other);
+    host_drop(host, m);
+    host_drop(host, m);
+    host_show(host, m);
+    cr_expect(zero(ptr, host_find(host, "vm")), "what was dropped is not shown");
+    migration_put(m);
+    end(host);
+}
+
+/* Who fails makes way for a new attempt of the same name; who completed, or is outgoing, does not. */
+Test(host, who_makes_way)
+{
+    static const struct {
+        enum state state;
+        bool makes_way;
+    } cases[] = {
+        {STATE_NONE, false}, {STATE_SETUP, false}, {STATE_ACTIVE, false}, {STATE_COMPLETED, false}, {STATE_FAILED, true}, {STATE_CANCELLED, true},
+    };
+    struct error err;
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct host *host = make(1);
+        struct hello hello = peer_hello("vm", 1), again = peer_hello("vm", 1);
+        struct migration *m, *next;
+        CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+        m->state = cases[i].state;
+        if (cases[i].makes_way) {
+            CHECK_OK(host_add_incoming(host, &again, &next, &err));
+            migration_put(next);
+        } else {
+            CHECK_FAILS(host_add_incoming(host, &again, &next, &err), CAUSE_EXISTS);
+        }
+        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err), CAUSE_EXISTS);
+        m->state = STATE_FAILED;
+        migration_put(m);
+        end(host);
+    }
+}
+
+/* When the list is full, the incoming migration that failed first makes way, whatever its name. */
+Test(host, failures_do_not_fill_the_list)
+{
+    struct host *host = make(3);
+    struct hello hellos[3] = {peer_hello("a", 1), peer_hello("b", 1), peer_hello("c", 1)};
+    struct hello hello = peer_hello("d", 1);
+    struct migration *m[3], *next, *found;
+    struct error err;
+
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(host_add_incoming(host, &hellos[i], &m[i], &err));
+        host_show(host, m[i]);
+    }
+    CHECK_FAILS(host_add_incoming(host, &hello, &next, &err), CAUSE_QUOTA);
+    m[1]->state = STATE_FAILED;
+    m[2]->state = STATE_CANCELLED;
+    CHECK_FAILS(host_add_outgoing(host, "out", 0, 0, &next, &err), CAUSE_QUOTA);
+    CHECK_OK(host_add_incoming(host, &hello, &next, &err));
+    cr_expect(zero(ptr, host_find(host, "b")), "the oldest one");
+    found = host_find(host, "c");
+    cr_expect(eq(ptr, found, m[2]));
+    migration_put(found);
+    migration_put(next);
+    for (int i = 0; i < 3; i++)
+        migration_put(m[i]);
+    end(host);
+}
+
+Test(host, running_is_not_removed)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm");
+    struct error err;
+
+    for (int state = STATE_SETUP; state <= STATE_COMPLETING; state++) {
+        m->state = (enum state)state;
+        CHECK_FAILS(host_remove(host, m, &err), CAUSE_STATE);
+    }
+    m->state = STATE_FAILED;
+    CHECK_OK(host_remove(host, m, &err));
+    migration_put(m);
+    end(host);
+}
+
+static void record(struct host *host, const uint8_t session[16], enum wire_outcome outcome)
+{
+    pthread_mutex_lock(&host->lock);
+    host_record(host, session, outcome);
+    pthread_mutex_unlock(&host->lock);
+}
+
+Test(host, outcomes)
+{
+    struct host *host = make(10);
+    uint8_t session[16] = {0}, unknown[16] = {0xff};
+
+    cr_expect(eq(int, (int)host_outcome(host, session), WIRE_OUTCOME_UNKNOWN), "also of the session of zeros");
+    for (int i = 0; i < HOST_HISTORY; i++) {
+        memcpy(session, &i, sizeof(i));
+        session[15] = 1;
+        record(host, session, i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED);
+    }
+    for (int i = 0; i < HOST_HISTORY; i++) {
+        memcpy(session, &i, sizeof(i));
+        cr_expect(eq(int, (int)host_outcome(host, session), i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED));
+    }
+    cr_expect(eq(int, (int)host_outcome(host, unknown), WIRE_OUTCOME_UNKNOWN));
+    record(host, unknown, WIRE_OUTCOME_COMPLETED);
+    cr_expect(eq(int, (int)host_outcome(host, unknown), WIRE_OUTCOME_COMPLETED));
+    int first = 0;
+    memcpy(session, &first, sizeof(first));
+    cr_expect(eq(int, (int)host_outcome(host, session), WIRE_OUTCOME_UNKNOWN), "the oldest one made room");
+    end(host);
+}
+
+Test(host, closed)
+{
+    struct host *host = make(10);
+    struct hello hello = peer_hello("in", 1);
+    struct migration *m;
+    struct error err;
+
+    host_shutdown(host);
+    CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &m, &err), CAUSE_SHUTDOWN);
+    CHECK_FAILS(host_add_incoming(host, &hello, &m, &err), CAUSE_SHUTDOWN);
+    end(host);
+}
+
+Test(host, last_error)
+{
+    struct host *host = make(10);
+    char text[ERROR_MESSAGE_MAX];
+
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    host_note_error(host, text);
+    cr_expect(eq(str, host->last_error, text));
+    host_note_error(host, "short");
+    cr_expect(eq(str, host->last_error, "short"));
+    end(host);
+}
+
+/* Devices of a migration that is not started. */
+Test(host, devices)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm");
+    struct file *file, *other;
+    struct error err;
+
+    CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &file, &err));
+    cr_expect(eq(u32, file->id, 1));
+    cr_expect(eq(ptr, migration_find_device(m, "vga"), file));
+    cr_expect(zero(ptr, migration_find_device(m, "ram")), "RAM is no device");
+    CHECK_OK(outgoing_create_device(m, "vga", false, NULL, &other, &err));
+    cr_expect(eq(ptr, other, file));
+    CHECK_FAILS(outgoing_create_device(m, "vga", true, NULL, &other, &err), CAUSE_EXISTS);
+    CHECK_FAILS(outgoing_create_device(m, ".x", false, NULL, &other, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(outgoing_create_device(m, "a/b", false, NULL, &other, &err), CAUSE_SYNTAX);
+    cr_expect(eq(u32, m->file_count, 2));
+    migration_put(m);
+    end(host);
+}
+
+/* Every command before `start`, and the sentence that `error` shows then. */
+Test(host, before_start)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm");
+    struct file *ram = migration_file(m, WIRE_RAM);
+    struct outgoing_write write;
+    struct error err;
+    uint8_t digest[DIGEST_SIZE];
+
+    CHECK_FAILS(outgoing_flush(m, NULL, NULL, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_sync(m, NULL, NULL, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_complete(m, NULL, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_digest(m, ram, NULL, digest, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(migration_cancel(m, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(migration_stop(m, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, 0, NULL, &write, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_discard(m, ram, 0, 1, NULL, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(outgoing_truncate(m, ram, WIRE_OFFSET_MAX + 1, NULL, &err), CAUSE_TOO_BIG);
+    CHECK_OK(outgoing_truncate(m, ram, 1 << 20, NULL, &err));
+    cr_expect(eq(u64, ram->size, 1 << 20));
+    pthread_mutex_lock(&m->lock);
+    CHECK_OK(outgoing_setting_writable(m, &err));
+    pthread_mutex_unlock(&m->lock);
+    cr_expect(eq(uint, outgoing_channels(m), 0));
+    cr_expect(eq(u64, outgoing_queued(m), 0));
+    cr_expect(eq(u64, outgoing_wire_bytes(m, -1), 0));
+    migration_note_error(m, &err);
+    cr_expect(eq(str, m->last_error.message, ""), "no error leaves it as it is");
+    outgoing_flush(m, NULL, NULL, &err);
+    migration_note_error(m, &err);
+    cr_expect(ne(str, m->last_error.message, ""));
+    migration_put(m);
+    end(host);
+}

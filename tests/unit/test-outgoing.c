@@ -1,0 +1,824 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The source against destinations of all kinds, and against slow ones. */
+#include "outgoing.h"
+#include "blocked.h"
+#include "check.h"
+#include "clock.h"
+#include "link.h"
+#include "peer.h"
+#include "rig.h"
+#include "scratch.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct host host;
+static struct fake fake;
+static struct migration *m;
+static struct file *ram;
+
+static void set_up(void)
+{
+    struct limits limits = rig_limits();
+    char text[128];
+    struct error err;
+
+    scratch_make();
+    limits.write_behind = 1 << 20;
+    host_init(&host, &limits, NULL);
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    fake_listen(&fake, text);
+    CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+    CHECK_OK(uri_parse(text, &m->settings.uri, &err));
+    ram = migration_file(m, WIRE_RAM);
+}
+
+static void tear_down(void)
+{
+    scratch_remove();
+}
+
+/* At the end of a test that has not failed: nothing is left. */
+static void end(void)
+{
+    host_shutdown(&host);
+    fake_close(&fake);
+    migration_put(m);
+    host_drain(&host);
+    cr_expect(eq(uint, host.living, 0));
+    host_fini(&host);
+}
+
+TestSuite(outgoing, .init = set_up, .fini = tear_down);
+
+/*
+ * Start
+ */
+
+static struct starter {
+    struct worker worker;
+    struct interrupt interrupt;
+    struct error err;
+    int ret;
+} starter;
+
+static void start(void *arg)
+{
+    struct starter *s = arg;
+
+    s->ret = outgoing_start(m, &s->interrupt, &s->err);
+}
+
+static void start_begin(void)
+{
+    starter.err = (struct error){0};
+    atomic_store(&starter.interrupt.hit, false);
+    worker_start(&starter.worker, start, &starter);
+}
+
+static void start_fails(enum cause cause)
+{
+    worker_join(&starter.worker);
+    cr_expect(lt(int, starter.ret, 0));
+    cr_expect(eq(int, (int)starter.err.cause, (int)cause), "%s", starter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+}
+
+static void start_works(void)
+{
+    worker_join(&starter.worker);
+    cr_assert(zero(int, starter.ret), "%s", starter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+}
+
+static void become_active(void)
+{
+    start_begin();
+    fake_accept_all(&fake, m->file_count);
+    start_works();
+}
+
+Test(outgoing, hello_says_what_was_set)
+{
+    m->settings.channels = 5;
+    m->settings.device_channels = 2;
+    m->settings.checksum = false;
+    m->settings.compress = true;
+    m->settings.timeout_ms = 12345;
+    start_begin();
+    fake_accept_all(&fake, 1);
+    start_works();
+    cr_expect(eq(str, fake.hello.name, "vm"));
+    cr_expect(eq(uint, fake.hello.channels, 5));
+    cr_expect(eq(uint, fake.hello.device_channels, 2));
+    cr_expect(eq(u64, fake.hello.features, WIRE_FEATURE_ZSTD));
+    cr_expect(eq(u32, fake.hello.timeout_ms, 12345));
+    cr_expect(eq(uint, outgoing_channels(m), 5));
+    end();
+}
+
+Test(outgoing, no_channel_left_for_ram)
+{
+    struct error err;
+
+    m->settings.channels = 2;
+    m->settings.device_channels = 2;
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_SYNTAX);
+    cr_expect(eq(int, (int)m->state, STATE_NONE));
+    end();
+}
+
+Test(outgoing, refused_hello)
+{
+    struct hello hello;
+
+    fake.reply.cause = CAUSE_QUOTA;
+    strcpy(fake.reply.text, "no room here");
+    start_begin();
+    struct transport *t = fake_answer(&fake, &hello);
+    start_fails(CAUSE_QUOTA);
+    cr_expect(not(zero(ptr, strstr(starter.err.message, "no room here"))), "%s", starter.err.message);
+    transport_close(t);
+
+    /* Nothing was sent: it can be started again. */
+    fake.reply.cause = CAUSE_NONE;
+    become_active();
+    end();
+}
+
+/* What a peer says goes into `error`, and on to somebody's terminal. */
+Test(outgoing, refusals_are_one_harmless_line)
+{
+    struct hello hello;
+
+    fake.reply.cause = CAUSE_QUOTA;
+    strcpy(fake.reply.text, "first\nsecond \x1b[2J");
+    start_begin();
+    struct transport *t = fake_answer(&fake, &hello);
+    start_fails(CAUSE_QUOTA);
+    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b")), "of a hello");
+    transport_close(t);
+
+    fake.reply.cause = CAUSE_NONE;
+    start_begin();
+    fake_accept_all(&fake, 0);
+    fake_reply(&fake, CAUSE_QUOTA, "first\nsecond \x1b[2J");
+    start_fails(CAUSE_QUOTA);
+    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b")), "of a file");
+    end();
+}
+
+Test(outgoing, refused_data_channel)
+{
+    struct hello hello;
+
+    start_begin();
+    fake.main = fake_answer(&fake, &hello);
+    fake.reply.cause = CAUSE_EXISTS;
+    struct transport *t = fake_answer(&fake, &hello);
+    start_fails(CAUSE_EXISTS);
+    transport_close(t);
+    end();
+}
+
+Test(outgoing, refused_file)
+{
+    start_begin();
+    fake_accept_all(&fake, 0);
+    fake_reply(&fake, CAUSE_QUOTA, "too large");
+    start_fails(CAUSE_QUOTA);
+    fake_hang_up(&fake);
+    become_active();
+    end();
+}
+
+Test(outgoing, destination_of_another_version)
+{
+    struct hello hello;
+    struct wire_hello_reply answer;
+    struct iovec iov = {&answer, sizeof(answer)};
+
+    start_begin();
+    struct transport *t = link_accept(fake.listener);
+    struct wire_hello wire;
+    transport_recv_all(t, &wire, sizeof(wire), NULL);
+    wire_hello_reply_encode(&fake.reply, &answer);
+    answer.version = 99;
+    answer.check = wire_payload_check(&answer, sizeof(answer) - WIRE_CHECK_SIZE);
+    transport_send(t, &iov, 1);
+    start_fails(CAUSE_PROTOCOL);
+    transport_close(t);
+
+    start_begin();
+    t = link_accept(fake.listener);
+    memset(&answer, 'x', sizeof(answer));
+    transport_send(t, &iov, 1);
+    start_fails(CAUSE_PROTOCOL);
+    transport_close(t);
+    (void)hello;
+    end();
+}
+
+Test(outgoing, destination_that_hangs_up)
+{
+    start_begin();
+    struct transport *t = link_accept(fake.listener);
+    transport_close(t);
+    start_fails(CAUSE_RESET);
+    end();
+}
+
+Test(outgoing, destination_that_does_not_answer)
+{
+    m->settings.timeout_ms = 100;
+    start_begin();
+    struct transport *t = link_accept(fake.listener);
+    start_fails(CAUSE_TIMEOUT);
+    transport_close(t);
+    end();
+}
+
+Test(outgoing, nobody_listens)
+{
+    transport_listener_close(fake.listener);
+    fake.listener = NULL;
+    start_begin();
+    start_fails(CAUSE_REFUSED);
+    end();
+}
+
+Test(outgoing, interrupted_start)
+{
+    start_begin();
+    struct transport *t = link_accept(fake.listener);
+    worker_await_sleep(&starter.worker);
+    atomic_store(&starter.interrupt.hit, true);
+    migration_kick(m);
+    start_fails(CAUSE_INTERRUPTED);
+    transport_close(t);
+    become_active();
+    end();
+}
+
+Test(outgoing, cancelled_start)
+{
+    struct error err;
+
+    start_begin();
+    struct transport *t = link_accept(fake.listener);
+    worker_await_sleep(&starter.worker);
+    CHECK_OK(migration_cancel(m, &err));
+    worker_join(&starter.worker);
+    cr_expect(lt(int, starter.ret, 0));
+    cr_expect(eq(int, (int)starter.err.cause, CAUSE_CANCELLED), "%s", starter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
+    transport_close(t);
+    become_active();
+    end();
+}
+
+Test(outgoing, started_twice)
+{
+    struct error err;
+
+    become_active();
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_STATE);
+    pthread_mutex_lock(&m->lock);
+    CHECK_FAILS(outgoing_setting_writable(m, &err), CAUSE_STATE);
+    pthread_mutex_unlock(&m->lock);
+    end();
+}
+
+/*
+ * What a destination may not say
+ */
+
+static uint8_t body_buf[WIRE_BODY_MAX];
+
+static void say(enum wire_message_type type, uint64_t id)
+{
+    peer_send(fake.main, type, id, NULL, 0);
+}
+
+static void committed_unasked(void)
+{
+    say(WIRE_COMMITTED, 0);
+}
+
+static void committed_unasked_with_a_number(void)
+{
+    say(WIRE_COMMITTED, 1);
+}
+
+static void what_a_source_says(void)
+{
+    say(WIRE_COMMIT, 1);
+}
+
+static void answer_about_no_file(void)
+{
+    memset(body_buf, 0, 16);
+    peer_send(fake.main, WIRE_FILE_REPLY, 0, body_buf, 10);
+}
+
+static void half_an_answer(void)
+{
+    peer_send(fake.main, WIRE_FILE_REPLY, 0, body_buf, 3);
+}
+
+static void digest_unasked(void)
+{
+    peer_send(fake.main, WIRE_DIGEST_REPLY, 1, body_buf, 4 + DIGEST_SIZE);
+}
+
+static void noise(void)
+{
+    struct iovec iov = {body_buf, 1000};
+    transport_send(fake.main, &iov, 1);
+}
+
+static void hang_up(void)
+{
+    fake_hang_up(&fake);
+}
+
+static void hang_up_a_channel(void)
+{
+    transport_close(fake.data[0]);
+    fake.data[0] = NULL;
+}
+
+static void abort_with(enum cause cause)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+    wire_write_u32(&w, cause);
+    wire_write_text(&w, "because");
+    peer_send(fake.main, WIRE_ABORT, 0, body_buf, wire_written(&w));
+}
+
+static void give_up(void)
+{
+    abort_with(CAUSE_NO_SPACE);
+}
+
+static void cancel(void)
+{
+    abort_with(CAUSE_CANCELLED);
+}
+
+static const struct {
+    const char *what;
+    void (*break_it)(void);
+    enum state state;
+    enum cause cause;
+} breaches[] = {
+#define CASE(f, state, cause) {#f, f, state, cause}
+    CASE(committed_unasked, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(committed_unasked_with_a_number, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(what_a_source_says, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(answer_about_no_file, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(half_an_answer, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(digest_unasked, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(noise, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(hang_up, STATE_FAILED, CAUSE_RESET),
+    CASE(give_up, STATE_FAILED, CAUSE_NO_SPACE),
+    CASE(cancel, STATE_CANCELLED, CAUSE_CANCELLED),
+#undef CASE
+};
+
+Test(outgoing, breaches)
+{
+    struct error err;
+    struct outgoing_write write;
+    struct uri uri = m->settings.uri;
+
+    for (size_t i = 0; i < ARRAY_LENGTH(breaches); i++) {
+        become_active();
+        breaches[i].break_it();
+        cr_expect(eq(int, (int)rig_await_end(m), (int)breaches[i].state), "%s", breaches[i].what);
+        cr_expect(eq(int, (int)m->failure.cause, (int)breaches[i].cause), "%s: %s", breaches[i].what, m->failure.message);
+        /* From now on everything says so. */
+        CHECK_FAILS(outgoing_sync(m, NULL, NULL, &err), breaches[i].cause);
+        CHECK_FAILS(outgoing_flush(m, NULL, NULL, &err), breaches[i].cause);
+        CHECK_FAILS(outgoing_complete(m, NULL, &err), breaches[i].cause);
+        CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, 0, NULL, &write, &err), breaches[i].cause);
+        CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_STATE);
+        fake_hang_up(&fake);
+        CHECK_OK(host_remove(&host, m, &err));
+        migration_put(m);
+        CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+        m->settings.uri = uri;
+        ram = migration_file(m, WIRE_RAM);
+    }
+    end();
+}
+
+/* A data channel that is gone is noticed by who sends on it. */
+Test(outgoing, data_channel_is_gone)
+{
+    struct error err;
+    int ret = 0;
+
+    become_active();
+    hang_up_a_channel();
+    while (ret == 0)
+        ret = rig_try_write(m, ram, "x", 1, 0, NULL, &err);
+    cr_expect(eq(int, (int)err.cause, CAUSE_RESET), "%s", err.message);
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(u64, outgoing_queued(m), 0));
+    end();
+}
+
+Test(outgoing, silent_destination)
+{
+    m->settings.timeout_ms = 150;
+    fake.reply.timeout_ms = 150;
+    become_active();
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(int, (int)m->failure.cause, CAUSE_TIMEOUT), "%s", m->failure.message);
+    end();
+}
+
+/*
+ * A destination that takes nothing
+ */
+
+static struct writer {
+    struct worker worker;
+    struct interrupt interrupt;
+    struct error err;
+    size_t len;
+    uint64_t offset;
+    int ret;
+} writers[4];
+
+static char *zeros;
+
+static void write_until_it_fails(void *arg)
+{
+    struct writer *w = arg;
+
+    w->ret = 0;
+    while (w->ret == 0)
+        w->ret = rig_try_write(m, ram, zeros, w->len, w->offset, &w->interrupt, &w->err);
+}
+
+/* All writers block, whatever the size of their writes, and no more is accepted than the bound and a write of each. */
+static void fill_up(void)
+{
+    static const size_t sizes[] = {100, 20000, 300000, OUTGOING_WRITE_MAX};
+
+    m->settings.zero_pages = false;
+    zeros = calloc(1, OUTGOING_WRITE_MAX);
+    become_active();
+    for (size_t i = 0; i < ARRAY_LENGTH(writers); i++) {
+        writers[i].len = sizes[i];
+        writers[i].offset = i * 3 * WIRE_STRIPE_SIZE;
+        worker_start(&writers[i].worker, write_until_it_fails, &writers[i]);
+    }
+    /* All asleep at the same time. */
+    for (int round = 0; round < 3; round++) {
+        for (size_t i = 0; i < ARRAY_LENGTH(writers); i++)
+            worker_await_sleep(&writers[i].worker);
+    }
+    cr_expect(le(u64, outgoing_queued(m), (1 << 20) + OUTGOING_WRITE_MAX + 8192), "memory is bounded");
+}
+
+static void all_writers_fail(enum cause cause)
+{
+    for (size_t i = 0; i < ARRAY_LENGTH(writers); i++) {
+        worker_join(&writers[i].worker);
+        cr_expect(eq(int, (int)writers[i].err.cause, (int)cause), "%s", writers[i].err.message);
+    }
+    cr_expect(eq(u64, outgoing_queued(m), 0));
+    free(zeros);
+}
+
+Test(outgoing, cancel_frees_blocked_writers)
+{
+    struct error err;
+
+    fill_up();
+    CHECK_OK(migration_cancel(m, &err));
+    all_writers_fail(CAUSE_CANCELLED);
+    end();
+}
+
+Test(outgoing, broken_connection_frees_blocked_writers)
+{
+    fill_up();
+    fake_hang_up(&fake);
+    all_writers_fail(CAUSE_RESET);
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    end();
+}
+
+Test(outgoing, shutdown_frees_blocked_writers)
+{
+    fill_up();
+    host_shutdown(&host);
+    all_writers_fail(CAUSE_SHUTDOWN);
+    end();
+}
+
+static struct waiter {
+    struct worker worker;
+    struct interrupt interrupt;
+    struct error err;
+    int ret;
+} waiter;
+
+static void flush(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_flush(m, NULL, &w->interrupt, &w->err);
+}
+
+static void sync_all(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_sync(m, NULL, &w->interrupt, &w->err);
+}
+
+static void complete(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_complete(m, &w->interrupt, &w->err);
+}
+
+static void digest(void *arg)
+{
+    struct waiter *w = arg;
+    uint8_t out[DIGEST_SIZE];
+
+    w->ret = outgoing_digest(m, ram, &w->interrupt, out, &w->err);
+}
+
+/* Every command that waits can be interrupted, and the migration goes on. */
+Test(outgoing, commands_are_interrupted)
+{
+    static void (*const commands[])(void *) = {flush, sync_all, complete, digest};
+    struct error err;
+
+    fill_up();
+    for (size_t i = 0; i < ARRAY_LENGTH(commands); i++) {
+        waiter = (struct waiter){0};
+        worker_start(&waiter.worker, commands[i], &waiter);
+        worker_await_sleep(&waiter.worker);
+        cr_assert(not(atomic_load(&waiter.worker.done)));
+        atomic_store(&waiter.interrupt.hit, true);
+        migration_kick(m);
+        worker_join(&waiter.worker);
+        cr_expect(lt(int, waiter.ret, 0));
+        cr_expect(eq(int, (int)waiter.err.cause, CAUSE_INTERRUPTED), "command %zu: %s", i, waiter.err.message);
+        cr_expect(eq(int, (int)m->state, STATE_ACTIVE), "command %zu", i);
+    }
+    CHECK_OK(migration_cancel(m, &err));
+    for (size_t i = 0; i < ARRAY_LENGTH(writers); i++)
+        worker_join(&writers[i].worker);
+    end();
+}
+
+Test(outgoing, blocked_writer_is_interrupted)
+{
+    struct error err;
+
+    fill_up();
+    /* One more, who can only wait at the gate. */
+    struct writer last = {.len = OUTGOING_WRITE_MAX, .offset = 100 * (uint64_t)WIRE_STRIPE_SIZE};
+    worker_start(&last.worker, write_until_it_fails, &last);
+    worker_await_sleep(&last.worker);
+    atomic_store(&last.interrupt.hit, true);
+    migration_kick(m);
+    worker_join(&last.worker);
+    cr_expect(eq(int, (int)last.err.cause, CAUSE_INTERRUPTED), "%s", last.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    CHECK_OK(migration_cancel(m, &err));
+    all_writers_fail(CAUSE_CANCELLED);
+    end();
+}
+
+/*
+ * The last step. The connection is lost after `commit`: the source asks once more, and believes the answer.
+ */
+
+static void await_message(enum wire_message_type type, uint64_t *id)
+{
+    struct message message;
+
+    do {
+        cr_assert(zero(int, peer_receive(fake.main, &message, body_buf)));
+    } while (message.type != type);
+    *id = message.id;
+}
+
+static void run_to_commit(void)
+{
+    uint64_t id;
+
+    become_active();
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, complete, &waiter);
+    await_message(WIRE_COMPLETE, &id);
+    say(WIRE_PREPARED, id);
+    await_message(WIRE_COMMIT, &id);
+}
+
+static void answer_question(enum wire_outcome outcome)
+{
+    struct hello hello;
+
+    fake_hang_up(&fake);
+    fake.reply.outcome = outcome;
+    struct transport *t = fake_answer(&fake, &hello);
+    cr_expect(eq(int, (int)hello.kind, WIRE_HELLO_QUERY));
+    cr_expect(zero(int, memcmp(hello.session, fake.hello.session, 16)));
+    transport_close(t);
+    worker_join(&waiter.worker);
+}
+
+Test(outgoing, lost_after_commit_and_completed)
+{
+    run_to_commit();
+    answer_question(WIRE_OUTCOME_COMPLETED);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
+    end();
+}
+
+Test(outgoing, lost_after_commit_and_failed)
+{
+    run_to_commit();
+    answer_question(WIRE_OUTCOME_FAILED);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_RESET), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    end();
+}
+
+Test(outgoing, lost_after_commit_and_forgotten)
+{
+    run_to_commit();
+    answer_question(WIRE_OUTCOME_UNKNOWN);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    cr_expect(not(zero(ptr, strstr(waiter.err.message, "look there"))), "%s", waiter.err.message);
+    end();
+}
+
+Test(outgoing, lost_after_commit_and_gone)
+{
+    run_to_commit();
+    transport_listener_close(fake.listener);
+    fake.listener = NULL;
+    fake_hang_up(&fake);
+    worker_join(&waiter.worker);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    cr_expect(not(zero(ptr, strstr(waiter.err.message, "look there"))), "%s", waiter.err.message);
+    end();
+}
+
+/* The peer gives up after the commit: it says so itself, and need not be asked. */
+Test(outgoing, given_up_after_commit)
+{
+    run_to_commit();
+    abort_with(CAUSE_NO_SPACE);
+    worker_join(&waiter.worker);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_NO_SPACE), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    end();
+}
+
+Test(outgoing, too_late_to_cancel)
+{
+    uint64_t id;
+    struct error err;
+
+    become_active();
+    worker_start(&waiter.worker, complete, &waiter);
+    await_message(WIRE_COMPLETE, &id);
+    say(WIRE_PREPARED, id);
+    await_message(WIRE_COMMIT, &id);
+    CHECK_FAILS(migration_cancel(m, &err), CAUSE_STATE);
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    CHECK_FAILS(migration_cancel(m, &err), CAUSE_STATE);
+    end();
+}
+
+/* A `prepared` for something else is no `prepared`. */
+Test(outgoing, prepared_for_another_manifest)
+{
+    uint64_t id;
+
+    become_active();
+    worker_start(&waiter.worker, complete, &waiter);
+    await_message(WIRE_COMPLETE, &id);
+    say(WIRE_PREPARED, id + 1);
+    worker_await_sleep(&waiter.worker);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETING));
+    say(WIRE_PREPARED, id);
+    await_message(WIRE_COMMIT, &id);
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    end();
+}
+
+/* An answer to a question that nobody waits for any more is thrown away, and the next one is asked. */
+Test(outgoing, late_digest)
+{
+    uint64_t id;
+
+    become_active();
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, digest, &waiter);
+    await_message(WIRE_DIGEST, &id);
+    atomic_store(&waiter.interrupt.hit, true);
+    migration_kick(m);
+    worker_join(&waiter.worker);
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_INTERRUPTED), "%s", waiter.err.message);
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, digest, &waiter);
+    worker_await_sleep(&waiter.worker);
+    memset(body_buf, 0, 4 + DIGEST_SIZE);
+    peer_send(fake.main, WIRE_DIGEST_REPLY, id, body_buf, 4 + DIGEST_SIZE);
+    await_message(WIRE_DIGEST, &id);
+    memset(body_buf, 0, 4 + DIGEST_SIZE);
+    peer_send(fake.main, WIRE_DIGEST_REPLY, id, body_buf, 4 + DIGEST_SIZE);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    end();
+}
+
+/* Nothing goes on the wire for a flush, and nothing for a second one. */
+Test(outgoing, flush_is_local)
+{
+    struct error err;
+
+    m->settings.timeout_ms = 1 << 30; /* no heartbeat */
+    fake.reply.timeout_ms = 1 << 30;
+    become_active();
+    rig_write(m, ram, "hello", 5, 0);
+    uint64_t main_bytes = outgoing_wire_bytes(m, -1), data_bytes = outgoing_wire_bytes(m, 0);
+    CHECK_OK(outgoing_flush(m, NULL, NULL, &err));
+    CHECK_OK(outgoing_flush(m, ram, NULL, &err));
+    cr_expect(eq(u64, outgoing_wire_bytes(m, -1), main_bytes));
+    cr_expect(eq(u64, outgoing_wire_bytes(m, 0), data_bytes));
+    cr_expect(eq(u64, data_bytes, sizeof(struct wire_packet) + 5));
+    end();
+}
+
+/* The limits of the welcome are kept here already: a write past them is refused to the writer, and harms nothing. */
+Test(outgoing, limits_of_the_destination)
+{
+    struct outgoing_write write;
+    struct file *dev;
+    struct error err;
+
+    fake.reply.max_ram = 100;
+    fake.reply.max_device = 50;
+    fake.reply.max_devices = 1;
+    dev = rig_device(m, "dev");
+    become_active();
+    CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, 100, NULL, &write, &err), CAUSE_QUOTA);
+    CHECK_FAILS(outgoing_write_begin(m, dev, "x", 1, 50, NULL, &write, &err), CAUSE_QUOTA);
+    CHECK_FAILS(outgoing_truncate(m, dev, 51, NULL, &err), CAUSE_QUOTA);
+    CHECK_FAILS(outgoing_create_device(m, "second", false, NULL, &dev, &err), CAUSE_QUOTA);
+    CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, WIRE_OFFSET_MAX, NULL, &write, &err), CAUSE_TOO_BIG);
+    CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, UINT64_MAX, NULL, &write, &err), CAUSE_TOO_BIG);
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    rig_write(m, ram, "x", 1, 99);
+    end();
+}
+
+Test(outgoing, declared_sizes)
+{
+    struct outgoing_write write;
+    struct error err;
+    struct hello hello;
+
+    CHECK_OK(outgoing_truncate(m, ram, 1000, NULL, &err));
+    fake.reply.max_ram = 999;
+    start_begin();
+    fake.main = fake_answer(&fake, &fake.hello);
+    for (unsigned c = 0; c < m->settings.channels; c++, fake.channels++)
+        fake.data[c] = fake_answer(&fake, &hello);
+    start_fails(CAUSE_QUOTA);
+    fake_hang_up(&fake);
+    fake.reply.max_ram = 1000;
+    become_active();
+    CHECK_FAILS(outgoing_write_begin(m, ram, "xx", 2, 999, NULL, &write, &err), CAUSE_TOO_BIG);
+    CHECK_FAILS(outgoing_truncate(m, ram, 1001, NULL, &err), CAUSE_TOO_BIG);
+    CHECK_OK(outgoing_truncate(m, ram, 500, NULL, &err));
+    rig_write(m, ram, "x", 1, 999);
+    end();
+}

@@ -1,0 +1,596 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The socket families, over loopback; and what rdma: says where it is not built. */
+#include "transport.h"
+#include "blocked.h"
+#include "check.h"
+#include "clock.h"
+#include "link.h"
+#include "scratch.h"
+#include "socket.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+TestSuite(transport, .init = scratch_make, .fini = scratch_remove);
+
+#define BIG (64u << 20) /* more than any socket's buffers hold */
+
+/* Where to listen, one after the other; "unix:" gets a path in the scratch directory. */
+static const char *const places[] = {"tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0", "unix:"};
+
+static const char *place(size_t i)
+{
+    static char text[128];
+
+    snprintf(text, sizeof(text), "%s%s%s", places[i], !strcmp(places[i], "unix:") ? scratch : "",
+             !strcmp(places[i], "unix:") ? "/socket" : "");
+    return text;
+}
+
+/* Whether this machine has an IPv6 loopback. */
+static bool is_reachable(const char *text)
+{
+    struct transport_listener *l;
+    struct error err = {0};
+    struct uri uri;
+
+    if (!strchr(text, '['))
+        return true;
+    uri_parse(text, &uri, &err);
+    if (transport_listen(&uri, &l, &err) < 0) {
+        cr_log_warn("%s: %s: not tested", text, err.message);
+        return false;
+    }
+    transport_listener_close(l);
+    return true;
+}
+
+#define FOR_ALL_PLACES(i)                                                                                   \
+    for (size_t i = 0; i < ARRAY_LENGTH(places); i++)                                                       \
+        if (is_reachable(place(i)))
+
+Test(transport, both_directions)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        char got[6];
+        link_open(&link, place(i), "");
+        cr_expect(eq(int, link_send(link.a, "hello", 6), 0));
+        cr_expect(eq(int, transport_recv_all(link.b, got, 6, &link_forever), 0));
+        cr_expect(eq(str, got, "hello"));
+        cr_expect(eq(int, link_send(link.b, "world", 6), 0));
+        cr_expect(eq(int, transport_recv_all(link.a, got, 6, NULL), 0));
+        cr_expect(eq(str, got, "world"));
+        cr_expect(eq(int, transport_drain(link.a), 0));
+        cr_expect(ne(str, link.a->peer, ""), "%s: who is there", places[i]);
+        cr_expect(ne(str, link.b->peer, ""));
+        cr_expect(ne(str, (char *)link.a->ops->name, ""));
+        transport_set_timeout(link.a, 5000);
+        link_close(&link);
+    }
+}
+
+Test(transport, port_0_is_resolved)
+{
+    struct transport_listener *l = link_listen("tcp:127.0.0.1:0"), *other = link_listen("tcp:127.0.0.1:0");
+    struct uri uri;
+    struct error err;
+
+    cr_expect(ne(str, (char *)transport_listener_address(l), (char *)transport_listener_address(other)));
+    CHECK_OK(uri_parse(transport_listener_address(l), &uri, &err));
+    cr_expect(eq(str, uri.host, "127.0.0.1"));
+    cr_expect(ne(str, uri.port, "0"));
+    transport_listener_close(l);
+    transport_listener_close(other);
+}
+
+Test(transport, ipv6_address_has_brackets)
+{
+    if (!is_reachable("tcp:[::1]:0"))
+        cr_skip_test("there is no IPv6 loopback");
+    struct transport_listener *l = link_listen("tcp:[::1]:0");
+    cr_expect(zero(int, strncmp(transport_listener_address(l), "tcp:[::1]:", 10)));
+    struct transport *t = link_connect(l, "", 0);
+    cr_expect(zero(int, strncmp(t->peer, "tcp:[::1]:", 10)), "%s", t->peer);
+    transport_close(t);
+    transport_listener_close(l);
+}
+
+/* A name that has several addresses is listened to at all of them, on one port. */
+Test(transport, every_address_of_a_name)
+{
+    if (!is_reachable("tcp:[::1]:0"))
+        cr_skip_test("there is no IPv6 loopback");
+    struct transport_listener *l = link_listen("tcp::0");
+    const char *port = strrchr(transport_listener_address(l), ':') + 1;
+    static const char *const hosts[] = {"127.0.0.1", "[::1]"};
+    for (size_t i = 0; i < ARRAY_LENGTH(hosts); i++) {
+        char text[64];
+        struct uri uri;
+        struct error err;
+        struct transport *t, *accepted;
+        snprintf(text, sizeof(text), "tcp:%s:%s", hosts[i], port);
+        CHECK_OK(uri_parse(text, &uri, &err));
+        CHECK_OK(transport_connect(&uri, 0, &link_forever, &t, &err));
+        accepted = link_accept(l);
+        transport_close(t);
+        transport_close(accepted);
+    }
+    transport_listener_close(l);
+}
+
+Test(transport, accept_does_not_block)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct transport_listener *l = link_listen(place(i));
+        struct transport *t = NULL, *accepted;
+        cr_expect(eq(int, transport_accept(l, &t), -EAGAIN));
+        struct pollfd fd = {.fd = transport_listener_pollfd(l), .events = POLLIN};
+        cr_expect(eq(int, poll(&fd, 1, 0), 0));
+        t = link_connect(l, "", 0);
+        cr_expect(eq(int, poll(&fd, 1, -1), 1), "polls readable when somebody waits");
+        accepted = link_accept(l);
+        cr_expect(eq(int, transport_accept(l, &t), -EAGAIN));
+        transport_close(t);
+        transport_close(accepted);
+        transport_listener_close(l);
+    }
+}
+
+/* Parts of all sizes, also empty ones, more bytes than the buffers hold, and a receiver that runs at the same time. */
+Test(transport, many_parts)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct sink sink;
+        struct iovec iov[TRANSPORT_IOV_MAX];
+        size_t total = 0, at = 0;
+        for (unsigned k = 0; k < TRANSPORT_IOV_MAX; k++) {
+            iov[k].iov_len = k % 5 == 0 ? 0 : k % 5 == 1 ? 1 : (k * 7919u) % 700000u;
+            total += iov[k].iov_len;
+        }
+        char *data = malloc(total);
+        pattern(data, total, 1);
+        for (unsigned k = 0; k < TRANSPORT_IOV_MAX; k++) {
+            iov[k].iov_base = data + at;
+            at += iov[k].iov_len;
+        }
+        struct iovec before[TRANSPORT_IOV_MAX];
+        memcpy(before, iov, sizeof(iov));
+        link_open(&link, place(i), "");
+        sink_start(&sink, link.b, total);
+        cr_expect(eq(int, transport_send(link.a, iov, TRANSPORT_IOV_MAX), 0));
+        cr_expect(zero(int, memcmp(before, iov, sizeof(iov))), "the caller's parts are left alone");
+        sink_join(&sink);
+        cr_expect(eq(sz, sink.have, total));
+        cr_expect(zero(int, memcmp(sink.buf, data, total)), "%s", places[i]);
+        sink_free(&sink);
+        free(data);
+        link_close(&link);
+    }
+}
+
+Test(transport, nothing_to_send)
+{
+    struct link link;
+    struct iovec empty = {NULL, 0};
+    char c;
+
+    link_pair(&link);
+    cr_expect(eq(int, transport_send(link.a, &empty, 1), 0));
+    cr_expect(eq(int, transport_send(link.a, NULL, 0), 0));
+    cr_expect(eq(long, transport_recv(link.b, &c, 1, TRANSPORT_NOWAIT), -EAGAIN));
+    link_close(&link);
+}
+
+Test(transport, nowait)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        char c;
+        link_open(&link, place(i), "");
+        struct pollfd fd = {.fd = transport_pollfd(link.b), .events = POLLIN};
+        cr_expect(eq(long, transport_recv(link.b, &c, 1, TRANSPORT_NOWAIT), -EAGAIN));
+        cr_expect(eq(int, poll(&fd, 1, 0), 0));
+        link_send(link.a, "x", 1);
+        cr_expect(eq(int, poll(&fd, 1, -1), 1));
+        cr_expect(eq(long, transport_recv(link.b, &c, 1, TRANSPORT_NOWAIT), 1));
+        transport_shutdown(link.a);
+        cr_expect(eq(int, poll(&fd, 1, -1), 1));
+        cr_expect(eq(long, transport_recv(link.b, &c, 1, TRANSPORT_NOWAIT), 0), "the end of the stream");
+        link_close(&link);
+    }
+}
+
+/* finish() says that no more is sent, and does not end what comes the other way. */
+Test(transport, finish)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        char c;
+        link_open(&link, place(i), "");
+        link_send(link.a, "x", 1);
+        transport_finish(link.a);
+        cr_expect(eq(long, transport_recv(link.b, &c, 1, 0), 1));
+        cr_expect(eq(long, transport_recv(link.b, &c, 1, 0), 0));
+        cr_expect(eq(int, link_send(link.b, "y", 1), 0));
+        cr_expect(eq(long, transport_recv(link.a, &c, 1, 0), 1));
+        cr_expect(lt(int, link_send(link.a, "z", 1), 0));
+        link_close(&link);
+    }
+}
+
+Test(transport, recv_all_ends)
+{
+    struct link link;
+    char buf[4];
+    int cancel = eventfd(0, EFD_CLOEXEC);
+    struct transport_wait passed = {.cancel_fd = -1, .deadline_ms = clock_ms() - 1};
+    struct transport_wait soon = {.cancel_fd = -1, .deadline_ms = clock_ms() + 20};
+    struct transport_wait cancelled = {.cancel_fd = cancel, .deadline_ms = INT64_MAX};
+
+    link_pair(&link);
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &passed), -ETIMEDOUT));
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &soon), -ETIMEDOUT));
+    cr_expect(ge(i64, clock_ms(), soon.deadline_ms), "not before its time");
+    link_send(link.a, "ab", 2);
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &passed), -ETIMEDOUT), "in the middle");
+    link_send(link.a, "abcd", 4);
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &passed), 0), "what is there needs no time");
+    eventfd_write(cancel, 1);
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &cancelled), -ECANCELED));
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 0, &cancelled), 0), "nothing is always there");
+    link_send(link.a, "a", 1);
+    transport_finish(link.a);
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, NULL), -ECONNRESET), "the stream ended first");
+    cr_expect(eq(int, transport_recv_all(link.b, buf, 4, &link_forever), -ECONNRESET));
+    close(cancel);
+    link_close(&link);
+}
+
+/* A receiver that is cancelled while it sleeps. */
+struct receive {
+    struct transport *t;
+    struct transport_wait wait;
+    int ret;
+};
+
+static void receive_all(void *arg)
+{
+    struct receive *r = arg;
+    char buf[4];
+
+    r->ret = transport_recv_all(r->t, buf, sizeof(buf), &r->wait);
+}
+
+Test(transport, recv_all_is_woken)
+{
+    struct link link;
+    struct worker worker;
+    int cancel = eventfd(0, EFD_CLOEXEC);
+
+    link_pair(&link);
+    struct receive r = {.t = link.b, .wait = {.cancel_fd = cancel, .deadline_ms = INT64_MAX}};
+    worker_start(&worker, receive_all, &r);
+    worker_await_sleep(&worker);
+    eventfd_write(cancel, 1);
+    worker_join(&worker);
+    cr_expect(eq(int, r.ret, -ECANCELED));
+    close(cancel);
+    link_close(&link);
+}
+
+/* A sender that nobody listens to. */
+struct flood {
+    struct transport *t;
+    char *buf;
+    int ret;
+};
+
+static void flood(void *arg)
+{
+    struct flood *f = arg;
+
+    f->ret = link_send(f->t, f->buf, BIG);
+}
+
+Test(transport, shutdown_wakes_a_sender)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct worker worker;
+        link_open(&link, place(i), "");
+        struct flood f = {.t = link.a, .buf = calloc(1, BIG)};
+        worker_start(&worker, flood, &f);
+        worker_await_sleep(&worker);
+        cr_expect(not(atomic_load(&worker.done)));
+        transport_shutdown(link.a);
+        transport_shutdown(link.a);
+        worker_join(&worker);
+        cr_expect(lt(int, f.ret, 0), "%s", places[i]);
+        free(f.buf);
+        link_close(&link);
+    }
+}
+
+Test(transport, shutdown_wakes_a_receiver)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct sink sink;
+        link_open(&link, place(i), "");
+        sink_start(&sink, link.b, 1);
+        worker_await_sleep(&sink.worker);
+        cr_expect(not(atomic_load(&sink.worker.done)));
+        transport_shutdown(link.b);
+        sink_join(&sink);
+        cr_expect(le(long, sink.last, 0), "%s", places[i]);
+        sink_free(&sink);
+        link_close(&link);
+    }
+}
+
+/* The other end goes away: the sender hears of it, and is not killed by SIGPIPE. */
+Test(transport, peer_goes_away)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct worker worker;
+        link_open(&link, place(i), "");
+        struct flood f = {.t = link.a, .buf = calloc(1, BIG)};
+        worker_start(&worker, flood, &f);
+        worker_await_sleep(&worker);
+        transport_close(link.b);
+        link.b = NULL;
+        worker_join(&worker);
+        cr_expect(f.ret == -EPIPE || f.ret == -ECONNRESET, "%s", strerror(-f.ret));
+        free(f.buf);
+        link_close(&link);
+    }
+}
+
+Test(transport, refused)
+{
+    char tcp[URI_MAX], missing[URI_MAX], abandoned[URI_MAX], file[URI_MAX];
+    struct transport *t = (void *)1;
+    struct error err;
+    struct uri uri;
+
+    /* A port and a path that were listened to until a moment ago. */
+    struct transport_listener *l = link_listen("tcp:127.0.0.1:0");
+    strcpy(tcp, transport_listener_address(l));
+    transport_listener_close(l);
+    snprintf(missing, sizeof(missing), "unix:%s/missing", scratch);
+    snprintf(abandoned, sizeof(abandoned), "unix:%s/abandoned", scratch);
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/abandoned", scratch);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert(zero(int, bind(fd, (struct sockaddr *)&addr, sizeof(addr))));
+    close(fd);
+    snprintf(file, sizeof(file), "unix:%s/file", scratch);
+    fclose(fopen(file + 5, "w"));
+
+    const char *const texts[] = {tcp, missing, abandoned, file};
+    for (size_t i = 0; i < ARRAY_LENGTH(texts); i++) {
+        CHECK_OK(uri_parse(texts[i], &uri, &err));
+        CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_REFUSED);
+        cr_expect(not(zero(ptr, strstr(err.message, texts[i]))), "it says where: %s", err.message);
+        cr_expect(eq(ptr, t, (void *)1), "written on success only");
+    }
+}
+
+Test(transport, no_such_host)
+{
+    struct transport *t;
+    struct transport_listener *l;
+    struct error err;
+    struct uri uri;
+
+    CHECK_OK(uri_parse("tcp:no-such-host.invalid:1", &uri, &err));
+    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNREACHABLE);
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNREACHABLE);
+    /* An address that nobody has here: TEST-NET-1. */
+    CHECK_OK(uri_parse("tcp:192.0.2.1:0", &uri, &err));
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNREACHABLE);
+}
+
+Test(transport, tcp_port_is_taken)
+{
+    struct transport_listener *l = link_listen("tcp:127.0.0.1:0"), *other;
+    struct error err;
+    struct uri uri;
+
+    CHECK_OK(uri_parse(transport_listener_address(l), &uri, &err));
+    CHECK_FAILS(transport_listen(&uri, &other, &err), CAUSE_IN_USE);
+    transport_listener_close(l);
+    CHECK_OK(transport_listen(&uri, &other, &err));
+    transport_listener_close(other);
+}
+
+static const char *unix_uri(const char *name)
+{
+    static char text[128];
+
+    snprintf(text, sizeof(text), "unix:%s/%s", scratch, name);
+    return text;
+}
+
+Test(transport, unix_socket_is_private_and_removed)
+{
+    struct transport_listener *l = link_listen(unix_uri("s"));
+    char path[128];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/s", scratch);
+    cr_assert(zero(int, stat(path, &st)));
+    cr_expect(eq(int, S_ISSOCK(st.st_mode), 1));
+    cr_expect(eq(uint, st.st_mode & 07777, 0600));
+    cr_expect(eq(str, (char *)transport_listener_address(l), (char *)unix_uri("s")));
+    transport_listener_close(l);
+    cr_expect(lt(int, stat(path, &st), 0));
+}
+
+Test(transport, stale_unix_socket_is_replaced)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct link link;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", scratch);
+    cr_assert(zero(int, bind(fd, (struct sockaddr *)&addr, sizeof(addr))));
+    cr_assert(zero(int, listen(fd, 1)));
+    close(fd);
+    link_open(&link, unix_uri("s"), "");
+    link_close(&link);
+}
+
+Test(transport, live_unix_socket_is_not_replaced)
+{
+    struct transport_listener *l = link_listen(unix_uri("s")), *other;
+    struct transport *t;
+    struct error err;
+    struct uri uri;
+
+    CHECK_OK(uri_parse(unix_uri("s"), &uri, &err));
+    CHECK_FAILS(transport_listen(&uri, &other, &err), CAUSE_IN_USE);
+    t = link_connect(l, "", 0);
+    transport_close(t);
+    transport_listener_close(l);
+}
+
+/* A daemon that is alive and does not come to accept: its backlog is full. */
+Test(transport, busy_unix_socket_is_not_replaced)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), clients[64], n = 0;
+    struct transport_listener *l;
+    struct stat before, after;
+    struct error err;
+    struct uri uri;
+
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", scratch);
+    cr_assert(zero(int, bind(listener, (struct sockaddr *)&addr, sizeof(addr))));
+    cr_assert(zero(int, listen(listener, 1)));
+    for (bool full = false; !full && n < 64;) {
+        clients[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        full = connect(clients[n++], (struct sockaddr *)&addr, sizeof(addr)) < 0;
+    }
+    cr_assert(lt(int, n, 64));
+    stat(addr.sun_path, &before);
+    CHECK_OK(uri_parse(unix_uri("s"), &uri, &err));
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_IN_USE);
+    cr_expect(zero(int, stat(addr.sun_path, &after)));
+    cr_expect(eq(ulong, after.st_ino, before.st_ino), "the socket of the other one is still there");
+    while (n > 0)
+        close(clients[--n]);
+    close(listener);
+}
+
+Test(transport, a_file_is_not_replaced)
+{
+    char path[128];
+    struct transport_listener *l;
+    struct stat st;
+    struct error err;
+    struct uri uri;
+
+    snprintf(path, sizeof(path), "%s/s", scratch);
+    fclose(fopen(path, "w"));
+    CHECK_OK(uri_parse(unix_uri("s"), &uri, &err));
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_IN_USE);
+    cr_expect(zero(int, stat(path, &st)));
+    cr_expect(eq(int, S_ISREG(st.st_mode), 1));
+}
+
+Test(transport, unix_in_no_directory)
+{
+    struct transport_listener *l;
+    struct error err = {0};
+    struct uri uri;
+
+    CHECK_OK(uri_parse(unix_uri("no/such/directory"), &uri, &err));
+    cr_expect(lt(int, transport_listen(&uri, &l, &err), 0));
+    cr_expect(error_is_set(&err));
+}
+
+Test(transport, connect_is_cancelled)
+{
+    int cancel = eventfd(1, EFD_CLOEXEC), full[64], n = 0;
+    struct transport_wait wait = {.cancel_fd = cancel, .deadline_ms = INT64_MAX};
+    struct transport_wait soon = {.cancel_fd = -1, .deadline_ms = clock_ms() + 20};
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(addr);
+    struct transport *t;
+    struct error err;
+    struct uri uri;
+    char text[64];
+
+    /* A listener whose backlog is full drops what comes, and a connecting socket waits. */
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert(zero(int, bind(listener, (struct sockaddr *)&addr, len)));
+    cr_assert(zero(int, listen(listener, 0)));
+    getsockname(listener, (struct sockaddr *)&addr, &len);
+    for (; n < 8; n++) {
+        full[n] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        connect(full[n], (struct sockaddr *)&addr, len);
+    }
+    snprintf(text, sizeof(text), "tcp:127.0.0.1:%u", ntohs(addr.sin_port));
+    CHECK_OK(uri_parse(text, &uri, &err));
+    CHECK_FAILS(transport_connect(&uri, 0, &wait, &t, &err), CAUSE_INTERRUPTED);
+    CHECK_FAILS(transport_connect(&uri, 0, &soon, &t, &err), CAUSE_TIMEOUT);
+    while (n > 0)
+        close(full[--n]);
+    close(listener);
+    close(cancel);
+}
+
+Test(transport, many_at_once)
+{
+    struct transport_listener *l = link_listen("tcp:127.0.0.1:0");
+    struct transport *a[100], *b[100];
+
+    for (int i = 0; i < 100; i++)
+        a[i] = link_connect(l, "", (unsigned)i);
+    for (int i = 0; i < 100; i++)
+        b[i] = link_accept(l);
+    for (int i = 0; i < 100; i++) {
+        transport_close(a[i]);
+        transport_close(b[i]);
+    }
+    transport_listener_close(l);
+}
+
+Test(transport, null_is_fine)
+{
+    transport_close(NULL);
+    transport_listener_close(NULL);
+}
+
+Test(transport, rdma_is_not_built)
+{
+    struct transport *t;
+    struct transport_listener *l;
+    struct error err;
+    struct uri uri;
+
+    CHECK_OK(uri_parse("rdma:127.0.0.1:4444", &uri, &err));
+    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNSUPPORTED);
+    CHECK_OK(uri_parse("faulty:cut=1:rdma:127.0.0.1:4444", &uri, &err));
+    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
+    CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNSUPPORTED);
+}
