@@ -7,10 +7,15 @@
 #include <errno.h>
 #include <string.h>
 
+/* A write can alternate between small and large packets: a chunk serves as many slices as that. */
+#define SLICES 64
+
+/* All of it is guarded by the channel's lock, but for the bytes of slices that are being sent. */
 struct channel_chunk {
-    struct channel_entry entry;
     struct channel_chunk *next_free;
-    uint32_t used;
+    uint32_t used;         /* bytes */
+    unsigned slices, live; /* cut, and not sent yet */
+    struct channel_entry slice[SLICES];
     char data[CHANNEL_CHUNK];
 };
 
@@ -33,6 +38,7 @@ void channel_fini(struct channel *ch)
 {
     assert(!ch->head && !ch->busy);
     transport_close(ch->transport);
+    free(ch->chunk);
     while (ch->free_chunks) {
         struct channel_chunk *chunk = ch->free_chunks;
         ch->free_chunks = chunk->next_free;
@@ -52,9 +58,9 @@ static void push(struct channel *ch, struct channel_entry *entry)
 int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
 {
     size_t total = packets * sizeof(struct wire_packet) + bytes;
-    /* A packet that does not fit into the rest of a chunk goes into the next one. */
+    /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of its own. */
     size_t worst = CHANNEL_CHUNK - CHANNEL_COPY_MAX - sizeof(struct wire_packet);
-    size_t needed = packets ? total / worst + 1 : 0;
+    size_t needed = packets ? total / worst + packets / SLICES + 2 : 0;
 
     while (ch->free_count < needed) {
         struct channel_chunk *chunk = malloc(sizeof(*chunk));
@@ -67,23 +73,56 @@ int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
     return 0;
 }
 
-/* The chunk that a packet of @size bytes is copied into; room is reserved. */
-static struct channel_chunk *chunk_for(struct channel *ch, size_t size)
+static void recycle(struct channel *ch, struct channel_chunk *chunk)
 {
-    struct channel_chunk *chunk = ch->open_chunk;
+    if (ch->free_count >= CHANNEL_SPARE) {
+        free(chunk);
+        return;
+    }
+    chunk->next_free = ch->free_chunks;
+    ch->free_chunks = chunk;
+    ch->free_count++;
+}
 
-    if (chunk && CHANNEL_CHUNK - chunk->used >= size)
-        return chunk;
-    chunk = ch->free_chunks;
-    assert(chunk);
-    ch->free_chunks = chunk->next_free;
-    ch->free_count--;
-    memset(&chunk->entry, 0, sizeof(chunk->entry));
-    chunk->entry.chunk = chunk;
-    chunk->used = 0;
-    push(ch, &chunk->entry);
-    ch->open_chunk = chunk;
-    return chunk;
+/* The slice at the end of the queue, with room for @size bytes; chunks are reserved. */
+static struct channel_entry *slice_for(struct channel *ch, size_t size)
+{
+    struct channel_chunk *chunk = ch->chunk;
+    bool room = chunk && CHANNEL_CHUNK - chunk->used >= size;
+
+    if (ch->open_slice && room)
+        return ch->open_slice;
+    if (!room || chunk->slices == SLICES) {
+        struct channel_chunk *full = chunk;
+        chunk = ch->free_chunks;
+        assert(chunk);
+        ch->free_chunks = chunk->next_free;
+        ch->free_count--;
+        chunk->used = 0;
+        chunk->slices = chunk->live = 0;
+        ch->chunk = chunk;
+        if (full && full->live == 0)
+            recycle(ch, full);
+    }
+    struct channel_entry *slice = &chunk->slice[chunk->slices++];
+    chunk->live++;
+    *slice = (struct channel_entry){.chunk = chunk, .payload = chunk->data + chunk->used};
+    push(ch, slice);
+    ch->open_slice = slice;
+    return slice;
+}
+
+/* A slice has been sent or dropped. */
+static void retire_slice(struct channel *ch, struct channel_chunk *chunk)
+{
+    if (--chunk->live > 0)
+        return;
+    if (chunk == ch->chunk) {
+        chunk->used = 0;
+        chunk->slices = 0;
+    } else {
+        recycle(ch, chunk);
+    }
 }
 
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
@@ -105,16 +144,19 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
             .last_sequence = packet->sequence,
         };
         push(ch, entry);
-        ch->open_chunk = NULL;
+        ch->open_slice = NULL;
         return check;
     }
-    struct channel_chunk *chunk = chunk_for(ch, sizeof(header) + packet->length);
-    memcpy(chunk->data + chunk->used, &header, sizeof(header));
+    uint32_t size = (uint32_t)sizeof(header) + packet->length;
+    struct channel_entry *slice = slice_for(ch, size);
+    char *to = ch->chunk->data + ch->chunk->used;
+    memcpy(to, &header, sizeof(header));
     if (packet->length)
-        memcpy(chunk->data + chunk->used + sizeof(header), payload, packet->length);
-    chunk->used += (uint32_t)sizeof(header) + packet->length;
-    chunk->entry.bytes += bytes;
-    chunk->entry.last_sequence = packet->sequence;
+        memcpy(to + sizeof(header), payload, packet->length);
+    ch->chunk->used += size;
+    slice->length += size;
+    slice->bytes += bytes;
+    slice->last_sequence = packet->sequence;
     return check;
 }
 
@@ -125,7 +167,7 @@ void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t 
     packet->sequence = ++ch->last_sequence;
     *entry = (struct channel_entry){.bytes = bytes, .last_sequence = packet->sequence, .unprepared = true};
     push(ch, entry);
-    ch->open_chunk = NULL;
+    ch->open_slice = NULL;
 }
 
 uint64_t channel_prepare(const struct packet *packet, const void *payload, struct channel_entry *entry)
@@ -152,13 +194,10 @@ static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entr
     struct channel_entry *last = NULL;
     while (can_send(ch) && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH) {
         struct channel_entry *entry = ch->head;
-        if (entry->chunk) {
-            iov[n++] = (struct iovec){entry->chunk->data, entry->chunk->used};
-        } else {
+        if (!entry->chunk)
             iov[n++] = (struct iovec){&entry->header, sizeof(entry->header)};
-            if (entry->length)
-                iov[n++] = (struct iovec){(void *)(uintptr_t)entry->payload, entry->length};
-        }
+        if (entry->length)
+            iov[n++] = (struct iovec){(void *)(uintptr_t)entry->payload, entry->length};
         total += iov[n - 1].iov_len;
         ch->head = entry->next;
         last = entry;
@@ -166,7 +205,7 @@ static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entr
     last->next = NULL;
     if (!ch->head) {
         ch->tail = &ch->head;
-        ch->open_chunk = NULL;
+        ch->open_slice = NULL;
     }
     return n;
 }
@@ -180,12 +219,8 @@ static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
         struct channel_entry *next = entry->next;
         bytes += entry->bytes;
         ch->sent_sequence = entry->last_sequence;
-        if (entry->chunk && ch->free_count >= CHANNEL_SPARE) {
-            free(entry->chunk);
-        } else if (entry->chunk) {
-            entry->chunk->next_free = ch->free_chunks;
-            ch->free_chunks = entry->chunk;
-            ch->free_count++;
+        if (entry->chunk) {
+            retire_slice(ch, entry->chunk);
         } else {
             entry->done = true;
             if (entry->waiting)

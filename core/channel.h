@@ -48,13 +48,14 @@ struct channel_chunk;
 
 /*
  * A place in the queue. A large packet's entry lives on its owner's stack until
- * channel_finish(); a chunk of small packets has one of its own.
+ * channel_finish(). Small packets that follow one another are a slice of a chunk,
+ * which has the entries of its slices.
  */
 struct channel_entry {
     struct channel_entry *next;
-    struct channel_chunk *chunk; /* not NULL: the entry of a chunk, nobody owns it */
+    struct channel_chunk *chunk; /* not NULL: a slice of a chunk, nobody owns it */
     struct wire_packet header;   /* of a large packet */
-    const void *payload;
+    const void *payload;         /* of a slice: headers and all */
     uint32_t length;
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
@@ -80,7 +81,8 @@ struct channel {
     bool busy; /* somebody is the sender */
     bool lost; /* something was dropped */
     struct channel_entry *head, **tail;
-    struct channel_chunk *open_chunk; /* the last entry, if it is a chunk with room that nobody sends yet */
+    struct channel_entry *open_slice; /* the last entry, if it is a slice that nobody sends yet */
+    struct channel_chunk *chunk;      /* where the next slice is cut from, or NULL */
     struct channel_chunk *free_chunks;
     unsigned free_count;
     uint64_t last_sequence; /* given to a packet */

@@ -274,15 +274,15 @@ static int discard_home(struct file *file, unsigned channel, uint64_t offset, ui
     return 0;
 }
 
-/* A run of held pages becomes zero: long ones give their memory back, short ones are not worth a new page later. */
-#define GIVE_BACK (64u << 10)
+#define GIVE_BACK (64u << 10) /* a zero run as long gives its memory back; a shorter one is not worth a new page later */
 
-static int clear_pages(struct file *file, uint64_t first, uint64_t count, struct error *err)
+/* Held pages become zero. */
+static int clear_pages(struct file *file, uint64_t first, uint64_t count, bool give_back, struct error *err)
 {
     static const char zeros[GIVE_BACK];
     uint64_t offset = first * WIRE_PAGE_SIZE, len = count * WIRE_PAGE_SIZE;
 
-    if (len < GIVE_BACK)
+    if (!give_back)
         return memory_write(&file->memory, offset, zeros, len, err);
     if (memory_discard(&file->memory, offset, len, err) < 0)
         return -EIO;
@@ -296,8 +296,10 @@ int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint
     uint64_t first = offset / WIRE_PAGE_SIZE, end = first + len / WIRE_PAGE_SIZE;
 
     for (uint64_t page = page_map_next(&file->held, first, end, true); page < end;) {
-        uint64_t hole = page_map_next(&file->held, page, end, false);
-        if (clear_pages(file, page, hole - page, err) < 0)
+        /* A long run is given back as a whole: what is not held in it is a hole already. */
+        bool give_back = len >= GIVE_BACK;
+        uint64_t hole = give_back ? end : page_map_next(&file->held, page, end, false);
+        if (clear_pages(file, page, hole - page, give_back, err) < 0)
             return -EIO;
         page = page_map_next(&file->held, hole, end, true);
     }
