@@ -439,6 +439,8 @@ def dedicated_says(s, group):
         return ""
     shared, dedicated = s.values(f"{group}; 8/0"), s.values(f"{group}; 8/2")
     verdict = "wins" if max(dedicated) < min(shared) else "loses" if min(dedicated) > max(shared) else "within the noise"
+    if min(len(shared), len(dedicated)) < 3:
+        verdict = "too few runs"
     return f"{verdict} ({s.median(f'{group}; 8/2') / s.median(f'{group}; 8/0'):.2f})"
 
 
