@@ -312,7 +312,8 @@ int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint
 static uint64_t stored_end(struct file *file)
 {
     SCOPED_LOCK(&file->lock);
-    return file->charged;
+    /* In whole pages: where a file ends in a page, nothing more is in that page. */
+    return (file->charged + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
 }
 
 int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err)

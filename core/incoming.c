@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
@@ -34,7 +35,7 @@ struct receiver {
      */
     _Atomic uint64_t applied, target;
     _Atomic uint64_t wire_bytes; /* relaxed */
-    _Atomic uint64_t barrier_ns; /* relaxed: what barriers cost this receiver; it never waits at one */
+    _Atomic uint64_t barrier_ns; /* relaxed: how long this receiver was blocked at barriers */
     XXH3_state_t *checker;
     uint8_t *packed, *raw; /* payloads that are needed whole; made when the first one arrives */
     struct decompressor *decompressor;
@@ -401,6 +402,19 @@ static uint64_t packet_span(const struct file *file, unsigned channel, const str
     }
 }
 
+/* A receiver does not wait at a barrier. Should it ever block here, the counter tells. */
+static void wake_for_barrier(struct receiver *r)
+{
+    struct rusage before, after;
+    int64_t start = clock_ns();
+
+    getrusage(RUSAGE_THREAD, &before);
+    session_wake(&r->m->in->session);
+    getrusage(RUSAGE_THREAD, &after);
+    if (after.ru_nvcsw != before.ru_nvcsw)
+        counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - start));
+}
+
 static int apply(struct receiver *r, const struct packet *packet, struct error *err)
 {
     struct migration *m = r->m;
@@ -441,9 +455,7 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     atomic_store(&r->applied, sequence);
     uint64_t target = atomic_load(&r->target);
     if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0)) {
-        int64_t before = clock_ns();
-        session_wake(&m->in->session);
-        counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - before));
+        wake_for_barrier(r);
     }
     if (atomic_load(&m->watchers))
         migration_announce(m);

@@ -48,7 +48,7 @@ void incoming_ram_path(struct migration *m, char *out, size_t size);
 
 /** incoming_wire_bytes - received on channel @index, headers and all */
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index);
-/** incoming_barrier_ns - nanoseconds that all receivers together have spent on barriers instead of receiving */
+/** incoming_barrier_ns - nanoseconds that all receivers together were blocked at barriers */
 uint64_t incoming_barrier_ns(struct migration *m);
 unsigned incoming_channels(struct migration *m);
 

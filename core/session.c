@@ -153,6 +153,10 @@ static int dispatch(struct session *s,
     }
     memmove(s->buffer, s->buffer + at, s->have - at);
     s->have -= at;
+    if (!s->have)
+        s->partial_since = 0;
+    else if (at || !s->partial_since)
+        s->partial_since = clock_ms();
     return ret;
 }
 
@@ -182,7 +186,7 @@ int session_step(struct session *s, int64_t deadline_ms,
         {.fd = transport_pollfd(s->transport), .events = POLLIN | (has_queued(s) ? POLLOUT : 0)},
         {.fd = s->wake_fd, .events = POLLIN},
     };
-    int64_t silent = s->last_heard + s->timeout_ms;
+    int64_t silent = (s->partial_since ? s->partial_since : s->last_heard) + s->timeout_ms;
     int64_t until = deadline_ms;
 
     if (s->next_ping < until)
@@ -205,8 +209,12 @@ int session_step(struct session *s, int64_t deadline_ms,
         flush_queue(s);
     }
     int ret = receive(s, handle, arg, err);
-    if (ret == 0 && clock_ms() - s->last_heard >= s->timeout_ms)
+    now = clock_ms();
+    if (ret == 0 && now - s->last_heard >= s->timeout_ms)
         ret = error_set(err, CAUSE_TIMEOUT, "the other side has been silent for %d ms", s->timeout_ms);
+    /* A damaged length would swallow all that follows, heartbeats and all. */
+    if (ret == 0 && s->partial_since && now - s->partial_since >= s->timeout_ms)
+        ret = error_set(err, CAUSE_PROTOCOL, "a message that does not end within %d ms", s->timeout_ms);
     return ret;
 }
 

@@ -28,6 +28,7 @@ struct session {
     int64_t last_heard, next_ping; /* the loop's thread */
     uint8_t *buffer;               /* the loop's thread: what has arrived and is not dispatched */
     size_t have;
+    int64_t partial_since;         /* the loop's thread: when the unfinished message in the buffer began; 0: there is none */
 
     pthread_mutex_t send_lock;   /* guards what follows */
     uint8_t *queue;
