@@ -274,34 +274,17 @@ static int discard_home(struct file *file, unsigned channel, uint64_t offset, ui
     return 0;
 }
 
-#define GIVE_BACK (64u << 10) /* a zero run as long gives its memory back; a shorter one is not worth a new page later */
-
-/* Held pages become zero. */
-static int clear_pages(struct file *file, uint64_t first, uint64_t count, bool give_back, struct error *err)
-{
-    static const char zeros[GIVE_BACK];
-    uint64_t offset = first * WIRE_PAGE_SIZE, len = count * WIRE_PAGE_SIZE;
-
-    if (!give_back)
-        return memory_write(&file->memory, offset, zeros, len, err);
-    if (memory_discard(&file->memory, offset, len, err) < 0)
-        return -EIO;
-    page_map_clear(&file->held, first, count);
-    return 0;
-}
-
 int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err)
 {
     struct file_channel *fc = &file->per_channel[channel];
     uint64_t first = offset / WIRE_PAGE_SIZE, end = first + len / WIRE_PAGE_SIZE;
 
-    for (uint64_t page = page_map_next(&file->held, first, end, true); page < end;) {
-        /* A long run is given back as a whole: what is not held in it is a hole already. */
-        bool give_back = len >= GIVE_BACK;
-        uint64_t hole = give_back ? end : page_map_next(&file->held, page, end, false);
-        if (clear_pages(file, page, hole - page, give_back, err) < 0)
+    /* From the first page that holds something: zero pages give their memory back, and what is not held is a hole already. */
+    uint64_t page = page_map_next(&file->held, first, end, true);
+    if (page < end) {
+        if (memory_discard(&file->memory, page * WIRE_PAGE_SIZE, (end - page) * WIRE_PAGE_SIZE, err) < 0)
             return -EIO;
-        page = page_map_next(&file->held, hole, end, true);
+        page_map_clear(&file->held, page, end - page);
     }
     counter_add(&fc->zero_pages, end - first);
     counter_add(&fc->first_pages, page_map_set(&file->received, first, end - first));

@@ -1054,7 +1054,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
         wire_write_u64(&body, counts[c]);
     session_send(&m->out->session, WIRE_SYNC, waiter.id, buf, wire_written(&body));
 
-    SCOPED_LOCK(&m->lock);
+    pthread_mutex_lock(&m->lock);
     /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
     while (!waiter.acked && state_is_running(m->state) && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
@@ -1062,14 +1062,22 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     while (*p != &waiter)
         p = &(*p)->next;
     *p = waiter.next;
-    if (waiter.acked || m->state == STATE_COMPLETED) {
-        if (!file || file->id == WIRE_RAM)
-            end_round(m);
-        return 0;
+    bool passed = waiter.acked || m->state == STATE_COMPLETED;
+    if (!passed && state_is_running(m->state))
+        error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    else if (!passed)
+        *err = m->failure;
+    pthread_mutex_unlock(&m->lock);
+    if (!passed)
+        return -EIO;
+    /* The destination can be faster than the thread that has sent: its counters are to be exact, too. */
+    for (unsigned c = 0; c < out->channel_count; c++)
+        channel_flush(&out->channels[c], counts[c], NULL);
+    if (!file || file->id == WIRE_RAM) {
+        SCOPED_LOCK(&m->lock);
+        end_round(m);
     }
-    if (state_is_running(m->state))
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    return error_set(err, m->failure.cause, "%s", m->failure.message);
+    return 0;
 }
 
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,

@@ -192,8 +192,12 @@ void rig_compare(struct migration *incoming, uint32_t id, const void *want, size
         have += (size_t)n;
     }
     cr_assert(eq(sz, have, size), "%s", file->name);
-    for (size_t i = 0; i < size; i++)
-        cr_assert(got[i] == ((const char *)want)[i], "%s differs at %zu", file->name, i);
+    if (memcmp(got, want, size)) {
+        size_t at = 0;
+        while (got[at] == ((const char *)want)[at])
+            at++;
+        cr_assert(false, "%s differs at %zu", file->name, at);
+    }
     free(got);
 }
 

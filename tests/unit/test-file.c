@@ -591,13 +591,13 @@ static void model(uint64_t seed, uint32_t id, unsigned channels)
 
 Test(file, model_of_ram)
 {
-    for (uint64_t seed = 1; seed <= 40; seed++)
+    for (uint64_t seed = 1; seed <= 24; seed++)
         model(seed, WIRE_RAM, 2 + seed % 4);
 }
 
 Test(file, model_of_a_device)
 {
-    for (uint64_t seed = 1; seed <= 40; seed++)
+    for (uint64_t seed = 1; seed <= 24; seed++)
         model(seed, DEVICE, 2 + seed % 4);
 }
 

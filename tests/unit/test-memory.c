@@ -103,14 +103,6 @@ static void check_memory(struct memory *mem, size_t page)
     cr_expect(eq(long, memory_read(mem, 3 * page, got, 1), 1));
     cr_expect(eq(chr, got[0], 'm'));
     munmap(map, 4 * page);
-
-    /* Writing goes on after it was cut: a completion that was called off. */
-    CHECK_OK(memory_resize(mem, page, &err));
-    memset(buf, 'c', page);
-    CHECK_OK(memory_write(mem, 2 * page, buf, page, &err));
-    memory_read(mem, page, got, 2 * page);
-    cr_expect(is_filled(got, page, 0));
-    cr_expect(is_filled(got + page, page, 'c'));
     free(buf);
     free(got);
 }
@@ -279,14 +271,31 @@ Test(memory, guard)
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 8191, "y", 1, &err));
     char *window = memory_window(&mem, 0, 8192);
-    for (int i = 0; i < 3; i++) {
-        cr_expect(zero(int, memory_guard(touch, window + 5)));
-        cr_expect(eq(int, memory_guard(touch, window + 8192), -EFAULT), "past the end of the file");
-    }
+    cr_expect(zero(int, memory_guard(touch, window + 5)));
+    cr_expect(zero(int, memory_guard(touch, window + 5)));
     memory_read(&mem, 5, &got, 1);
     cr_expect(eq(chr, got, 'x'));
     CHECK_OK(memory_resize(&mem, 0, &err));
     cr_expect(eq(int, memory_guard(touch, window + 5), -EFAULT), "truncated away");
+    memory_fini(&mem, false);
+}
+
+Test(memory, guard_again_and_again)
+{
+    struct memory mem;
+    struct error err;
+
+#ifdef __SANITIZE_THREAD__
+    cr_skip_test("ThreadSanitizer leaves a signal blocked when its handler jumps away");
+#endif
+    memory_guard_setup();
+    CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_write(&mem, 4095, "y", 1, &err));
+    char *window = memory_window(&mem, 0, 8192);
+    for (int i = 0; i < 100; i++) {
+        cr_expect(zero(int, memory_guard(touch, window + 5)));
+        cr_expect(eq(int, memory_guard(touch, window + 4096), -EFAULT), "past the end of the file");
+    }
     memory_fini(&mem, false);
 }
 

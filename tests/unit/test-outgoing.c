@@ -814,7 +814,7 @@ Test(outgoing, declared_sizes)
         fake.data[c] = fake_answer(&fake, &hello);
     start_fails(CAUSE_QUOTA);
     fake_hang_up(&fake);
-    fake.reply.max_ram = 1000;
+    fake.reply.max_ram = 5000;
     become_active();
     CHECK_FAILS(outgoing_write_begin(m, ram, "xx", 2, 999, NULL, &write, &err), CAUSE_TOO_BIG);
     CHECK_FAILS(outgoing_truncate(m, ram, 1001, NULL, &err), CAUSE_TOO_BIG);

@@ -196,8 +196,8 @@ Test(session, closed_by_the_peer)
     open_pair(&a, &b, LONG_MS);
     session_send(&a, WIRE_COMMIT, 1, NULL, 0);
     session_fini(&a);
+    step_until(&b, &log, 1); /* what came before is not lost */
     CHECK_FAILS(session_step(&b, INT64_MAX, note, &log, &err), CAUSE_RESET);
-    cr_expect(eq(uint, log.count, 1), "what came before is not lost");
     session_fini(&b);
 }
 
