@@ -692,13 +692,22 @@ static void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset
     struct listing *listing = (struct listing *)(uintptr_t)fi->fh;
     int ret = offset == 0 ? make_listing(req, node_of(ino), listing) : 0;
 
-    if (ret < 0)
+    if (ret < 0) {
         fuse_reply_err(req, -ret);
-    else if ((size_t)offset >= listing->size)
-        fuse_reply_buf(req, NULL, 0);
-    else
-        fuse_reply_buf(req, listing->buf + offset,
-                       size < listing->size - (size_t)offset ? size : listing->size - (size_t)offset);
+        return;
+    }
+    size_t left = (size_t)offset < listing->size ? listing->size - (size_t)offset : 0;
+    if (size > left)
+        size = left;
+    /* A copy: as soon as the answer is out, the directory can be closed. */
+    CLEANUP_FREE char *copy = malloc(size + 1);
+    if (!copy) {
+        fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    if (size)
+        memcpy(copy, listing->buf + offset, size);
+    fuse_reply_buf(req, copy, size);
 }
 
 static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -209,6 +209,9 @@ static struct uri inner_uri(const struct uri *uri)
     struct uri inner = *uri;
 
     inner.scheme = uri->inner;
+    /* faulty:OPTIONS:URI */
+    const char *text = strchr(strchr(uri->text, ':') + 1, ':') + 1;
+    memcpy(inner.text, text, strlen(text) + 1);
     return inner;
 }
 
