@@ -167,10 +167,11 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
 /* Between the mount and its end. */
 static int run(const struct options *options, struct host *host, struct listener *listener, struct fuse_session *se)
 {
-    if (fuse_session_mount(se, options->mountpoint) != 0)
-        return EXIT_FAILED;
+    /* Before the mount: who waits for that can then read where the daemon listens. */
     for (unsigned i = 0; listener_address(listener, i); i++)
         log_info("listening at %s", listener_address(listener, i));
+    if (fuse_session_mount(se, options->mountpoint) != 0)
+        return EXIT_FAILED;
     log_info("mounted at %s", options->mountpoint);
     if (fuse_daemonize(options->foreground) != 0) {
         fuse_session_unmount(se);

@@ -76,6 +76,57 @@ Test(file, home)
     }
 }
 
+/* Dedicated channels: the last ones carry devices alone, the others RAM alone. */
+Test(file, device_channels)
+{
+    for (unsigned channels = 2; channels <= 9; channels++) {
+        for (unsigned devices = 1; devices < channels; devices++) {
+            struct file *ram = file_new(WIRE_RAM, "ram"), *dev = file_new(7, "dev");
+            file_set_channels(ram, channels, devices);
+            file_set_channels(dev, channels, devices);
+            for (uint64_t stripe = 0; stripe < 40; stripe++) {
+                cr_assert(lt(uint, file_home(ram, stripe * STRIPE), channels - devices));
+                cr_assert(ge(uint, file_home(dev, stripe * STRIPE), channels - devices));
+                cr_assert(lt(uint, file_home(dev, stripe * STRIPE), channels));
+            }
+            for (unsigned c = 0; c < channels; c++) {
+                cr_expect(eq(int, file_is_home(ram, c), c < channels - devices));
+                cr_expect(eq(int, file_is_home(dev, c), c >= channels - devices));
+            }
+            file_free(ram, false);
+            file_free(dev, false);
+        }
+    }
+}
+
+/* Against counting stripe by stripe. */
+Test(file, home_bytes)
+{
+    static const uint64_t places[] = {0, 1, STRIPE - 1, STRIPE, STRIPE + 1, 3 * STRIPE, 7 * STRIPE + 12345};
+
+    for (unsigned devices = 0; devices < 3; devices++) {
+        for (uint32_t id = 0; id < 5; id++) {
+            struct file *file = file_new(id, "x");
+            file_set_channels(file, 5, devices);
+            for (size_t i = 0; i < ARRAY_LENGTH(places); i++) {
+                for (size_t k = 0; k < ARRAY_LENGTH(places); k++) {
+                    uint64_t counted[5] = {0}, end = places[i] + places[k];
+                    for (uint64_t at = places[i]; at < end;) {
+                        uint64_t to = (at / STRIPE + 1) * STRIPE < end ? (at / STRIPE + 1) * STRIPE : end;
+                        counted[file_home(file, at)] += to - at;
+                        at = to;
+                    }
+                    for (unsigned c = 0; c < 5; c++)
+                        cr_assert(eq(u64, file_home_bytes(file, c, places[i], places[k]), counted[c]),
+                                  "file %u, channel %u, %u for devices", id, c, devices);
+                }
+            }
+            cr_expect(gt(u64, file_home_bytes(file, file_home(file, 0), 0, WIRE_OFFSET_MAX), 0), "and no time for a huge one");
+            file_free(file, false);
+        }
+    }
+}
+
 Test(file, totals)
 {
     struct file *file = file_new(DEVICE, "dev");
@@ -285,6 +336,136 @@ Test(file, discard_past_the_end)
         cr_expect(eq(chr, c, 0));
         discard_file(file);
     }
+}
+
+/*
+ * Zero pages, and the map of what has arrived
+ */
+
+#define PAGE ((uint64_t)WIRE_PAGE_SIZE)
+
+static void apply_zero(struct file *file, uint64_t page, uint64_t count)
+{
+    unsigned home = file_home(file, page * PAGE);
+    struct error err;
+
+    CHECK_OK(file_receive_size(file, home, (page + count) * PAGE, UNLIMITED, &err));
+    CHECK_OK(file_receive_zero(file, home, page * PAGE, count * PAGE, &err));
+}
+
+static bool arrived(struct file *file, uint64_t page)
+{
+    uint8_t byte;
+
+    return file_read_received_map(file, page / 8, &byte, 1) == 1 && byte >> page % 8 & 1;
+}
+
+/* A few pages, and long runs: short ones are overwritten, long ones give their memory back, and both read as zeros. */
+Test(file, zero_pages)
+{
+    for (uint64_t count = 1; count <= 64; count *= 4) {
+        struct file *file = make(WIRE_RAM, 2, 0);
+        char c;
+        apply_zero(file, 10, count);
+        cr_expect(eq(i64, file_seek(file, 0, true), -ENXIO), "nothing is held for it");
+        cr_expect(eq(u64, file_totals(file).first_pages, count));
+        apply_fill(file, 10 * PAGE, 'x', count * PAGE);
+        cr_expect(eq(u64, file_totals(file).first_pages, count), "it had arrived before");
+        cr_expect(eq(i64, file_seek(file, 0, true), (int64_t)(10 * PAGE)));
+        cr_expect(eq(i64, file_seek(file, 10 * PAGE, false), (int64_t)((10 + count) * PAGE)));
+        apply_zero(file, 10, count);
+        for (uint64_t at = 10 * PAGE; at < (10 + count) * PAGE; at += 1000) {
+            read_now(file, at, &c, 1);
+            cr_assert(eq(chr, c, 0), "%d pages, at %d", (int)count, (int)at);
+        }
+        cr_expect(eq(u64, file_totals(file).zero_pages, 2 * count));
+        cr_expect(eq(u64, file_received_size(file), (10 + count) * PAGE));
+        discard_file(file);
+    }
+}
+
+/* Data among zeros: only what is zero is cleared. */
+Test(file, zero_pages_around_data)
+{
+    struct file *file = make(WIRE_RAM, 2, 0);
+    char c;
+
+    apply_fill(file, 0, 'x', 100 * PAGE);
+    apply_zero(file, 20, 3);
+    apply_zero(file, 50, 40);
+    for (uint64_t page = 0; page < 100; page++) {
+        bool zero = (page >= 20 && page < 23) || (page >= 50 && page < 90);
+        read_now(file, page * PAGE, &c, 1);
+        cr_expect(eq(chr, c, zero ? 0 : 'x'), "page %d", (int)page);
+        read_now(file, page * PAGE + PAGE - 1, &c, 1);
+        cr_expect(eq(chr, c, zero ? 0 : 'x'), "page %d", (int)page);
+        cr_expect(arrived(file, page));
+    }
+    discard_file(file);
+}
+
+Test(file, received_map)
+{
+    struct file *file = make(WIRE_RAM, 2, 200 * PAGE);
+    struct error err;
+    uint8_t map[64];
+
+    cr_expect(eq(u64, file_received_map_size(file), 32), "whole words");
+    cr_expect(eq(sz, file_read_received_map(file, 0, map, sizeof(map)), 32));
+    for (int i = 0; i < 32; i++)
+        cr_expect(eq(u8, map[i], 0));
+    apply_fill(file, 5 * PAGE + 100, 'x', 10); /* a part of a page */
+    apply_fill(file, 8 * PAGE - 1, 'x', 2);    /* two of them */
+    apply_zero(file, 70, 2);
+    for (uint64_t page = 0; page < 200; page++)
+        cr_expect(eq(int, arrived(file, page), page == 5 || page == 7 || page == 8 || page == 70 || page == 71), "page %d",
+                  (int)page);
+    cr_expect(eq(u64, file_totals(file).first_pages, 5));
+    /* A hole has not arrived, where it covers a page. */
+    CHECK_OK(file_receive_discard(file, file_home(file, 0), 5 * PAGE, 2 * PAGE + 1, &err));
+    cr_expect(not(arrived(file, 5)));
+    cr_expect(arrived(file, 7));
+    cr_expect(eq(sz, file_read_received_map(file, 31, map, 64), 1));
+    cr_expect(eq(sz, file_read_received_map(file, 32, map, 64), 0));
+    cr_expect(eq(sz, file_read_received_map(file, UINT64_MAX, map, 64), 0));
+    discard_file(file);
+}
+
+Test(file, seek)
+{
+    struct file *file = make(WIRE_RAM, 2, 10 * PAGE + 5), *dev = make(DEVICE, 2, 0);
+
+    apply_fill(file, 3 * PAGE + 1, 'x', 10);
+    cr_expect(eq(i64, file_seek(file, 0, true), (int64_t)(3 * PAGE)));
+    cr_expect(eq(i64, file_seek(file, 0, false), 0));
+    cr_expect(eq(i64, file_seek(file, 3 * PAGE + 5, true), (int64_t)(3 * PAGE + 5)));
+    cr_expect(eq(i64, file_seek(file, 3 * PAGE + 5, false), (int64_t)(4 * PAGE)));
+    cr_expect(eq(i64, file_seek(file, 4 * PAGE, true), -ENXIO));
+    cr_expect(eq(i64, file_seek(file, 10 * PAGE + 4, false), (int64_t)(10 * PAGE + 4)));
+    cr_expect(eq(i64, file_seek(file, 10 * PAGE + 5, false), -ENXIO), "past the end");
+    apply_fill(file, 10 * PAGE, 'x', 5);
+    cr_expect(eq(i64, file_seek(file, 4 * PAGE, true), (int64_t)(10 * PAGE)));
+    cr_expect(eq(i64, file_seek(file, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)), "the end is a hole");
+    apply_fill(dev, 0, 'x', 10);
+    cr_expect(eq(i64, file_seek(dev, 4, true), 4), "a stream is all data");
+    cr_expect(eq(i64, file_seek(dev, 4, false), 10));
+    file_free(dev, false);
+    discard_file(file);
+}
+
+/* What a truncation cut off has not arrived, and nothing is held of it, when the file grows again. */
+Test(file, truncation_forgets)
+{
+    struct file *file = make(WIRE_RAM, 1, 0);
+    struct error err;
+
+    apply_fill(file, 0, 'x', 3 * PAGE + 100);
+    CHECK_OK(file_receive_truncate(file, 0, 0, 1, UNLIMITED, &err));
+    CHECK_OK(file_receive_truncate(file, 0, 8 * PAGE, 2, UNLIMITED, &err));
+    for (uint64_t page = 0; page < 8; page++)
+        cr_expect(not(arrived(file, page)), "page %d", (int)page);
+    cr_expect(eq(i64, file_seek(file, 0, true), -ENXIO));
+    discard_file(file);
 }
 
 /*
