@@ -1171,12 +1171,21 @@ Test(migration, sentence_of_a_broken_channel)
  * Nothing is left
  */
 
+static void do_nothing(void *arg)
+{
+    (void)arg;
+}
+
 Test(migration, many_at_once_and_nothing_is_left)
 {
-    unsigned fds = rig_count_fds(), threads = rig_count_threads();
+    unsigned fds = rig_count_fds(), threads;
     struct worker workers[20];
     static struct cut cuts[20];
 
+    /* A sanitizer makes a thread of its own together with the first one. */
+    worker_start(&workers[0], do_nothing, NULL);
+    worker_join(&workers[0]);
+    threads = rig_count_threads();
     for (int round = 0; round < 3; round++) {
         rig_init(&rig, "tcp:127.0.0.1:0", NULL);
         for (int i = 0; i < 20; i++) {
