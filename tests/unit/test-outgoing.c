@@ -418,7 +418,7 @@ Test(outgoing, breaches)
 /* A data channel that is gone is noticed by who sends on it. */
 Test(outgoing, data_channel_is_gone)
 {
-    struct error err;
+    struct error err = {0};
     int ret = 0;
 
     become_active();
