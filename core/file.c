@@ -361,6 +361,11 @@ void file_receive_drop(struct file *file)
     file->dropped = true;
     pthread_mutex_unlock(&file->lock);
     memory_resize(&file->memory, 0, &err);
+    file_receive_discharge(file);
+}
+
+void file_receive_discharge(struct file *file)
+{
     SCOPED_LOCK(&file->lock);
     budget_release(file->budget, file->charged);
     file->charged = 0;

@@ -175,6 +175,13 @@ void file_receive_over(struct file *file, bool broken);
 /** file_receive_drop - the migration has failed: give the memory back; nobody writes any more */
 void file_receive_drop(struct file *file);
 
+/**
+ * file_receive_discharge - the budget need not count it any more
+ *
+ * Its memory goes when the last user of it closes it.
+ */
+void file_receive_discharge(struct file *file);
+
 /** file_received_size - the size as far as it has arrived; exact after a barrier */
 uint64_t file_received_size(const struct file *file);
 

@@ -1080,6 +1080,8 @@ void incoming_release(struct migration *m)
 {
     if (m->file_count > 0)
         memory_unlink(&m->files[0]->memory);
+    for (uint32_t i = 0; i < m->file_count; i++)
+        file_receive_discharge(m->files[i]);
 }
 
 void incoming_ram_path(struct migration *m, char *out, size_t size)

@@ -40,7 +40,12 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
 /** incoming_outcome - what became of it; a migration that still runs is ended, so that the answer stays true */
 enum wire_outcome incoming_outcome(struct migration *m);
 
-/** incoming_release - the user has removed it: remove its backing file */
+/**
+ * incoming_release - the user has removed it: remove its backing file, and let others have its share of the budget
+ *
+ * Threads, and users who have a file open, may hold the memory a little longer; what a user keeps
+ * open after rmdir is the user's own.
+ */
 void incoming_release(struct migration *m);
 
 /** incoming_ram_path - where the RAM image can be mapped by a VMM */
