@@ -160,6 +160,16 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     return check;
 }
 
+uint64_t channel_add_from(struct channel *ch, struct packet *packet, int fd, off_t offset, uint64_t bytes,
+                          struct channel_entry *entry)
+{
+    uint64_t check = channel_add(ch, packet, NULL, bytes, entry);
+
+    entry->fd = fd;
+    entry->fd_offset = offset;
+    return check;
+}
+
 void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry)
 {
     assert(ch->closed == CHANNEL_OPEN);
@@ -184,19 +194,32 @@ static bool can_send(const struct channel *ch)
     return ch->head && !ch->head->unprepared;
 }
 
-/* Takes up to CHANNEL_BATCH bytes of entries off the queue. Returns the number of parts. */
-static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entry **first)
+/* Whether an entry's payload is read from a descriptor. */
+static bool is_from_fd(const struct channel_entry *entry)
+{
+    return !entry->payload && entry->length > 0;
+}
+
+/*
+ * Takes up to CHANNEL_BATCH bytes of entries off the queue; one whose payload is
+ * read from a descriptor, *@from, is the last. Returns the number of parts.
+ */
+static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entry **first,
+                      const struct channel_entry **from)
 {
     size_t total = 0;
     int n = 0;
 
     *first = ch->head;
+    *from = NULL;
     struct channel_entry *last = NULL;
-    while (can_send(ch) && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH) {
+    while (can_send(ch) && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH && !*from) {
         struct channel_entry *entry = ch->head;
         if (!entry->chunk)
             iov[n++] = (struct iovec){&entry->header, sizeof(entry->header)};
-        if (entry->length)
+        if (is_from_fd(entry))
+            *from = entry;
+        else if (entry->length)
             iov[n++] = (struct iovec){(void *)(uintptr_t)entry->payload, entry->length};
         total += iov[n - 1].iov_len;
         ch->head = entry->next;
@@ -258,12 +281,19 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         }
         struct iovec iov[TRANSPORT_IOV_MAX];
         struct channel_entry *batch;
+        const struct channel_entry *from;
         bool dead = ch->closed == CHANNEL_DEAD;
-        int n = take_batch(ch, iov, &batch);
+        int n = take_batch(ch, iov, &batch, &from);
         pthread_mutex_unlock(&ch->lock);
 
-        int ret = dead ? -ECONNRESET : transport_send(ch->transport, iov, n);
-        uint64_t wire_bytes = 0;
+        int ret;
+        if (dead)
+            ret = -ECONNRESET;
+        else if (from)
+            ret = transport_send_fd(ch->transport, iov, n, from->fd, from->fd_offset, from->length);
+        else
+            ret = transport_send(ch->transport, iov, n);
+        uint64_t wire_bytes = from ? from->length : 0;
         for (int i = 0; i < n; i++)
             wire_bytes += iov[i].iov_len;
 

@@ -55,7 +55,9 @@ struct channel_entry {
     struct channel_entry *next;
     struct channel_chunk *chunk; /* not NULL: a slice of a chunk, nobody owns it */
     struct wire_packet header;   /* of a large packet */
-    const void *payload;         /* of a slice: headers and all */
+    const void *payload;         /* of a slice: headers and all. NULL: it is read from fd when it is sent */
+    int fd;                      /* transport_send_fd()'s */
+    off_t fd_offset;
     uint32_t length;
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
@@ -128,6 +130,15 @@ int channel_reserve(struct channel *ch, unsigned packets, size_t bytes);
  */
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
                      struct channel_entry *entry);
+
+/**
+ * channel_add_from - give a packet its place whose payload is read from a descriptor when it is sent
+ * @fd, @offset: what transport_send_fd() takes; open until channel_finish()
+ *
+ * As channel_add() with an entry.
+ */
+uint64_t channel_add_from(struct channel *ch, struct packet *packet, int fd, off_t offset, uint64_t bytes,
+                          struct channel_entry *entry);
 
 /**
  * channel_add_unprepared - give a packet its place before its payload is made

@@ -146,7 +146,10 @@ static void channel_failed(void *arg, unsigned index, int code)
     struct migration *m = arg;
     struct error reason = {0};
 
-    error_set_errno(&reason, code, "sending on channel %u", index);
+    if (code == -ENODATA || code == -EFAULT)
+        error_set(&reason, CAUSE_IO, "the RAM source has become shorter");
+    else
+        error_set_errno(&reason, code, "sending on channel %u", index);
     SCOPED_LOCK(&m->lock);
     outgoing_doom(m, &reason, SUSPECT_MS);
 }

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -42,7 +43,7 @@ static int wait_for(int fd, short events)
     return 0;
 }
 
-static int socket_send(struct transport *t, const struct iovec *iov, int n)
+static int send_parts(struct transport *t, const struct iovec *iov, int n, int flags)
 {
     struct socket_transport *s = (struct socket_transport *)t;
     struct iovec rest[TRANSPORT_IOV_MAX];
@@ -50,7 +51,7 @@ static int socket_send(struct transport *t, const struct iovec *iov, int n)
 
     memcpy(rest, iov, (size_t)n * sizeof(*iov));
     while (msg.msg_iovlen > 0) {
-        ssize_t sent = sendmsg(s->fd, &msg, MSG_NOSIGNAL);
+        ssize_t sent = sendmsg(s->fd, &msg, MSG_NOSIGNAL | flags);
         if (sent < 0) {
             int code = errno;
             if (code == EAGAIN)
@@ -70,6 +71,34 @@ static int socket_send(struct transport *t, const struct iovec *iov, int n)
         }
     }
     return 0;
+}
+
+static int socket_send(struct transport *t, const struct iovec *iov, int n)
+{
+    return send_parts(t, iov, n, 0);
+}
+
+/* sendfile(2) and splice(2) hand pages to the socket; only the receiver copies them, even over loopback. */
+static int socket_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    int ret = send_parts(t, iov, n, MSG_MORE);
+
+    while (ret == 0 && len > 0) {
+        ssize_t sent = offset == TRANSPORT_PIPE ? splice(fd, NULL, s->fd, NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+                                                : sendfile(s->fd, fd, &offset, len);
+        if (sent > 0)
+            len -= (size_t)sent;
+        else if (sent == 0)
+            ret = -ENODATA;
+        else if (errno == EAGAIN)
+            ret = wait_for(s->fd, POLLOUT);
+        else if (errno == EINVAL)
+            return transport_copy_fd(t, fd, offset, len); /* hugetlbfs */
+        else if (errno != EINTR)
+            ret = -errno;
+    }
+    return ret;
 }
 
 static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
@@ -153,6 +182,7 @@ static void socket_close(struct transport *t)
 static const struct transport_ops socket_ops = {
     .name = "socket",
     .send = socket_send,
+    .send_fd = socket_send_fd,
     .try_send = socket_try_send,
     .drain = socket_drain,
     .recv = socket_recv,

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Picks the family of a URI, and calls through to the operations of a connection; see transport.h. */
 #include "transport.h"
+#include "cleanup.h"
 #include "clock.h"
 
 #include <errno.h>
 #include <poll.h>
+
+#define COPY_SIZE (256u << 10)
 
 static const struct transport_family *const families[] = {
     [URI_TCP] = &transport_tcp,
@@ -27,6 +30,39 @@ int transport_listen(const struct uri *uri, struct transport_listener **out, str
 int transport_send(struct transport *t, const struct iovec *iov, int n)
 {
     return t->ops->send(t, iov, n);
+}
+
+int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len)
+{
+    size_t size = len < COPY_SIZE ? len : COPY_SIZE;
+    CLEANUP_FREE char *buf = malloc(size);
+
+    if (!buf)
+        return -ENOMEM;
+    while (len > 0) {
+        size_t want = len < size ? len : size;
+        ssize_t n = offset == TRANSPORT_PIPE ? read(fd, buf, want) : pread(fd, buf, want, offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -ENODATA;
+        struct iovec iov = {buf, (size_t)n};
+        int ret = t->ops->send(t, &iov, 1);
+        if (ret < 0)
+            return ret;
+        len -= (size_t)n;
+        if (offset != TRANSPORT_PIPE)
+            offset += n;
+    }
+    return 0;
+}
+
+int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len)
+{
+    if (t->ops->send_fd)
+        return t->ops->send_fd(t, iov, n, fd, offset, len);
+    int ret = t->ops->send(t, iov, n);
+    return ret < 0 ? ret : transport_copy_fd(t, fd, offset, len);
 }
 
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len)

@@ -28,6 +28,7 @@
 
 #define TRANSPORT_PEER_MAX 128
 #define TRANSPORT_IOV_MAX  64
+#define TRANSPORT_PIPE     ((off_t)-1)
 
 struct transport;
 struct transport_listener;
@@ -52,6 +53,12 @@ enum transport_recv_flags {
  *        and returns an error soon after @shutdown. The buffers belong to the
  *        caller again when it returns, unless the transport promises otherwise
  *        in @drain. 0 or a negative errno.
+ * @send_fd: Sends all of @iov, and then exactly @len bytes of a descriptor: of a pipe
+ *        that has them (@offset is TRANSPORT_PIPE), or of a file at @offset. Where the
+ *        kernel can, their pages go out without a copy; what is written to the file
+ *        meanwhile may then show in what arrives. Under the rules of @send.
+ *        -ENODATA: there were fewer bytes. After an error the connection cannot be used.
+ *        NULL: it has nothing better than reading them.
  * @try_send: Sends as many of @len bytes as can be taken now, in the order of @send
  *        and under its thread rules. The count, -EAGAIN, or another negative errno.
  * @drain: Returns when no buffer that was given to @send is still in use by the
@@ -70,6 +77,7 @@ enum transport_recv_flags {
 struct transport_ops {
     const char *name;
     int (*send)(struct transport *t, const struct iovec *iov, int n);
+    int (*send_fd)(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     int (*drain)(struct transport *t);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
@@ -132,6 +140,14 @@ int transport_connect(const struct uri *uri, unsigned index, const struct transp
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
 
 int transport_send(struct transport *t, const struct iovec *iov, int n);
+int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len);
+
+/**
+ * transport_copy_fd - what transport_send_fd() does where the kernel cannot: reads, and sends
+ * Return: as @send_fd.
+ */
+int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len);
+
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
