@@ -13,6 +13,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -62,6 +63,8 @@ struct outgoing {
     /* Release when all of the above is there; then they stay until outgoing_free(). */
     atomic_bool ready;
 
+    struct reference *reference; /* of the RAM, or NULL; guarded by migration.lock until the start, then constant */
+
     /* Held across the announcement of a stream or a device, so that the announcements come in order. */
     pthread_mutex_t announce_lock;
 
@@ -91,6 +94,8 @@ struct outgoing *outgoing_new(struct migration *m)
 /* Takes down what connect_all() has made. Nobody else uses it: it is not ready, or the migration is being freed. */
 static void disconnect_all(struct outgoing *out)
 {
+    if (out->reference)
+        reference_stop(out->reference);
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_fini(&out->channels[c]);
     compressor_free(out->compressor);
@@ -108,6 +113,7 @@ void outgoing_free(struct outgoing *out)
     if (!out)
         return;
     disconnect_all(out);
+    reference_free(out->reference);
     gate_fini(&out->gate);
     pthread_mutex_destroy(&out->announce_lock);
     close(out->cancel_fd);
@@ -290,6 +296,17 @@ static int check_quota(const struct outgoing *out, const struct file *file, uint
     return 0;
 }
 
+/* Whether the RAM's file has all of the RAM. */
+static int check_reference(const struct reference *ref, const struct file *ram, struct error *err)
+{
+    uint64_t have = reference_file_size(ref), size = atomic_load(&ram->size);
+
+    if (size == 0 || size > have)
+        return error_set(err, CAUSE_SYNTAX, "RAM of %llu bytes, and '%.100s' has %llu", (unsigned long long)size,
+                         ref->text, (unsigned long long)have);
+    return 0;
+}
+
 static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -321,6 +338,8 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
         out->channel_count = c + 1;
     }
     SCOPED_LOCK(&out->announce_lock);
+    if (out->reference && check_reference(out->reference, m->files[WIRE_RAM], err) < 0)
+        return -EIO;
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file_set_channels(file, n, m->settings.device_channels) < 0)
@@ -331,7 +350,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
             announce_file(m, file, true, interrupt, err) < 0)
             return -EIO;
     }
-    return 0;
+    return out->reference ? reference_start(out->reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
 }
 
 static void announce_stream(struct migration *m, struct file *file);
@@ -468,6 +487,25 @@ static uint64_t cost(const struct packet *packet)
     return sizeof(struct wire_packet) + (packet->type == WIRE_PAGES ? packet->range : packet->raw_length);
 }
 
+/*
+ * The packets of a write, in the order of their offsets. The payload of a packet
+ * lies in the writer's buffer, at the packet's offset.
+ */
+struct plan {
+    bool compress, checksum;
+    bool gated; /* the gate has counted its cost */
+    const struct reference *ref; /* large payloads are read from its file when they are sent, at their offset */
+    unsigned n, large;
+    uint64_t cost;
+    struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
+};
+
+/* What the gate is given back for a packet. */
+static uint64_t gate_share(const struct plan *plan, const struct packet *packet)
+{
+    return plan && !plan->gated ? 0 : cost(packet);
+}
+
 /* Counts a packet with a payload of @bytes in @pages, and @zero pages without. The channel's lock is held. */
 static void count_data(struct file_channel *fc, uint64_t bytes, uint64_t pages, uint64_t zero)
 {
@@ -481,14 +519,18 @@ static uint64_t pages_touched(const struct packet *packet)
     return (packet->offset + packet->raw_length - 1) / WIRE_PAGE_SIZE - packet->offset / WIRE_PAGE_SIZE + 1;
 }
 
-/* Called with the channel's lock held. */
+/* Called with the channel's lock held. @plan: what the packet is of, or NULL */
 static void add_packet(struct channel *ch, struct file *file, struct packet *packet, const void *payload,
-                       struct channel_entry *entry)
+                       const struct plan *plan, struct channel_entry *entry)
 {
     struct file_channel *fc = &file->per_channel[ch->index];
+    uint64_t check;
 
     packet->file = file->id;
-    uint64_t check = channel_add(ch, packet, payload, cost(packet), entry);
+    if (entry && plan->ref)
+        check = channel_add_from(ch, packet, plan->ref->fd, (off_t)packet->offset, gate_share(plan, packet), entry);
+    else
+        check = channel_add(ch, packet, payload, gate_share(plan, packet), entry);
     fc->last_sequence = packet->sequence;
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
@@ -509,7 +551,7 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
 }
 
 /* The same for a packet that is prepared later; it is counted then. */
-static void add_unprepared(struct file *file, const struct packet *packet, const char *raw,
+static void add_unprepared(struct file *file, const struct plan *plan, const struct packet *packet, const char *raw,
                            struct outgoing_piece *piece)
 {
     struct file_channel *fc = &file->per_channel[piece->channel->index];
@@ -519,7 +561,7 @@ static void add_unprepared(struct file *file, const struct packet *packet, const
     piece->packet.file = file->id;
     piece->raw = raw;
     piece->gathered = piece->packed = NULL;
-    channel_add_unprepared(piece->channel, &piece->packet, cost(packet), &piece->entry);
+    channel_add_unprepared(piece->channel, &piece->packet, gate_share(plan, packet), &piece->entry);
     fc->last_sequence = piece->packet.sequence;
 }
 
@@ -561,17 +603,6 @@ static int enter_gate(struct migration *m, uint64_t bytes, const struct interrup
         return error_set(err, CAUSE_RESET, "the connection is lost");
     return ret;
 }
-
-/*
- * The packets of a write, in the order of their offsets. The payload of a packet
- * lies in the writer's buffer, at the packet's offset.
- */
-struct plan {
-    bool compress, checksum;
-    unsigned n, large;
-    uint64_t cost;
-    struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
-};
 
 /* Whether a packet's payload is compressed or checked after the writer is answered. */
 static bool is_prepared_later(const struct plan *plan, const struct packet *packet)
@@ -637,15 +668,34 @@ static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, siz
         plan_add(plan, WIRE_DATA, offset + head + whole, tail);
 }
 
+static void begin_plan(struct migration *m, struct plan *plan)
+{
+    plan->compress = m->out->compressor;
+    plan->checksum = m->settings.checksum;
+    plan->gated = true;
+    plan->ref = NULL;
+    plan->n = plan->large = 0;
+    plan->cost = 0;
+}
+
+/* All packets are there; their bytes that are in memory are at @buf, which stands for @offset. */
+static void end_plan(struct plan *plan, const char *buf, uint64_t offset)
+{
+    for (unsigned i = 0; i < plan->n; i++) {
+        struct packet *packet = &plan->packets[i];
+        if (packet->type == WIRE_DATA && plan->checksum && !is_prepared_later(plan, packet))
+            packet->payload_check = wire_payload_check(buf + (packet->offset - offset), packet->length);
+        plan->large += !is_copied(plan, packet);
+        plan->cost += cost(packet);
+    }
+}
+
 static void plan_write(struct migration *m, const struct file *file, const char *buf, size_t len, uint64_t offset,
                        struct plan *plan)
 {
     bool zero_pages = m->settings.zero_pages && file->id == WIRE_RAM;
 
-    plan->compress = m->out->compressor;
-    plan->checksum = m->settings.checksum;
-    plan->n = plan->large = 0;
-    plan->cost = 0;
+    begin_plan(m, plan);
     for (size_t done = 0; done < len;) {
         uint64_t at = offset + done;
         size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
@@ -656,13 +706,7 @@ static void plan_write(struct migration *m, const struct file *file, const char 
             plan_add(plan, WIRE_DATA, at, piece);
         done += piece;
     }
-    for (unsigned i = 0; i < plan->n; i++) {
-        struct packet *packet = &plan->packets[i];
-        if (packet->type == WIRE_DATA && plan->checksum && !is_prepared_later(plan, packet))
-            packet->payload_check = wire_payload_check(buf + (packet->offset - offset), packet->length);
-        plan->large += !is_copied(plan, packet);
-        plan->cost += cost(packet);
-    }
+    end_plan(plan, buf, offset);
 }
 
 /* Called with the locks of the write's channels held: room for everything that will be copied. */
@@ -685,8 +729,8 @@ static int reserve(struct outgoing *out, const struct file *file, const struct p
 }
 
 /* Gives the packets their places, all in one step. */
-static int place(struct migration *m, struct file *file, const char *buf, size_t len, uint64_t offset,
-                 struct plan *plan, const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+static int place(struct migration *m, struct file *file, const char *buf, uint64_t offset, struct plan *plan,
+                 const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
     struct outgoing *out = m->out;
 
@@ -708,21 +752,50 @@ static int place(struct migration *m, struct file *file, const char *buf, size_t
             piece->later = false;
         }
         if (is_prepared_later(plan, packet))
-            add_unprepared(file, packet, payload, piece);
+            add_unprepared(file, plan, packet, payload, piece);
         else
-            add_packet(ch, file, packet, payload, piece ? &piece->entry : NULL);
-        grow(file, packet->offset + (packet->type == WIRE_DATA ? packet->raw_length : packet->range));
-    }
-    /* What was written, piece by piece, whatever became of it. */
-    for (size_t done = 0; done < len;) {
-        uint64_t at = offset + done;
-        size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
-        size_t piece = len - done < room ? len - done : room;
-        counter_add(&file->per_channel[file_home(file, at)].accepted, piece);
-        done += piece;
+            add_packet(ch, file, packet, payload, plan, piece ? &piece->entry : NULL);
+        uint64_t bytes = packet->type == WIRE_DATA ? packet->raw_length : packet->range;
+        grow(file, packet->offset + bytes);
+        /* What was written, whatever becomes of it. */
+        counter_add(&file->per_channel[ch->index].accepted, bytes);
     }
     unlock_channels(out, write->need);
     return 0;
+}
+
+static int begin_write(struct migration *m, struct file *file, const struct plan *plan, struct outgoing_write *write,
+                       struct error *err)
+{
+    write->m = m;
+    write->file = file;
+    write->n = 0;
+    write->pieces = write->few;
+    memset(write->need, 0, sizeof(write->need));
+    for (unsigned i = 0; i < plan->n; i++)
+        write->need[file_home(file, plan->packets[i].offset)] = true;
+    if (plan->large > sizeof(write->few) / sizeof(write->few[0])) {
+        write->pieces = malloc(plan->large * sizeof(*write->pieces));
+        if (!write->pieces)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    return 0;
+}
+
+/* What was asked for by reference before comes first in the order. */
+static int drain_reference(struct migration *m, const struct file *file, const struct interrupt *interrupt,
+                           struct error *err)
+{
+    struct reference *ref = m->out->reference;
+
+    if (!ref || (file && file->id != WIRE_RAM))
+        return 0;
+    int ret = reference_drain(ref, interrupt);
+    if (ret == -EINTR)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    if (ret < 0 && refuse(m, COMMAND_WRITE, interrupt, err) == 0)
+        return error_set(err, CAUSE_RESET, "the connection is lost");
+    return ret;
 }
 
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
@@ -733,28 +806,90 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
     assert(len <= OUTGOING_WRITE_MAX);
     if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
         return -EIO;
+    if (drain_reference(m, file, interrupt, err) < 0)
+        return -EIO;
     plan_write(m, file, buf, len, offset, &plan);
-    write->m = m;
-    write->file = file;
-    write->n = 0;
-    write->pieces = write->few;
-    memset(write->need, 0, sizeof(write->need));
-    for (unsigned i = 0; i < plan.n; i++)
-        write->need[file_home(file, plan.packets[i].offset)] = true;
-    if (plan.large > sizeof(write->few) / sizeof(write->few[0])) {
-        write->pieces = malloc(plan.large * sizeof(*write->pieces));
-        if (!write->pieces)
-            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
+    if (begin_write(m, file, &plan, write, err) < 0)
+        return -EIO;
     int ret = enter_gate(m, plan.cost, interrupt, err);
     if (ret == 0) {
-        ret = place(m, file, buf, len, offset, &plan, interrupt, write, err);
+        ret = place(m, file, buf, offset, &plan, interrupt, write, err);
         if (ret < 0)
             gate_leave(&m->out->gate, plan.cost);
     }
     if (ret < 0 && write->pieces != write->few)
         free(write->pieces);
     return ret;
+}
+
+/* The look at a stripe by reference: under memory_guard(), since the file can become shorter at any time. */
+struct look {
+    struct migration *m;
+    const struct reference *ref;
+    uint64_t offset; /* of the stripe */
+    const uint64_t *bits;
+    char *buffer;
+    struct plan *plan;
+};
+
+static void look_at_stripe(void *arg)
+{
+    struct look *look = arg;
+    struct plan *plan = look->plan;
+    uint64_t rest = look->ref->size - look->offset;
+    uint64_t end = rest < WIRE_STRIPE_SIZE ? rest : WIRE_STRIPE_SIZE;
+    const char *stripe = look->ref->map + look->offset;
+
+    for (uint64_t at = 0, run; at < end; at += run) {
+        bool wanted = look->bits[at / WIRE_PAGE_SIZE / 64] >> at / WIRE_PAGE_SIZE % 64 & 1;
+        for (run = WIRE_PAGE_SIZE; at + run < end; run += WIRE_PAGE_SIZE) {
+            uint64_t page = (at + run) / WIRE_PAGE_SIZE;
+            if ((look->bits[page / 64] >> page % 64 & 1) != wanted)
+                break;
+        }
+        if (!wanted)
+            continue;
+        size_t len = at + run > end ? end - at : run;
+        /* What is compressed or checked must not change meanwhile. */
+        if (!plan->ref)
+            memcpy(look->buffer + at, stripe + at, len);
+        if (look->m->settings.zero_pages)
+            plan_stripe(plan, plan->ref ? stripe + at : look->buffer + at, look->offset + at, len);
+        else
+            plan_add(plan, WIRE_DATA, look->offset + at, len);
+    }
+    for (unsigned i = 0; plan->ref && i < plan->n; i++) {
+        const struct packet *packet = &plan->packets[i];
+        if (packet->type == WIRE_DATA && is_copied(plan, packet))
+            memcpy(look->buffer + packet->offset % WIRE_STRIPE_SIZE, look->ref->map + packet->offset, packet->length);
+    }
+}
+
+int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint64_t offset, const uint64_t *bits,
+                         char *buffer, struct outgoing_write *write, struct error *err)
+{
+    struct file *ram = m->files[WIRE_RAM];
+    struct plan plan;
+    struct look look = {m, ref, offset, bits, buffer, &plan};
+
+    begin_plan(m, &plan);
+    plan.gated = false;
+    plan.ref = plan.compress || plan.checksum ? NULL : ref;
+    if (memory_guard(look_at_stripe, &look) < 0)
+        return error_set(err, CAUSE_IO, "the RAM source '%.100s' cannot be read at %llu: has it become shorter?",
+                         ref->text, (unsigned long long)offset);
+    end_plan(&plan, buffer, offset);
+    if (begin_write(m, ram, &plan, write, err) < 0)
+        return -EIO;
+    int ret = place(m, ram, buffer, offset, &plan, NULL, write, err);
+    if (ret < 0 && write->pieces != write->few)
+        free(write->pieces);
+    return ret;
+}
+
+void outgoing_send_copied(struct migration *m, unsigned channel)
+{
+    channel_finish(&m->out->channels[channel], NULL);
 }
 
 /*
@@ -895,7 +1030,7 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
     for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
         struct packet copy = packet;
         if (need[c])
-            add_packet(&out->channels[c], file, &copy, NULL, NULL);
+            add_packet(&out->channels[c], file, &copy, NULL, NULL, NULL);
     }
     unlock_channels(out, need);
     if (ret < 0) {
@@ -929,6 +1064,8 @@ int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, ui
         return 0;
     if (len > size - offset)
         len = size - offset;
+    if (drain_reference(m, file, interrupt, err) < 0)
+        return -EIO;
     uint64_t first = offset / WIRE_STRIPE_SIZE, last = (offset + len - 1) / WIRE_STRIPE_SIZE;
     for (uint64_t stripe = first; stripe <= last && stripe - first < out->channel_count; stripe++)
         need[file_home(file, stripe * WIRE_STRIPE_SIZE)] = true;
@@ -966,6 +1103,8 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
                          (unsigned long long)file->declared);
     if (size == atomic_load(&file->size))
         return 0;
+    if (m->out->reference && file->id == WIRE_RAM)
+        return error_set(err, CAUSE_STATE, "the size of RAM by reference does not change");
     for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
         need[c] = file_is_home(file, c);
     return broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err);
@@ -996,7 +1135,7 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
     struct outgoing *out = m->out;
     uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (check_command(m, COMMAND_FLUSH, err) < 0)
+    if (check_command(m, COMMAND_FLUSH, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
     count_accepted(out, file, counts);
     for (unsigned c = 0; c < out->channel_count; c++) {
@@ -1042,6 +1181,8 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
     struct sync_waiter waiter = {0};
 
+    if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
+        return -EIO;
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
     if (ret == 0) {
@@ -1159,6 +1300,8 @@ static void resume_from_completing(struct migration *m)
     migration_move(m, STATE_ACTIVE, NULL);
     for (unsigned c = 0; c < m->out->channel_count; c++)
         channel_reopen(&m->out->channels[c]);
+    if (m->out->reference)
+        reference_seal(m->out->reference, false);
 }
 
 int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
@@ -1179,6 +1322,10 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (ret < 0)
         return ret;
     migration_announce(m);
+    if (out->reference) {
+        reference_seal(out->reference, true);
+        reference_drain(out->reference, interrupt);
+    }
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_close(&out->channels[c], CHANNEL_SEALED);
     /* What is still being compressed is counted when it is sent. A failure shows in the state. */
@@ -1511,6 +1658,12 @@ static void *mig_out(void *arg)
         transport_shutdown(out->channels[c].transport);
     }
     gate_close(&out->gate);
+    if (out->reference) {
+        reference_stop(out->reference);
+        pthread_mutex_lock(&m->lock);
+        reference_close(out->reference);
+        pthread_mutex_unlock(&m->lock);
+    }
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_disconnect(&out->channels[c]);
     session_linger(&out->session, LINGER_MS);
@@ -1538,6 +1691,8 @@ void outgoing_kick(struct migration *m)
     }
     pthread_mutex_unlock(&m->lock);
     gate_kick(&out->gate);
+    if (is_ready(out) && out->reference)
+        reference_kick(out->reference);
     for (unsigned c = 0; is_ready(out) && c < out->channel_count; c++)
         channel_kick(&out->channels[c]);
 }
@@ -1547,6 +1702,47 @@ int outgoing_setting_writable(struct migration *m, struct error *err)
     if (m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED && !m->was_active))
         return 0;
     return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
+}
+
+int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err)
+{
+    struct file *ram = m->files[WIRE_RAM];
+
+    pthread_mutex_lock(&m->lock);
+    int ret = outgoing_setting_writable(m, err);
+    if (ret == 0) {
+        struct reference *old = m->out->reference;
+        m->out->reference = ref;
+        if (ref && !atomic_load(&ram->size))
+            ram->size = ram->declared = reference_file_size(ref);
+        ref = old;
+    }
+    pthread_mutex_unlock(&m->lock);
+    reference_free(ref);
+    return ret;
+}
+
+void outgoing_reference_text(struct migration *m, char *out, size_t size)
+{
+    SCOPED_LOCK(&m->lock);
+    snprintf(out, size, "%s", m->out->reference ? m->out->reference->text : "");
+}
+
+uint64_t outgoing_dirty_size(struct migration *m)
+{
+    uint64_t size = atomic_load(&m->files[WIRE_RAM]->size);
+
+    SCOPED_LOCK(&m->lock);
+    return m->out->reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
+}
+
+int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)
+{
+    if (check_active(m, err) < 0)
+        return -EIO;
+    if (!m->out->reference)
+        return error_set(err, CAUSE_SYNTAX, "there is no ram-source: its pages would be sent");
+    return reference_mark(m->out->reference, bitmap, len, offset, err);
 }
 
 uint64_t outgoing_wire_bytes(struct migration *m, int index)
@@ -1563,7 +1759,11 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
 
 uint64_t outgoing_queued(struct migration *m)
 {
-    return atomic_load_explicit(&m->out->gate.used, memory_order_relaxed);
+    uint64_t bytes = atomic_load_explicit(&m->out->gate.used, memory_order_relaxed);
+
+    if (is_ready(m->out) && m->out->reference)
+        bytes += reference_remaining(m->out->reference) * WIRE_PAGE_SIZE;
+    return bytes;
 }
 
 unsigned outgoing_channels(struct migration *m)

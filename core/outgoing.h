@@ -28,6 +28,7 @@
 
 #include "channel.h"
 #include "migration.h"
+#include "reference.h"
 
 /* The largest write that outgoing_write_begin() takes at once. */
 #define OUTGOING_WRITE_MAX (4 * (size_t)WIRE_STRIPE_SIZE)
@@ -75,6 +76,39 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
 
 /** outgoing_write_end - send what was accepted, or wait until another thread has */
 void outgoing_write_end(struct outgoing_write *write);
+
+/**
+ * outgoing_set_reference - the RAM will come by reference, or (@ref NULL) through `ram` alone
+ * @ref: the migration's, whatever this returns
+ *
+ * Where no size was declared, the file's is.
+ */
+int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err);
+
+/** outgoing_reference_text - what the reference is called; empty when there is none */
+void outgoing_reference_text(struct migration *m, char *out, size_t size);
+
+/** outgoing_dirty_size - bytes of a whole dirty bitmap of the RAM; 0 when it does not come by reference */
+uint64_t outgoing_dirty_size(struct migration *m);
+
+/** outgoing_mark_dirty - reference_mark(), when the migration is active */
+int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err);
+
+/**
+ * outgoing_push_stripe - accept pages that are read from the RAM's file, for reference.c
+ * @offset: of the stripe
+ * @bits: the pages of it
+ * @buffer: room for a stripe, for what cannot go straight from the file; left alone until outgoing_write_end()
+ * @write: filled in on success. When @write->n is 0 everything was copied: then outgoing_send_copied()
+ *         will do, once for several pushes
+ *
+ * The gate does not count them: they are no memory of the daemon's.
+ */
+int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint64_t offset, const uint64_t *bits,
+                         char *buffer, struct outgoing_write *write, struct error *err);
+
+/** outgoing_send_copied - see to it that what was copied for a channel goes out */
+void outgoing_send_copied(struct migration *m, unsigned channel);
 
 /** outgoing_discard - punch a hole, ordered with the writes */
 int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,

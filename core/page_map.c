@@ -79,6 +79,25 @@ uint64_t page_map_clear(struct page_map *map, uint64_t first, uint64_t count)
     return change(map, first, count, false);
 }
 
+void page_map_merge(struct page_map *map, uint64_t word, uint64_t bits)
+{
+    atomic_fetch_or_explicit(&map->words[word], bits, memory_order_release);
+}
+
+uint64_t page_map_take(struct page_map *map, uint64_t word)
+{
+    return load(map, word) ? atomic_exchange_explicit(&map->words[word], 0, memory_order_acquire) : 0;
+}
+
+uint64_t page_map_count(const struct page_map *map)
+{
+    uint64_t count = 0;
+
+    for (uint64_t word = 0; word * BITS < map->pages; word++)
+        count += (uint64_t)__builtin_popcountll(load(map, word));
+    return count;
+}
+
 uint64_t page_map_next(const struct page_map *map, uint64_t page, uint64_t end, bool value)
 {
     while (page < end) {

@@ -123,6 +123,10 @@ static char *make_text(struct handle *handle, struct host *host, const struct in
         snprintf(buf, sizeof(buf), "%s", host->last_error);
         pthread_mutex_unlock(&host->lock);
         return error_text(buf, size);
+    case NODE_RAM_SOURCE:
+        outgoing_reference_text(node->m, buf, sizeof(buf) - 1);
+        strcat(buf, *buf ? "\n" : "");
+        break;
     case NODE_SETTING:
         setting_read(node->m, &settings_table[node->index], buf, sizeof(buf));
         break;

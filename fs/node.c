@@ -137,6 +137,8 @@ static mode_t mode_of(const struct node *node)
     case NODE_CONTROL:
     case NODE_RAM:
         return S_IFREG | 0600;
+    case NODE_DIRTY:
+        return S_IFREG | 0200;
     case NODE_DEVICE:
         return S_IFREG | (outgoing ? 0600 : 0400);
     default:
@@ -176,6 +178,8 @@ void node_stat(const struct host *host, const struct node *node, struct stat *st
         stat_file(node, file, st);
     else if (node->kind == NODE_RECEIVED)
         st->st_size = (off_t)file_received_map_size(migration_file(node->m, WIRE_RAM));
+    else if (node->kind == NODE_DIRTY)
+        st->st_size = (off_t)outgoing_dirty_size(node->m);
     else if (node->kind == NODE_CONTROL)
         st->st_size = WIRE_PAGE_SIZE; /* a write within the size needs no exclusive lock on the inode */
 }
@@ -186,8 +190,8 @@ static const struct {
     enum node_kind kind;
 } fixed[] = {
     {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"digest", NODE_DIGEST},
-    {"error", NODE_ERROR},
-    {"ram", NODE_RAM},           {"received", NODE_RECEIVED},         {"status", NODE_STATUS},
+    {"dirty", NODE_DIRTY},       {"error", NODE_ERROR},               {"ram", NODE_RAM},
+    {"ram-source", NODE_RAM_SOURCE}, {"received", NODE_RECEIVED},     {"status", NODE_STATUS},
     {"status.json", NODE_STATUS_JSON},
 };
 #define FIXED_COUNT (sizeof(fixed) / sizeof(fixed[0]))
@@ -195,6 +199,8 @@ static const struct {
 static bool is_shown(const struct migration *m, enum node_kind kind)
 {
     if (kind == NODE_RECEIVED && m->role == ROLE_OUTGOING)
+        return false;
+    if ((kind == NODE_RAM_SOURCE || kind == NODE_DIRTY) && m->role == ROLE_INCOMING)
         return false;
     return (kind != NODE_RAM && kind != NODE_RECEIVED) || m->file_count > 0;
 }

@@ -32,6 +32,8 @@ enum node_kind {
     NODE_SETTING,
     NODE_RECEIVED,
     NODE_DIGEST,
+    NODE_RAM_SOURCE,
+    NODE_DIRTY,
 };
 
 struct node {

@@ -20,6 +20,7 @@
 #include "outgoing.h"
 #include "polling.h"
 #include "setting.h"
+#include "source.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
@@ -406,7 +407,7 @@ static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
     struct node *node = node_of(ino);
-    struct file *file = node_file(node);
+    struct file *file = node->kind == NODE_DIRTY ? migration_file(node->m, WIRE_RAM) : node_file(node);
     struct waiting waiting;
     struct error err = {0};
 
@@ -535,13 +536,46 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
  * Writing
  */
 
-static int write_text(fuse_req_t req, struct node *node, const char *buf, size_t size, struct error *err)
+/* Takes what the writer names as the source of RAM; nothing, or "none", is none. */
+static int write_ram_source(fuse_req_t req, struct node *node, const char *buf, size_t size, struct error *err)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    struct source_caller caller = {.pid = ctx->pid, .uid = ctx->uid, .gid = ctx->gid};
+    char text[SETTING_VALUE_MAX];
+    struct reference *ref = NULL;
+
+    pthread_mutex_lock(&node->m->lock);
+    int ret = outgoing_setting_writable(node->m, err);
+    pthread_mutex_unlock(&node->m->lock);
+    if (ret < 0 || text_line(buf, size, text, sizeof(text), err) < 0)
+        return -EIO;
+    if (*text && strcmp(text, "none")) {
+        int count = fuse_req_getgroups(req, 0, NULL);
+        CLEANUP_FREE gid_t *groups = calloc(count > 0 ? (size_t)count : 1, sizeof(*groups));
+        if (!groups)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        caller.groups = groups;
+        caller.group_count = count > 0 && fuse_req_getgroups(req, count, groups) == count ? count : 0;
+        int fd = source_open(&caller, text, err);
+        ref = fd < 0 ? NULL : reference_new(fd, text, err);
+        if (!ref)
+            return -EIO;
+    }
+    return outgoing_set_reference(node->m, ref, err);
+}
+
+static int write_text(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset,
+                      struct error *err)
 {
     struct control_line line;
     struct waiting waiting;
 
     if (node->kind == NODE_SETTING)
         return setting_write(node->m, &settings_table[node->index], buf, size, err);
+    if (node->kind == NODE_RAM_SOURCE)
+        return write_ram_source(req, node, buf, size, err);
+    if (node->kind == NODE_DIRTY)
+        return outgoing_mark_dirty(node->m, buf, size, (uint64_t)offset, err);
     if (node->kind != NODE_CONTROL)
         return error_set(err, CAUSE_DENIED, "this file cannot be written");
     if (control_parse(buf, size, &line, err) < 0)
@@ -601,7 +635,7 @@ static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t siz
             write_outgoing(req, handle_of(fi), buf, size, offset);
         else
             write_completed(req, node, buf, size, offset);
-    } else if (write_text(req, node, buf, size, &err) < 0) {
+    } else if (write_text(req, node, buf, size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
         fuse_reply_write(req, size);

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* RAM by reference; see reference.h. */
+#include "reference.h"
+#include "cleanup.h"
+#include "outgoing.h"
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#define STRIPE_WORDS (WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64)
+#define TOGETHER     CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
+
+/* A channel's thread. Its own, but for what is marked. */
+struct reference_sender {
+    struct reference *ref;
+    struct migration *m;
+    unsigned channel;
+    pthread_t thread;
+    char *buffer;  /* a stripe */
+    uint64_t done; /* the last bitmap that a pass has covered; guarded by reference.lock */
+};
+
+struct reference *reference_new(int fd, const char *text, struct error *err)
+{
+    struct reference *ref = calloc(1, sizeof(*ref));
+    CLEANUP_FD int mine = fd;
+    int flags = fcntl(fd, F_GETFL);
+    struct stat st;
+
+    if (ref)
+        ref->text = strdup(text);
+    if (!ref || !ref->text)
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    else if (flags < 0 || fstat(fd, &st) < 0)
+        error_set_errno(err, errno, "cannot use '%.100s'", text);
+    else if ((flags & O_ACCMODE) == O_WRONLY || flags & O_PATH)
+        error_set(err, CAUSE_DENIED, "'%.100s' is not open for reading", text);
+    else if (!S_ISREG(st.st_mode))
+        error_set(err, CAUSE_SYNTAX, "'%.100s' is not a regular file or memfd", text);
+    else if (st.st_size == 0)
+        error_set(err, CAUSE_SYNTAX, "'%.100s' is empty", text);
+    if (error_is_set(err)) {
+        if (ref)
+            free(ref->text);
+        free(ref);
+        return NULL;
+    }
+    ref->fd = steal_fd(&mine);
+    pthread_mutex_init(&ref->lock, NULL);
+    pthread_cond_init(&ref->changed, NULL);
+    return ref;
+}
+
+void reference_close(struct reference *ref)
+{
+    if (ref->fd >= 0)
+        close(ref->fd);
+    ref->fd = -1;
+}
+
+void reference_free(struct reference *ref)
+{
+    if (!ref)
+        return;
+    reference_stop(ref);
+    reference_close(ref);
+    pthread_cond_destroy(&ref->changed);
+    pthread_mutex_destroy(&ref->lock);
+    free(ref->text);
+    free(ref);
+}
+
+uint64_t reference_file_size(const struct reference *ref)
+{
+    struct stat st;
+
+    return fstat(ref->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
+}
+
+/* Sends what is asked for of a stripe. @held: packets that were copied, up to TOGETHER bytes of them, are not sent yet. */
+static int send_stripe(struct reference_sender *sender, uint64_t stripe, size_t *held, struct error *err)
+{
+    struct reference *ref = sender->ref;
+    uint64_t bits[STRIPE_WORDS], any = 0, pages = 0;
+    struct outgoing_write write;
+
+    for (unsigned i = 0; i < STRIPE_WORDS; i++) {
+        uint64_t word = stripe * STRIPE_WORDS + i;
+        bits[i] = word * 64 < ref->dirty.pages ? page_map_take(&ref->dirty, word) : 0;
+        any |= bits[i];
+        pages += (uint64_t)__builtin_popcountll(bits[i]);
+    }
+    if (!any)
+        return 0;
+    if (outgoing_push_stripe(sender->m, ref, stripe * WIRE_STRIPE_SIZE, bits, sender->buffer, &write, err) < 0)
+        return -EIO;
+    *held += pages * WIRE_PAGE_SIZE;
+    if (write.n > 0 || *held >= TOGETHER) {
+        outgoing_write_end(&write);
+        *held = 0;
+    }
+    return 0;
+}
+
+/* Passes once over all stripes of the sender's channel. */
+static int pass(struct reference_sender *sender, struct error *err)
+{
+    const struct file *ram = migration_file(sender->m, WIRE_RAM);
+    uint64_t stripes = (sender->ref->size + WIRE_STRIPE_SIZE - 1) / WIRE_STRIPE_SIZE;
+    size_t held = 0;
+    int ret = 0;
+
+    /* The stripes of RAM go round its channels from the first. */
+    static_assert(WIRE_RAM == 0, "file_home() of RAM begins with its first channel");
+    for (uint64_t stripe = sender->channel - ram->first_channel; stripe < stripes && ret == 0;
+         stripe += ram->home_channels)
+        ret = send_stripe(sender, stripe, &held, err);
+    if (held > 0)
+        outgoing_send_copied(sender->m, sender->channel);
+    return ret;
+}
+
+static void *mig_ref(void *arg)
+{
+    struct reference_sender *sender = arg;
+    struct reference *ref = sender->ref;
+    struct error failure = {0};
+
+    pthread_mutex_lock(&ref->lock);
+    while (!ref->stopped) {
+        uint64_t asked = ref->asked;
+        if (sender->done == asked) {
+            pthread_cond_wait(&ref->changed, &ref->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&ref->lock);
+        int ret = pass(sender, &failure);
+        pthread_mutex_lock(&ref->lock);
+        if (ret < 0)
+            ref->stopped = true;
+        else
+            sender->done = asked;
+        pthread_cond_broadcast(&ref->changed);
+    }
+    pthread_mutex_unlock(&ref->lock);
+    /* That a channel takes nothing more has a reason of its own, which is on its way. */
+    if (failure.cause == CAUSE_IO || failure.cause == CAUSE_NO_MEMORY)
+        migration_fail(sender->m, &failure);
+    return NULL;
+}
+
+static int make_senders(struct reference *ref, struct migration *m, struct error *err)
+{
+    const struct file *ram = migration_file(m, WIRE_RAM);
+
+    ref->senders = calloc(ram->home_channels, sizeof(*ref->senders));
+    if (!ref->senders)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    for (unsigned i = 0; i < ram->home_channels; i++) {
+        struct reference_sender *sender = &ref->senders[i];
+        char name[24];
+        *sender = (struct reference_sender){.ref = ref, .m = m, .channel = ram->first_channel + i};
+        sender->buffer = malloc(WIRE_STRIPE_SIZE);
+        if (!sender->buffer)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        int code = pthread_create(&sender->thread, NULL, mig_ref, sender);
+        if (code) {
+            free(sender->buffer);
+            return error_set_errno(err, code, "cannot make a thread");
+        }
+        snprintf(name, sizeof(name), "mig-ref-%u", sender->channel);
+        pthread_setname_np(sender->thread, name);
+        ref->count = i + 1;
+    }
+    return 0;
+}
+
+int reference_start(struct reference *ref, struct migration *m, uint64_t size, struct error *err)
+{
+    if (page_map_init(&ref->dirty, size, err) < 0)
+        return -EIO;
+    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, ref->fd, 0);
+    if (map == MAP_FAILED) {
+        error_set_errno(err, errno, "cannot map '%.100s'", ref->text);
+        page_map_fini(&ref->dirty);
+        return -EIO;
+    }
+    ref->map = map;
+    ref->size = size;
+    ref->stopped = false;
+    ref->asked = 0;
+    if (make_senders(ref, m, err) < 0) {
+        reference_stop(ref);
+        return -EIO;
+    }
+    return 0;
+}
+
+void reference_stop(struct reference *ref)
+{
+    pthread_mutex_lock(&ref->lock);
+    ref->stopped = true;
+    pthread_cond_broadcast(&ref->changed);
+    pthread_mutex_unlock(&ref->lock);
+    for (unsigned i = 0; i < ref->count; i++) {
+        pthread_join(ref->senders[i].thread, NULL);
+        free(ref->senders[i].buffer);
+    }
+    /* Who looks at what remains holds the lock. */
+    SCOPED_LOCK(&ref->lock);
+    ref->count = 0;
+    free(ref->senders);
+    ref->senders = NULL;
+    if (ref->map)
+        munmap((void *)(uintptr_t)ref->map, ref->size);
+    ref->map = NULL;
+    page_map_fini(&ref->dirty);
+}
+
+/* The bits of word @word that are pages of the image. */
+static uint64_t pages_in_word(const struct reference *ref, uint64_t word)
+{
+    uint64_t first = word * 64, pages = ref->dirty.pages;
+
+    if (first >= pages)
+        return 0;
+    return pages - first >= 64 ? ~0ull : (1ull << (pages - first)) - 1;
+}
+
+static uint64_t load_word(const char *bitmap, size_t at)
+{
+    uint64_t bits;
+
+    memcpy(&bits, bitmap + at, sizeof(bits));
+    return le64toh(bits);
+}
+
+int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64_t offset, struct error *err)
+{
+    uint64_t first = offset / 8;
+
+    if (len % 8 || offset % 8)
+        return error_set(err, CAUSE_SYNTAX,
+                         "a dirty bitmap is written in 64-bit words: %zu bytes at %llu are not multiples of 8", len,
+                         (unsigned long long)offset);
+    SCOPED_LOCK(&ref->lock);
+    if (ref->sealers)
+        return error_set(err, CAUSE_STATE, "the migration is being completed");
+    if (ref->stopped)
+        return error_set(err, CAUSE_RESET, "the migration is over");
+    for (size_t i = 0; i < len / 8; i++) {
+        if (load_word(bitmap, 8 * i) && !pages_in_word(ref, first + i))
+            return error_set(err, CAUSE_TOO_BIG, "a dirty page at %llu or behind, where RAM has %llu bytes",
+                             (unsigned long long)(first + i) * 64 * WIRE_PAGE_SIZE, (unsigned long long)ref->size);
+    }
+    for (size_t i = 0; i < len / 8; i++) {
+        uint64_t bits = load_word(bitmap, 8 * i) & pages_in_word(ref, first + i);
+        if (bits)
+            page_map_merge(&ref->dirty, first + i, bits);
+    }
+    ref->asked++;
+    pthread_cond_broadcast(&ref->changed);
+    return 0;
+}
+
+static bool is_covered(const struct reference *ref, uint64_t asked)
+{
+    for (unsigned i = 0; i < ref->count; i++) {
+        if (ref->senders[i].done < asked)
+            return false;
+    }
+    return true;
+}
+
+int reference_drain(struct reference *ref, const struct interrupt *interrupt)
+{
+    SCOPED_LOCK(&ref->lock);
+    uint64_t asked = ref->asked;
+
+    while (!is_covered(ref, asked)) {
+        if (interrupt_is_hit(interrupt))
+            return -EINTR;
+        if (ref->stopped)
+            return -ECONNRESET;
+        pthread_cond_wait(&ref->changed, &ref->lock);
+    }
+    return 0;
+}
+
+void reference_seal(struct reference *ref, bool sealed)
+{
+    SCOPED_LOCK(&ref->lock);
+    ref->sealers += sealed ? 1 : -1u;
+}
+
+uint64_t reference_remaining(const struct reference *ref)
+{
+    SCOPED_LOCK((pthread_mutex_t *)(uintptr_t)&ref->lock);
+    return ref->map ? page_map_count(&ref->dirty) : 0;
+}
+
+void reference_kick(struct reference *ref)
+{
+    SCOPED_LOCK(&ref->lock);
+    pthread_cond_broadcast(&ref->changed);
+}

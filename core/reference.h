@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * RAM by reference: a file of the VMM's that holds its RAM, from which dirty
+ * pages are sent when they are asked for. Nothing of them passes FUSE.
+ *
+ * Theory of operation
+ *   A dirty bitmap that is written is merged into a map of what is to be sent:
+ *   memory is bounded, whatever is written, and a page that is asked for twice
+ *   before it is sent is sent once. Each channel that carries RAM has a thread,
+ *   which passes over its own stripes, takes their bits, and sends those pages as
+ *   they are at that moment (outgoing_push_stripe()).
+ *
+ *   A page may change while it is in flight: then its writer asks for it again,
+ *   and the newer version follows on the same channel. An older one cannot
+ *   overtake it, since the bytes of a stripe travel on one connection.
+ *
+ *   Whoever has to know that everything is on its way (`flush`, `sync`,
+ *   `complete`) drains: every bitmap has a number, and a sender's pass that begins
+ *   after bitmap number N ends when all of it has been sent.
+ *
+ * Locks
+ *   reference.lock is a leaf. Bits are set with it held, and taken without.
+ */
+#ifndef MIGFS_REFERENCE_H
+#define MIGFS_REFERENCE_H
+
+#include "error.h"
+#include "interrupt.h"
+#include "page_map.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct migration;
+struct reference_sender;
+
+struct reference {
+    int fd;           /* of the file; -1 when the migration is over */
+    char *text;       /* what the user called it; constant */
+    /* Constant from reference_start() to reference_stop(): */
+    uint64_t size;    /* of the image */
+    const char *map;  /* the file from 0; reading it goes through memory_guard() */
+    struct page_map dirty; /* asked for, and not taken by a sender */
+
+    pthread_mutex_t lock;   /* guards the rest */
+    pthread_cond_t changed; /* anything of it, or a waiter was interrupted */
+    struct reference_sender *senders;
+    unsigned count;
+    uint64_t asked;    /* the number of the last bitmap */
+    unsigned sealers;  /* `complete` runs: nothing more is asked for */
+    bool stopped;      /* the senders end */
+};
+
+/**
+ * reference_new - a reference to a file
+ * @fd: the reference's, whatever this returns
+ * @text: what reading the setting gives
+ * Return: NULL with @err when it cannot be the source of RAM.
+ */
+struct reference *reference_new(int fd, const char *text, struct error *err);
+
+/** reference_free - stop it, close the file; NULL is fine */
+void reference_free(struct reference *ref);
+
+/** reference_file_size - how large the file is now; 0 when it cannot be asked */
+uint64_t reference_file_size(const struct reference *ref);
+
+/**
+ * reference_start - map the file and make the senders, one for each channel that carries RAM
+ * @size: of the image, at most the file's
+ */
+int reference_start(struct reference *ref, struct migration *m, uint64_t size, struct error *err);
+
+/** reference_stop - end the senders and unmap; their channels take nothing more, or nothing was asked for */
+void reference_stop(struct reference *ref);
+
+/** reference_close - after reference_stop(), when the migration is over: let the VMM's memory go */
+void reference_close(struct reference *ref);
+
+/**
+ * reference_mark - ask for the pages of a bitmap
+ * @bitmap: little-endian 64-bit words; @len a multiple of 8
+ * @offset: of the bitmap in bytes, a multiple of 8: its first bit is page 8 * @offset
+ *
+ * Bits past the end of the image are ignored in the last word and CAUSE_TOO_BIG
+ * elsewhere; nothing is marked then.
+ */
+int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64_t offset, struct error *err);
+
+/**
+ * reference_drain - wait until all that was asked for has been sent
+ * Return: 0, -EINTR, or -ECONNRESET when the senders have ended.
+ */
+int reference_drain(struct reference *ref, const struct interrupt *interrupt);
+
+/** reference_seal - let nobody ask for more, or (@sealed false) take one seal back */
+void reference_seal(struct reference *ref, bool sealed);
+
+/** reference_remaining - the pages that are asked for and not sent, about */
+uint64_t reference_remaining(const struct reference *ref);
+
+/** reference_kick - make the waiters look at their interrupts */
+void reference_kick(struct reference *ref);
+
+#endif

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Opening the file that `ram-source` names, with the rights of whoever wrote it:
+ * a daemon that runs as root is not to read for a caller what the caller could
+ * not open.
+ */
+#ifndef MIGFS_SOURCE_H
+#define MIGFS_SOURCE_H
+
+#include "error.h"
+
+#include <sys/types.h>
+
+struct source_caller {
+    pid_t pid; /* of a thread, as FUSE has it */
+    uid_t uid;
+    gid_t gid;
+    const gid_t *groups; /* supplementary ones */
+    int group_count;
+};
+
+/**
+ * source_open - the descriptor that @text names
+ * @text: "fd:N", a descriptor of the caller's; or a path, relative to the caller's directory
+ * Return: the descriptor, the caller's to close; negative with @err.
+ */
+int source_open(const struct source_caller *caller, const char *text, struct error *err);
+
+#endif
