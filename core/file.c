@@ -20,6 +20,8 @@
 #include <errno.h>
 #include <string.h>
 
+#define PREPARE_SIZE (16u << 20) /* at a time; the thread that does it looks up in between */
+
 struct file *file_new(uint32_t id, const char *name)
 {
     struct file *file = calloc(1, sizeof(*file));
@@ -135,8 +137,8 @@ static int charge(struct file *file, uint64_t size, struct error *err)
     return 0;
 }
 
-int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const char *directory, const char *name,
-                       struct budget *budget, struct error *err)
+int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
+                       const char *name, struct budget *budget, struct error *err)
 {
     file->budget = budget;
     pthread_mutex_lock(&file->lock);
@@ -146,7 +148,7 @@ int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const c
         return ret;
     if (limit > WIRE_OFFSET_MAX)
         limit = WIRE_OFFSET_MAX;
-    ret = memory_init(&file->memory, directory, name, limit, err);
+    ret = memory_init(&file->memory, place, name, limit, err);
     if (ret < 0)
         return ret;
     file->has_memory = true;
@@ -160,6 +162,17 @@ int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const c
             atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
     }
     return size ? memory_resize(&file->memory, size, err) : 0;
+}
+
+bool file_receive_prepare(struct file *file)
+{
+    uint64_t from = counter_get(&file->prepared), size = file_received_size(file) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
+    uint64_t len = size - from < PREPARE_SIZE ? size - from : PREPARE_SIZE;
+
+    if (from >= size || !memory_populate(&file->memory, from, len))
+        return false;
+    atomic_store_explicit(&file->prepared, from + len, memory_order_relaxed);
+    return true;
 }
 
 int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_t limit, struct error *err)
@@ -435,7 +448,11 @@ void *file_window(struct file *file, uint64_t offset, size_t len)
 {
     uint64_t first, pages = page_span(offset, len, &first), stripe = offset / WIRE_STRIPE_SIZE;
 
-    if (file->id != WIRE_RAM || page_map_next(&file->held, first, first + pages, false) != first + pages)
+    if (file->id != WIRE_RAM)
+        return NULL;
+    if (offset + len <= counter_get(&file->prepared))
+        return memory_window(&file->memory, offset, len);
+    if (page_map_next(&file->held, first, first + pages, false) != first + pages)
         return NULL;
     /* All page table entries of a stripe at once cost a quarter of what as many faults cost. */
     if (len == WIRE_STRIPE_SIZE && file->populated && !file->populated[stripe]) {

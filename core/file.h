@@ -78,6 +78,7 @@ struct file {
      * A zero page that arrives where nothing is held need not be touched.
      */
     struct page_map received, held;
+    _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
     uint8_t *populated; /* RAM: one byte a stripe: its window has page table entries; the channel's */
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
@@ -139,10 +140,16 @@ struct file_totals file_totals(const struct file *file);
  * file_receive_begin - make the memory of a file that will arrive
  * @size: declared; charged to @budget at once
  * @limit: no larger size will be allowed
- * @directory: for a backing file, or NULL
+ * @place, @name: memory_init()'s
  */
-int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const char *directory, const char *name,
-                       struct budget *budget, struct error *err);
+int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
+                       const char *name, struct budget *budget, struct error *err);
+
+/**
+ * file_receive_prepare - have the memory of the next part of RAM there before it arrives
+ * Return: whether there is more to prepare. One thread at a time.
+ */
+bool file_receive_prepare(struct file *file);
 
 /**
  * file_receive_size - note that a channel's data will reach to @end, before it is stored
@@ -153,7 +160,7 @@ int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_
 /** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
 void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len);
 
-/** file_window - memory_window() of RAM all of whose pages are held; else NULL */
+/** file_window - memory_window() of RAM whose pages are all held or prepared; else NULL */
 void *file_window(struct file *file, uint64_t offset, size_t len);
 
 /** file_receive_zero - whole pages of one stripe are zero: nothing is done where nothing is held */

@@ -29,7 +29,8 @@ struct limits {
     uint32_t max_migrations; /* in both roles together */
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
-    const char *backing;     /* the directory for the RAM of incoming migrations, or NULL */
+    struct memory_place ram; /* of incoming migrations */
+    bool preallocate;        /* have the memory of incoming RAM there before it arrives */
 };
 
 /* What became of a migration that arrived, for a source that lost the connection at the last moment. */

@@ -651,6 +651,18 @@ static int add_barrier(struct migration *m, struct barrier *barrier, struct erro
  * The main channel
  */
 
+/* Has the memory of the RAM there before it arrives. */
+static void *mig_prepare(void *arg)
+{
+    struct migration *m = arg;
+
+    pthread_setname_np(pthread_self(), "mig-prepare");
+    while (!state_is_final(m->state) && file_receive_prepare(m->files[WIRE_RAM]))
+        ;
+    migration_put(m);
+    return NULL;
+}
+
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
 {
     const struct limits *limits = &m->host->limits;
@@ -669,13 +681,18 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (size > limit_of(m, file))
         error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination allows %llu", file->name,
                   (unsigned long long)size, (unsigned long long)limit_of(m, file));
-    if (error_is_set(err) || file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? limits->backing : NULL,
+    if (error_is_set(err) || file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
                                                 id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
         file_free(file, false);
         return -EIO;
     }
-    SCOPED_LOCK(&m->lock);
+    pthread_mutex_lock(&m->lock);
     migration_add_file(m, file);
+    pthread_mutex_unlock(&m->lock);
+    /* Without it the memory comes when it is needed. */
+    struct error unimportant = {0};
+    if (id == WIRE_RAM && size && limits->preallocate && migration_start_thread(m, mig_prepare, &unimportant) < 0)
+        log_error("%s: %s", m->name, unimportant.message);
     return 0;
 }
 

@@ -17,7 +17,7 @@
 
 #define WINDOW_MAX (1ull << 40) /* more is not worth the address space */
 
-static void map_window(struct memory *mem, uint64_t limit)
+static void map_window(struct memory *mem, uint64_t limit, bool transparent)
 {
     uint64_t size = limit < WINDOW_MAX ? limit : WINDOW_MAX;
     void *map = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0) : MAP_FAILED;
@@ -26,10 +26,32 @@ static void map_window(struct memory *mem, uint64_t limit)
         return;
     mem->window = map;
     mem->window_size = size;
+    if (transparent)
+        madvise(map, size, MADV_HUGEPAGE);
 }
 
-int memory_init(struct memory *mem, const char *directory, const char *name, uint64_t limit, struct error *err)
+/* A memfd; -1 with @err. */
+static int make_memfd(const char *name, uint64_t huge_page, struct error *err)
 {
+    /* The name is for people who look at /proc/PID/fd; 249 bytes is all the kernel takes. */
+    char label[64];
+    unsigned flags = MFD_CLOEXEC;
+
+    snprintf(label, sizeof(label), "migfs:%s", name);
+    if (huge_page)
+        flags |= MFD_HUGETLB | (unsigned)__builtin_ctzll(huge_page) << MAP_HUGE_SHIFT;
+    int fd = memfd_create(label, flags);
+    if (fd < 0 && huge_page)
+        error_set_errno(err, errno, "cannot make a memfd of huge pages of %llu bytes", (unsigned long long)huge_page);
+    else if (fd < 0)
+        error_set_errno(err, errno, "cannot make a memfd");
+    return fd;
+}
+
+int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t limit,
+                struct error *err)
+{
+    const char *directory = place ? place->directory : NULL;
     CLEANUP_FREE char *path = NULL;
     CLEANUP_FD int fd = -1;
     struct statfs fs;
@@ -46,12 +68,9 @@ int memory_init(struct memory *mem, const char *directory, const char *name, uin
         if (fd < 0)
             return error_set_errno(err, errno, "cannot make the backing file '%.160s'", path);
     } else {
-        /* The name is for people who look at /proc/PID/fd; 249 bytes is all the kernel takes. */
-        char label[64];
-        snprintf(label, sizeof(label), "migfs:%s", name);
-        fd = memfd_create(label, MFD_CLOEXEC);
+        fd = make_memfd(name, place ? place->huge_page : 0, err);
         if (fd < 0)
-            return error_set_errno(err, errno, "cannot make a memfd");
+            return -EIO;
     }
     *mem = (struct memory){0};
     if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
@@ -60,7 +79,7 @@ int memory_init(struct memory *mem, const char *directory, const char *name, uin
     mem->fd = steal_fd(&fd);
     mem->path = steal_ptr(&path);
     if (!mem->block)
-        map_window(mem, limit);
+        map_window(mem, limit, place && place->transparent);
     return 0;
 }
 
@@ -202,12 +221,13 @@ void *memory_window(struct memory *mem, uint64_t offset, size_t len)
     return mem->window && len <= mem->window_size && offset <= mem->window_size - len ? mem->window + offset : NULL;
 }
 
-void memory_populate(struct memory *mem, uint64_t offset, size_t len)
+bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
 {
     void *window = memory_window(mem, offset, len);
 
-    if (window)
-        madvise(window, len, MADV_POPULATE_WRITE);
+    if (mem->block)
+        return fallocate(mem->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) == 0;
+    return window && madvise(window, len, MADV_POPULATE_WRITE) == 0;
 }
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)

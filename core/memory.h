@@ -38,13 +38,21 @@ struct memory {
     uint64_t mapped;           /* its length; guarded by map_lock */
 };
 
+/* What kind of memory. */
+struct memory_place {
+    const char *directory; /* where the backing file goes; NULL: a memfd */
+    uint64_t huge_page;    /* of a memfd: the size of its huge pages, from the kernel's pool of them; 0: ordinary pages */
+    bool transparent;      /* ask the kernel to use huge pages where it can */
+};
+
 /**
  * memory_init - make an empty memory
- * @directory: where its backing file goes, or NULL for a memfd
- * @name: of the file in @directory; a file of that name must not exist
+ * @place: NULL: a memfd of ordinary pages
+ * @name: of the file in a directory; a file of that name must not exist
  * @limit: it will not grow past it
  */
-int memory_init(struct memory *mem, const char *directory, const char *name, uint64_t limit, struct error *err);
+int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t limit,
+                struct error *err);
 
 /** memory_fini - free it; @keep leaves the backing file where it is */
 void memory_fini(struct memory *mem, bool keep);
@@ -62,8 +70,11 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
  */
 void *memory_window(struct memory *mem, uint64_t offset, size_t len);
 
-/** memory_populate - make the page table entries of a window of whole pages ready; a hint */
-void memory_populate(struct memory *mem, uint64_t offset, size_t len);
+/**
+ * memory_populate - have whole pages there, with their page table entries in the window
+ * Return: whether they are, for now.
+ */
+bool memory_populate(struct memory *mem, uint64_t offset, size_t len);
 
 /**
  * memory_guard - call @use, which reads or writes a window

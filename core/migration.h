@@ -7,6 +7,7 @@
  *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
  *   mig-in      the listener          the same                           the same
  *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
+ *   mig-prepare mig-in                nothing: it touches memory             all of the RAM is there, or the state is final
  *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
  *   mig-listen  the daemon            connections and hellos             listener_free()
  * Everything else runs in the threads of whoever calls: FUSE's workers.

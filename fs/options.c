@@ -28,11 +28,13 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_LISTEN, KEY_BACKING, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
+enum key { KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
     FUSE_OPT_KEY("backing=", KEY_BACKING),
+    FUSE_OPT_KEY("hugepages=", KEY_HUGE_PAGES),
+    FUSE_OPT_KEY("preallocate", KEY_PREALLOCATE),
     FUSE_OPT_KEY("max-memory=", KEY_LIMIT),
     FUSE_OPT_KEY("max-ram=", KEY_LIMIT),
     FUSE_OPT_KEY("max-device=", KEY_LIMIT),
@@ -143,6 +145,30 @@ static int set_backing(struct parser *parser, const char *path)
     return 0;
 }
 
+/* no, yes (transparent ones), or a size of the kernel's pools. */
+static int set_huge_pages(struct parser *parser, const char *text)
+{
+    struct memory_place *ram = &parser->options->limits.ram;
+    uint64_t size = 0;
+
+    ram->transparent = !strcmp(text, "yes");
+    if (strcmp(text, "no") && strcmp(text, "yes")) {
+        if (parse_size(text, &size, parser->err) < 0) {
+            error_prefix(parser->err, "hugepages");
+            return -1;
+        }
+        char path[96];
+        snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB", (unsigned long long)size >> 10);
+        if (size & (size - 1) || access(path, F_OK) < 0) {
+            error_set(parser->err, CAUSE_SYNTAX, "hugepages=%.32s: no, yes, or a size that this kernel has: see /sys/kernel/mm/hugepages",
+                      text);
+            return -1;
+        }
+    }
+    ram->huge_page = size;
+    return 0;
+}
+
 static int process(void *data, const char *arg, int key, struct fuse_args *out)
 {
     struct parser *parser = data;
@@ -154,6 +180,11 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
         return add_uri(parser, arg + strlen("listen="));
     case KEY_BACKING:
         return set_backing(parser, arg + strlen("backing="));
+    case KEY_HUGE_PAGES:
+        return set_huge_pages(parser, arg + strlen("hugepages="));
+    case KEY_PREALLOCATE:
+        options->limits.preallocate = true;
+        return 0;
     case KEY_LIMIT:
         return parse_limit(parser, arg);
     case KEY_HELP:
@@ -227,7 +258,9 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
         limits->max_ram = limits->max_memory;
     if (limits->max_device > limits->max_memory)
         limits->max_device = limits->max_memory;
-    limits->backing = out->backing;
+    limits->ram.directory = out->backing;
+    if (out->backing && limits->ram.huge_page)
+        return error_set(err, CAUSE_SYNTAX, "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
     return check_mountpoint(out, err);
 }
 
@@ -248,6 +281,9 @@ void options_help(const char *program)
            "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
            "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
            "                           (tmpfs or hugetlbfs) instead of memfds\n"
+           "    -o hugepages=WHICH     no; yes: transparent ones, where the kernel allows them for\n"
+           "                           shared memory; or a size, such as 2M, of its reserved ones\n"
+           "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"
            "    -o max-memory=SIZE     of all incoming migrations together (default: this machine's)\n"
            "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
            "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"

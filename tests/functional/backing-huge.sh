@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# -o backing=DIR on hugetlbfs, which knows no write(2).
+# -o backing=DIR on hugetlbfs, which knows no write(2); and -o hugepages=SIZE.
 . "$(dirname "$0")/functions.sh"
 requires_root
 helper mapping
@@ -48,3 +48,20 @@ attempt write src/vm/control start
 unmount src
 unmount dst
 umount store
+
+say "a memfd of huge pages"
+for options in hugepages=2M hugepages=2M,preallocate; do
+	pair -o $options
+	outgoing vm 3
+	truncate -s 12M src/vm/ram
+	tell src/vm start
+	grep -qE '^[0-9a-f-]+ .*memfd:migfs:vm' /proc/"${daemon[dst]}"/maps || fail "no memfd is mapped"
+	grep -A30 'memfd:migfs:vm' /proc/"${daemon[dst]}"/smaps | grep -q '^KernelPageSize: *2048 kB' || fail "not of huge pages"
+	overwrite image src/vm/ram bs=1M
+	tell src/vm complete
+	same image dst/vm/ram
+	limited "$helper" dst/vm/ram image
+	forget src/vm dst/vm
+	unmount src
+	unmount dst
+done

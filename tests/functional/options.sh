@@ -32,6 +32,9 @@ gives 2 'expected a port' -f -o listen=tcp:host: mnt
 gives 2 'not a URI' -f -o listen= mnt
 gives 2 'backing=nowhere' -f -o backing=nowhere mnt
 gives 2 'not a directory' -f -o backing=file mnt
+gives 2 'hugepages=3M: no, yes, or' -f -o hugepages=3M mnt
+gives 2 'hugepages.*size' -f -o hugepages=maybe mnt
+gives 2 'exclude each other' -f -o hugepages=2M,backing=. mnt
 for option in max-memory max-ram max-device max-devices max-migrations write-behind timeout; do
 	for value in x -1 1X 1MM 99999999999999999999999 ''; do
 		gives 2 "$option.*(size|number)" -f -o "$option=$value" mnt

@@ -145,20 +145,20 @@ Test(memory, backing_file)
     char path[128];
     struct stat st;
 
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     snprintf(path, sizeof(path), "%s/vm-1", scratch);
     cr_expect(eq(str, mem.path, path));
     cr_assert(zero(int, stat(path, &st)));
     cr_expect(eq(uint, st.st_mode & 07777, 0600), "guest memory is nobody else's to read");
-    CHECK_FAILS(memory_init(&other, scratch, "vm-1", LIMIT, &err), CAUSE_EXISTS);
+    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
     cr_expect(not(zero(ptr, strstr(err.message, path))), "it says which: %s", err.message);
     memory_fini(&mem, false);
     cr_expect(lt(int, stat(path, &st), 0), "removed with it");
 
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     memory_fini(&mem, true);
     cr_expect(zero(int, stat(path, &st)), "unless it is to be kept");
-    CHECK_FAILS(memory_init(&other, scratch, "vm-1", LIMIT, &err), CAUSE_EXISTS);
+    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
 }
 
 /* After memory_unlink() the name is free, and memory_fini() does not take away the file of a successor. */
@@ -169,10 +169,10 @@ Test(memory, unlink_then_another_of_the_name)
     char path[128], got[5] = "";
     struct stat st;
 
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 0, "old", 4, &err));
     memory_unlink(&mem);
-    CHECK_OK(memory_init(&successor, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&successor, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     cr_expect(eq(long, memory_read(&mem, 0, got, 4), 4), "who has it open keeps it");
     cr_expect(eq(str, got, "old"));
     memory_fini(&mem, false);
@@ -188,7 +188,7 @@ Test(memory, no_directory)
     struct error err = {0};
 
     snprintf(path, sizeof(path), "%s/missing", scratch);
-    cr_expect(lt(int, memory_init(&mem, path, "vm-1", LIMIT, &err), 0));
+    cr_expect(lt(int, memory_init(&mem, &(struct memory_place){.directory = path}, "vm-1", LIMIT, &err), 0));
     cr_expect(ne(str, err.message, ""));
 }
 
@@ -199,7 +199,7 @@ Test(memory, tmpfs)
 
     if (!mount_here("tmpfs", "size=64m"))
         cr_skip_test("tmpfs cannot be mounted: %s", strerror(errno));
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     cr_expect(eq(u64, mem.block, 0));
     check_memory(&mem, 4096);
     memory_fini(&mem, false);
@@ -214,7 +214,7 @@ Test(memory, full_file_system_is_an_error)
 
     if (!mount_here("tmpfs", "size=256k"))
         cr_skip_test("tmpfs cannot be mounted: %s", strerror(errno));
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     CHECK_FAILS(memory_write(&mem, 0, buf, 1 << 20, &err), CAUSE_NO_SPACE);
     CHECK_OK(memory_discard(&mem, 0, 1 << 20, &err));
     CHECK_OK(memory_write(&mem, 0, buf, 1 << 16, &err));
@@ -384,7 +384,7 @@ Test(hugetlbfs, memory)
     struct error err;
 
     need_huge_pages();
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     cr_expect(eq(u64, mem.block, HUGE_PAGE_SIZE));
     cr_expect(zero(ptr, memory_window(&mem, 0, 1)));
     check_memory(&mem, HUGE_PAGE_SIZE);
@@ -398,7 +398,7 @@ Test(hugetlbfs, sizes_are_rounded_up)
     char got[8];
 
     need_huge_pages();
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     CHECK_OK(memory_resize(&mem, 1, &err));
     cr_expect(eq(u64, size_of(&mem), HUGE_PAGE_SIZE));
     CHECK_OK(memory_resize(&mem, HUGE_PAGE_SIZE + 1, &err));
@@ -416,7 +416,7 @@ Test(hugetlbfs, too_few_pages_are_an_error)
     struct error err;
 
     need_huge_pages();
-    CHECK_OK(memory_init(&mem, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     CHECK_FAILS(memory_resize(&mem, 1ull << 40, &err), CAUSE_NO_SPACE);
     CHECK_OK(memory_write(&mem, 0, "still usable", 12, &err));
     CHECK_FAILS(memory_write(&mem, 100ull << 30, "x", 1, &err), CAUSE_NO_SPACE);
@@ -477,7 +477,7 @@ Test(hugetlbfs, many_writers)
     struct error err;
 
     need_huge_pages();
-    CHECK_OK(memory_init(&shared, scratch, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_init(&shared, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
     check_threads();
     memory_fini(&shared, false);
 }

@@ -950,7 +950,7 @@ Test(migration, backing_file)
 
     snprintf(directory, sizeof(directory), "%s/backing", scratch);
     mkdir(directory, 0700);
-    limits.backing = directory;
+    limits.ram.directory = directory;
     rig_init(&rig, unix_place(""), &limits);
     struct migration *m = rig_start(&rig, "vm", 2, 2 * STRIPE);
     struct migration *incoming = rig_arrived(&rig, "vm");
