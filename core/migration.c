@@ -32,7 +32,6 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
     m->settings = (struct settings){
         .channels = 2,
         .timeout_ms = host->limits.timeout_ms,
-        .checksum = true,
         .zstd_level = 1,
         .zero_pages = true,
     };

@@ -34,12 +34,16 @@ struct incoming;
 
 enum role { ROLE_OUTGOING, ROLE_INCOMING };
 
+/* Whether payloads carry a checksum. Auto: where the daemon looks at most of them anyway. */
+enum checksum_choice { CHECKSUM_AUTO, CHECKSUM_ON, CHECKSUM_OFF };
+
 struct settings {
     struct uri uri; /* text empty: not set */
     unsigned channels;
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
-    bool checksum;
+    enum checksum_choice checksum_choice;
+    bool checksum; /* what came of the choice at the start; incoming: what the source has chosen */
     bool compress;   /* with zstd */
     int zstd_level;
     bool zero_pages; /* look for zero pages in what is written to RAM */

@@ -373,6 +373,14 @@ static int may_start(struct migration *m, struct error *err)
     return 0;
 }
 
+/* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
+static bool wants_checksum(const struct settings *settings, bool by_reference)
+{
+    if (settings->checksum_choice != CHECKSUM_AUTO)
+        return settings->checksum_choice == CHECKSUM_ON;
+    return settings->compress || (settings->zero_pages && !by_reference);
+}
+
 /* From a state in which it can be started to setup. */
 static int enter_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
@@ -389,6 +397,7 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
         out->starter = interrupt;
+        m->settings.checksum = wants_checksum(&m->settings, out->reference);
         migration_move(m, STATE_SETUP, NULL);
     }
     pthread_mutex_unlock(&m->lock);

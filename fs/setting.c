@@ -92,14 +92,22 @@ static void format_switch(bool value, char *out, size_t size)
     snprintf(out, size, value ? "on" : "off");
 }
 
+static const char *const checksum_names[] = {[CHECKSUM_AUTO] = "auto", [CHECKSUM_ON] = "on", [CHECKSUM_OFF] = "off"};
+
 static int parse_checksum(struct settings *settings, const char *text, struct error *err)
 {
-    return parse_switch(text, &settings->checksum, err);
+    for (enum checksum_choice choice = CHECKSUM_AUTO; choice <= CHECKSUM_OFF; choice++) {
+        if (!strcmp(text, checksum_names[choice])) {
+            settings->checksum_choice = choice;
+            return 0;
+        }
+    }
+    return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither auto nor on nor off", text);
 }
 
 static void format_checksum(const struct settings *settings, char *out, size_t size)
 {
-    format_switch(settings->checksum, out, size);
+    snprintf(out, size, "%s", checksum_names[settings->checksum_choice]);
 }
 
 static int parse_compression(struct settings *settings, const char *text, struct error *err)

@@ -234,7 +234,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "uri", s.settings.uri.text);
     put_number(&w, "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
-    put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
+    if (m->role == ROLE_INCOMING || s.times.started)
+        put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
     if (m->role == ROLE_INCOMING) {
         char path[4096];

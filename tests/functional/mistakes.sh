@@ -66,7 +66,7 @@ for value in tcp tcp: tcp:host tcp:host: tcp:host:99999 tcp:host:-1 tcp:::1:5 tc
 	[ -n "$(cat src/vm/error)" ]
 done
 [ -z "$(cat src/vm/uri)" ] || fail "a bad URI was taken"
-refuses EINVAL 'neither on nor off' write src/vm/checksum maybe
+refuses EINVAL 'neither auto nor on nor off' write src/vm/checksum maybe
 refuses EINVAL 'neither on nor off' write src/vm/zero-page-detection 1
 refuses EINVAL 'neither none nor zstd' write src/vm/compression gzip
 refuses EINVAL 'not a level' write src/vm/zstd-level 1000
