@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 /* A write can alternate between small and large packets: a chunk serves as many slices as that. */
 #define SLICES 64
@@ -32,6 +33,11 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
     ch->tail = &ch->head;
     pthread_mutex_init(&ch->lock, NULL);
     pthread_cond_init(&ch->progress, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&ch->more, &attr);
+    pthread_condattr_destroy(&attr);
 }
 
 void channel_fini(struct channel *ch)
@@ -44,6 +50,7 @@ void channel_fini(struct channel *ch)
         ch->free_chunks = chunk->next_free;
         free(chunk);
     }
+    pthread_cond_destroy(&ch->more);
     pthread_cond_destroy(&ch->progress);
     pthread_mutex_destroy(&ch->lock);
 }
@@ -229,6 +236,7 @@ static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entr
     if (!ch->head) {
         ch->tail = &ch->head;
         ch->open_slice = NULL;
+        ch->hurry = false;
     }
     return n;
 }
@@ -346,6 +354,49 @@ void channel_finish(struct channel *ch, struct channel_entry *entry)
     }
 }
 
+/* Whether all that is queued is small packets, too few to be sent yet. */
+static bool is_too_little(const struct channel *ch)
+{
+    return ch->open_slice && ch->head == ch->open_slice && ch->head->length < CHANNEL_ENOUGH && !ch->busy &&
+           !ch->hurry && ch->closed == CHANNEL_OPEN;
+}
+
+/* Called and left with the lock held. */
+static void linger(struct channel *ch)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += CHANNEL_LINGER_US * 1000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    ch->lingering = true;
+    while (is_too_little(ch) && pthread_cond_timedwait(&ch->more, &ch->lock, &until) != ETIMEDOUT)
+        ;
+    ch->lingering = false;
+}
+
+void channel_finish_copied(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (is_too_little(ch)) {
+        if (ch->lingering)
+            return;
+        linger(ch);
+    }
+    if (!ch->busy && can_send(ch)) {
+        ch->busy = true;
+        send_queued(ch, NULL);
+    }
+}
+
+void channel_hurry(struct channel *ch)
+{
+    ch->hurry = ch->head;
+    if (ch->lingering)
+        pthread_cond_signal(&ch->more);
+}
+
 int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt)
 {
     int ret = 0;
@@ -354,6 +405,7 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
     if (sequence > ch->last_sequence)
         sequence = ch->last_sequence;
     ch->flushers++;
+    channel_hurry(ch);
     while (ret == 0 && ch->sent_sequence < sequence) {
         if (interrupt_is_hit(interrupt))
             ret = -EINTR;
@@ -372,6 +424,7 @@ void channel_close(struct channel *ch, enum channel_closed closed)
     if (ch->closed != CHANNEL_DEAD)
         ch->closed = closed;
     pthread_cond_broadcast(&ch->progress);
+    pthread_cond_signal(&ch->more);
 }
 
 void channel_reopen(struct channel *ch)

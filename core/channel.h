@@ -10,7 +10,10 @@
  *   (a small packet, which is copied). A sender stays until its own packets are
  *   out, and then hands its role to the next waiting owner; with no owner
  *   waiting it goes on, so that nothing that was accepted is ever left behind.
- *   Small packets that arrive while somebody sends travel together.
+ *   Small packets that arrive while somebody sends travel together; and when nobody
+ *   does, whoever adds one may linger for a moment, so that more of them come: a
+ *   packet of its own costs much more than its share of a full send does. One
+ *   lingers for all, until there is enough, the time is over, or somebody waits.
  *
  *   A packet's place in the order, its sequence number, is fixed when it is
  *   added, under the channel's lock; a caller that adds to several channels
@@ -36,6 +39,8 @@
 #define CHANNEL_COPY_MAX  (16u << 10) /* a packet up to this size is copied; a hand-off costs about as much */
 #define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
 #define CHANNEL_SPARE     4 /* chunks that a channel keeps for the next time */
+#define CHANNEL_ENOUGH    (48u << 10) /* nobody lingers for more */
+#define CHANNEL_LINGER_US 1000
 #define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
 
 enum channel_closed {
@@ -79,6 +84,9 @@ struct channel {
     pthread_mutex_t lock; /* guards the rest */
     pthread_cond_t progress; /* sent_sequence moved, the channel closed, or a waiter was interrupted */
     unsigned flushers;       /* waiting on progress */
+    pthread_cond_t more;     /* the one who lingers is to look again */
+    bool lingering;          /* somebody does, and will send what is queued */
+    bool hurry;              /* somebody waits for what is queued */
     enum channel_closed closed;
     bool busy; /* somebody is the sender */
     bool lost; /* something was dropped */
@@ -159,6 +167,12 @@ uint64_t channel_prepare(const struct packet *packet, const void *payload, struc
  * this caller's: it goes to @failed.
  */
 void channel_finish(struct channel *ch, struct channel_entry *entry);
+
+/** channel_finish_copied - channel_finish() of packets that were copied, which may linger: nobody waits for the caller */
+void channel_finish_copied(struct channel *ch);
+
+/** channel_hurry - nobody lingers over what is queued; the caller holds the channel's lock */
+void channel_hurry(struct channel *ch);
 
 /**
  * channel_flush - wait until everything up to a packet has left

@@ -781,8 +781,12 @@ static int begin_write(struct migration *m, struct file *file, const struct plan
     write->n = 0;
     write->pieces = write->few;
     memset(write->need, 0, sizeof(write->need));
-    for (unsigned i = 0; i < plan->n; i++)
-        write->need[file_home(file, plan->packets[i].offset)] = true;
+    write->channels = 0;
+    for (unsigned i = 0; i < plan->n; i++) {
+        bool *need = &write->need[file_home(file, plan->packets[i].offset)];
+        write->channels += !*need;
+        *need = true;
+    }
     if (plan->large > sizeof(write->few) / sizeof(write->few[0])) {
         write->pieces = malloc(plan->large * sizeof(*write->pieces));
         if (!write->pieces)
@@ -1000,7 +1004,12 @@ void outgoing_write_end(struct outgoing_write *write)
         }
     }
     for (unsigned c = 0; c < out->channel_count; c++) {
-        if (write->need[c])
+        if (!write->need[c])
+            continue;
+        /* Who lingers over one channel cannot see to another; and what lingers must not fill the gate. */
+        if (write->channels == 1 && out->gate.limit >= 2ull * CHANNEL_ENOUGH * out->channel_count)
+            channel_finish_copied(&out->channels[c]);
+        else
             channel_finish(&out->channels[c], NULL);
     }
     if (write->pieces != write->few)
@@ -1130,6 +1139,7 @@ static void count_accepted(struct outgoing *out, const struct file *file, uint64
         struct channel *ch = &out->channels[c];
         SCOPED_LOCK(&ch->lock);
         counts[c] = file ? file->per_channel[c].last_sequence : ch->last_sequence;
+        channel_hurry(ch);
     }
 }
 

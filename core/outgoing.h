@@ -49,6 +49,7 @@ struct outgoing_write {
     struct migration *m;
     struct file *file;
     bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
+    unsigned channels;            /* how many do */
     unsigned n;
     struct outgoing_piece *pieces; /* few, or allocated */
     struct outgoing_piece few[4];

@@ -775,6 +775,50 @@ Test(channel, failure_under_load)
  * Seals
  */
 
+/* Somebody who finishes what was copied, and may linger. */
+struct lingerer {
+    struct worker worker;
+    struct channel *ch;
+};
+
+static void run_lingerer(void *arg)
+{
+    channel_finish_copied(((struct lingerer *)arg)->ch);
+}
+
+/* Small packets wait for one another, but for no longer than a moment, and not when somebody waits for them. */
+Test(channel, small_packets_linger)
+{
+    struct bench b;
+    char page[4096];
+
+    bench_init(&b, true);
+    pattern(page, sizeof(page), 1);
+    /* Alone: it goes when the moment is over. */
+    cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
+    channel_finish_copied(&b.ch);
+    cr_expect(eq(uint, b.valve.sends, 1));
+    /* Enough of them: whoever adds the last one sends them all. */
+    for (unsigned i = 0; i < CHANNEL_ENOUGH / sizeof(page) + 1; i++)
+        cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
+    channel_finish_copied(&b.ch);
+    cr_expect(eq(uint, b.valve.sends, 2));
+    /* A flush, and a closed channel, end the wait; whichever comes first, all has been sent. */
+    for (unsigned i = 0; i < 200; i++) {
+        struct lingerer l = {.ch = &b.ch};
+        uint64_t sequence;
+        cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
+        sequence = b.ch.last_sequence;
+        worker_start(&l.worker, run_lingerer, &l);
+        if (i == 199)
+            channel_close(&b.ch, CHANNEL_SEALED);
+        cr_expect(eq(int, channel_flush(&b.ch, sequence, NULL), 0));
+        cr_expect(eq(u64, b.ch.sent_sequence, sequence));
+        worker_join(&l.worker);
+    }
+    bench_fini(&b);
+}
+
 Test(channel, seal_and_reopen)
 {
     struct bench b;
