@@ -7,7 +7,7 @@
 # MIGFS_SEED repeats a run (exactly when there was one thread); MIGFS_STEPS is how long each of the runs is.
 . "$(dirname "$0")/functions.sh"
 helper random-program
-limit=120
+limit=$((120 + ${MIGFS_STEPS:-0} / 20)) # seconds for one of the runs
 
 # run CHANNELS DEVICE-CHANNELS [KEY=VALUE...]
 run() {
