@@ -152,8 +152,8 @@ static void channel_failed(void *arg, unsigned index, int code)
     struct migration *m = arg;
     struct error reason = {0};
 
-    if (code == -ENODATA || code == -EFAULT)
-        error_set(&reason, CAUSE_IO, "the RAM source has become shorter");
+    if (code == -EFAULT)
+        error_set(&reason, CAUSE_IO, "the RAM source cannot be read: has it become shorter?");
     else
         error_set_errno(&reason, code, "sending on channel %u", index);
     SCOPED_LOCK(&m->lock);
@@ -503,7 +503,7 @@ static uint64_t cost(const struct packet *packet)
 struct plan {
     bool compress, checksum;
     bool gated; /* the gate has counted its cost */
-    const struct reference *ref; /* large payloads are read from its file when they are sent, at their offset */
+    const struct reference *ref; /* large payloads are sent from its mapping, as they are then */
     unsigned n, large;
     uint64_t cost;
     struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
@@ -533,13 +533,11 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
                        const struct plan *plan, struct channel_entry *entry)
 {
     struct file_channel *fc = &file->per_channel[ch->index];
-    uint64_t check;
 
     packet->file = file->id;
     if (entry && plan->ref)
-        check = channel_add_from(ch, packet, plan->ref->fd, (off_t)packet->offset, gate_share(plan, packet), entry);
-    else
-        check = channel_add(ch, packet, payload, gate_share(plan, packet), entry);
+        payload = plan->ref->map + packet->offset;
+    uint64_t check = channel_add(ch, packet, payload, gate_share(plan, packet), entry);
     fc->last_sequence = packet->sequence;
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
