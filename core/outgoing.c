@@ -63,7 +63,11 @@ struct outgoing {
     /* Release when all of the above is there; then they stay until outgoing_free(). */
     atomic_bool ready;
 
-    struct reference *reference; /* of the RAM, or NULL; guarded by migration.lock until the start, then constant */
+    /*
+     * Of the RAM, or NULL. Changed with migration.lock held: at will before the
+     * start, after it once, from NULL.
+     */
+    struct reference *_Atomic reference;
 
     /* Held across the announcement of a stream or a device, so that the announcements come in order. */
     pthread_mutex_t announce_lock;
@@ -1721,21 +1725,46 @@ int outgoing_setting_writable(struct migration *m, struct error *err)
     return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
 }
 
+/* The migration is active, and its RAM comes by reference from now on. The caller holds migration.lock. */
+static int start_reference(struct migration *m, struct reference *ref, struct error *err)
+{
+    struct file *ram = m->files[WIRE_RAM];
+    uint64_t size = atomic_load(&ram->size);
+
+    if (m->out->reference || !ref)
+        return error_set(err, CAUSE_STATE, "the source of RAM cannot be changed any more");
+    if (size == 0)
+        size = reference_file_size(ref);
+    if (check_size(m, ram, 0, size, err) < 0)
+        return -EIO;
+    grow(ram, size);
+    if (check_reference(ref, ram, err) < 0 || reference_start(ref, m, size, err) < 0)
+        return -EIO;
+    m->out->reference = ref;
+    return 0;
+}
+
 int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err)
 {
     struct file *ram = m->files[WIRE_RAM];
+    struct reference *old = ref;
+    int ret;
 
     pthread_mutex_lock(&m->lock);
-    int ret = outgoing_setting_writable(m, err);
-    if (ret == 0) {
-        struct reference *old = m->out->reference;
-        m->out->reference = ref;
-        if (ref && !atomic_load(&ram->size))
-            ram->size = ram->declared = reference_file_size(ref);
-        ref = old;
+    if (m->state == STATE_ACTIVE) {
+        ret = start_reference(m, ref, err);
+        if (ret == 0)
+            old = NULL;
+    } else {
+        ret = outgoing_setting_writable(m, err);
+        if (ret == 0) {
+            old = atomic_exchange(&m->out->reference, ref);
+            if (ref && !atomic_load(&ram->size))
+                ram->size = ram->declared = reference_file_size(ref);
+        }
     }
     pthread_mutex_unlock(&m->lock);
-    reference_free(ref);
+    reference_free(old);
     return ret;
 }
 

@@ -82,7 +82,8 @@ void outgoing_write_end(struct outgoing_write *write);
  * outgoing_set_reference - the RAM will come by reference, or (@ref NULL) through `ram` alone
  * @ref: the migration's, whatever this returns
  *
- * Where no size was declared, the file's is.
+ * Where no size was declared, the file's is. An active migration takes a
+ * reference too, when it has none.
  */
 int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err);
 

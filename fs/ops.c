@@ -544,10 +544,7 @@ static int write_ram_source(fuse_req_t req, struct node *node, const char *buf, 
     char text[SETTING_VALUE_MAX];
     struct reference *ref = NULL;
 
-    pthread_mutex_lock(&node->m->lock);
-    int ret = outgoing_setting_writable(node->m, err);
-    pthread_mutex_unlock(&node->m->lock);
-    if (ret < 0 || text_line(buf, size, text, sizeof(text), err) < 0)
+    if (text_line(buf, size, text, sizeof(text), err) < 0)
         return -EIO;
     if (*text && strcmp(text, "none")) {
         int count = fuse_req_getgroups(req, 0, NULL);

@@ -11,14 +11,14 @@ from machine import Failure, Skip
 class Pair:
     """A source and a destination. The image arrives in a file in tmpfs, as a VMM wants it."""
 
-    def __init__(self, options="", source_prefix=(), destination_prefix=(), host="127.0.0.1"):
+    def __init__(self, options="", destination_options="", source_prefix=(), destination_prefix=(), host="127.0.0.1"):
         self.port = machine.free_port()
         self.uri = f"tcp:{host}:{self.port}"
         self.backing = os.path.join(machine.work, "received")
         os.makedirs(self.backing, exist_ok=True)
         self.daemons = {}
         self.names = []
-        extra = f",{options}" if options else ""
+        extra = "".join(f",{some}" for some in (options, destination_options) if some)
         self._mount("dst", destination_prefix, f"listen={self.uri},backing={self.backing},max-memory=64G{extra}")
         self._mount("src", source_prefix, options)
 
@@ -125,8 +125,6 @@ class Migration:
 
 
 def push(pair, image, migrations, *options):
-    if "-p" in options and not os.path.exists(migrations[0].file("ram-source")):
-        raise Skip("this migfs has no ram-source")
     costs = pair.cost()
     before = [m.status() for m in migrations]
     try:

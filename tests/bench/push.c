@@ -11,7 +11,7 @@
  *     -s holes    write what SEEK_DATA finds in the image
  *     -s zeros    look at every page, and write the runs of pages that are not zero
  *     -r COUNT    write COUNT blocks at random places that are multiples of the block, by all writers together
- *     -p          pass a reference: the image's path to ram-source, a bitmap of all pages to dirty
+ *     -p          by reference: a bitmap of all pages to dirty; ram-source has been set
  *     -n          no `sync` at the end
  *
  * With several RAMs, each gets the part of the image that is its share: the amount of data is the same for
@@ -147,20 +147,17 @@ static void put_random(struct writer *w)
 static void put_reference(struct writer *w)
 {
     struct target *t = w->target;
-    int source = open_beside(t->path, "ram-source", O_WRONLY), dirty = open_beside(t->path, "dirty", O_WRONLY);
+    int dirty = open_beside(t->path, "dirty", O_WRONLY);
     uint64_t pages = t->size / PAGE, len = (pages + 63) / 64 * 8;
     char *bits = malloc(len);
 
     memset(bits, 0xff, len);
-    if (write(source, image_path, strlen(image_path)) < 0)
-        die_errno("ram-source");
     for (uint64_t at = 0; at < len;) {
         uint64_t n = len - at < (128u << 10) ? len - at : 128u << 10;
         if (pwrite(dirty, bits + at, n, (off_t)at) != (ssize_t)n)
             die_errno("dirty");
         at += n;
     }
-    close(source);
     close(dirty);
     free(bits);
     w->bytes = t->size;

@@ -25,15 +25,18 @@ def add_qemu(scenario, image_kind, size, channels, label="", **options):
 
 
 def add_migfs(scenario, image_kind, size, channels, label="", settings=None, options=(), passes=("cold", "warm"),
-              comparable=True):
+              comparable=True, daemon=""):
     """One migration, into which the image is pushed twice or three times: into memory that is not there, into memory
     that is, and into memory that has been written over before."""
     for n in channels:
         def run(check, n=n, row=f"migfs, {n} ch{label}"):
             image = machine.image(image_kind, size)
             rows = {}
-            with mount.Pair() as pair:
-                migration = pair.migration("vm", size, {"channels": n, **(settings or {})})
+            with mount.Pair(destination_options=daemon) as pair:
+                reference = {"ram-source": image} if "-p" in options else {}
+                migration = pair.migration("vm", size, {"channels": n, **reference, **(settings or {})})
+                if daemon == "preallocate":
+                    machine.wait_until("the memory is there", lambda: machine.held(migration.ram_path()) >= size)
                 for which in ("cold", "warm", "again")[:3 if "again" in passes else 2]:
                     wire = machine.loopback_bytes()
                     figures = migration.push(image, *options)
@@ -86,6 +89,9 @@ def rate_scenario(size):
     add_migfs(s, "random", size, (2, 4), ", zero-copy off", {"zero-copy": "off"})
     add_migfs(s, "random", size, (2, 4), ", by reference", options=("-p",))
     add_migfs(s, "random", size, (2, 4), ", by reference, neither", WITHOUT, options=("-p",))
+    add_migfs(s, "random", size, (2, 4), ", preallocated", daemon="preallocate")
+    add_migfs(s, "random", size, (2, 4), ", preallocated, neither", WITHOUT, daemon="preallocate")
+    add_migfs(s, "random", size, (2, 4), ", by reference, preallocated", options=("-p",), daemon="preallocate")
     for name, peer in (("socat", peers.socat), ("nbdcopy to nbdkit memory", peers.nbdcopy), ("rsync to a daemon", peers.rsync)):
         for temperature in ("resident", "cold"):
             def run(check, peer=peer, row=f"{name}, {temperature}", cold=temperature == "cold"):
