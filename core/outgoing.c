@@ -843,9 +843,18 @@ struct look {
     const struct reference *ref;
     uint64_t offset; /* of the stripe */
     const uint64_t *bits;
+    uint64_t holes[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
     char *buffer;
     struct plan *plan;
 };
+
+/* What a page of a stripe is: unwanted, a hole, or to be looked at. */
+static int page_kind(const struct look *look, uint64_t page)
+{
+    if (!(look->bits[page / 64] >> page % 64 & 1))
+        return 0;
+    return look->holes[page / 64] >> page % 64 & 1 ? 1 : 2;
+}
 
 static void look_at_stripe(void *arg)
 {
@@ -856,14 +865,16 @@ static void look_at_stripe(void *arg)
     const char *stripe = look->ref->map + look->offset;
 
     for (uint64_t at = 0, run; at < end; at += run) {
-        bool wanted = look->bits[at / WIRE_PAGE_SIZE / 64] >> at / WIRE_PAGE_SIZE % 64 & 1;
-        for (run = WIRE_PAGE_SIZE; at + run < end; run += WIRE_PAGE_SIZE) {
-            uint64_t page = (at + run) / WIRE_PAGE_SIZE;
-            if ((look->bits[page / 64] >> page % 64 & 1) != wanted)
-                break;
-        }
-        if (!wanted)
+        int kind = page_kind(look, at / WIRE_PAGE_SIZE);
+        for (run = WIRE_PAGE_SIZE; at + run < end && page_kind(look, (at + run) / WIRE_PAGE_SIZE) == kind;
+             run += WIRE_PAGE_SIZE)
+            ;
+        if (kind == 0)
             continue;
+        if (kind == 1) {
+            plan_add(plan, WIRE_ZERO, look->offset + at, run);
+            continue;
+        }
         size_t len = at + run > end ? end - at : run;
         /* What is compressed or checked must not change meanwhile. */
         if (!plan->ref)
@@ -885,12 +896,12 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
 {
     struct file *ram = m->files[WIRE_RAM];
     struct plan plan;
-    struct look look = {m, ref, offset, bits, buffer, &plan};
+    struct look look = {.m = m, .ref = ref, .offset = offset, .bits = bits, .buffer = buffer, .plan = &plan};
 
     begin_plan(m, &plan);
     plan.gated = false;
     plan.ref = plan.compress || plan.checksum ? NULL : ref;
-    if (memory_guard(look_at_stripe, &look) < 0)
+    if (reference_find_holes(ref, offset, look.holes) < 0 || memory_guard(look_at_stripe, &look) < 0)
         return error_set(err, CAUSE_IO, "the RAM source '%.100s' cannot be read at %llu: has it become shorter?",
                          ref->text, (unsigned long long)offset);
     end_plan(&plan, buffer, offset);

@@ -23,6 +23,7 @@ struct reference_sender {
     unsigned channel;
     pthread_t thread;
     char *buffer;  /* a stripe */
+    uint64_t next; /* the stripe whose page table entries are made ready next, while nothing else is to do */
     uint64_t done; /* the last bitmap that a pass has covered; guarded by reference.lock */
 };
 
@@ -51,6 +52,9 @@ struct reference *reference_new(int fd, const char *text, struct error *err)
         free(ref);
         return NULL;
     }
+    char path[32];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    ref->seek_fd = open(path, O_RDONLY | O_CLOEXEC);
     ref->fd = steal_fd(&mine);
     pthread_mutex_init(&ref->lock, NULL);
     pthread_cond_init(&ref->changed, NULL);
@@ -61,7 +65,9 @@ void reference_close(struct reference *ref)
 {
     if (ref->fd >= 0)
         close(ref->fd);
-    ref->fd = -1;
+    if (ref->seek_fd >= 0)
+        close(ref->seek_fd);
+    ref->fd = ref->seek_fd = -1;
 }
 
 void reference_free(struct reference *ref)
@@ -81,6 +87,48 @@ uint64_t reference_file_size(const struct reference *ref)
     struct stat st;
 
     return fstat(ref->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
+}
+
+int reference_find_holes(const struct reference *ref, uint64_t offset, uint64_t *holes)
+{
+    uint64_t len = ref->size - offset < WIRE_STRIPE_SIZE ? ref->size - offset : WIRE_STRIPE_SIZE;
+    uint64_t whole = len / WIRE_PAGE_SIZE, next_data = 0;
+    unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE];
+
+    memset(holes, 0, STRIPE_WORDS * sizeof(*holes));
+    if (ref->seek_fd < 0 || mincore((void *)(uintptr_t)(ref->map + offset), len, resident) < 0)
+        return 0;
+    for (uint64_t page = 0; page < whole; page++) {
+        uint64_t at = offset + page * WIRE_PAGE_SIZE;
+        if (resident[page] & 1)
+            continue;
+        /* It is a hole, or it has been swapped out. */
+        if (at >= next_data) {
+            off_t found = lseek(ref->seek_fd, (off_t)at, SEEK_DATA);
+            if (found < 0 && errno != ENXIO)
+                return 0;
+            next_data = found < 0 ? UINT64_MAX : (uint64_t)found;
+            /* Past the end there is no data either. */
+            if (next_data > at && reference_file_size(ref) < ref->size)
+                return -EFAULT;
+        }
+        if (next_data >= at + WIRE_PAGE_SIZE)
+            holes[page / 64] |= 1ull << page % 64;
+    }
+    return 0;
+}
+
+/* Makes the page table entries of a stripe that has no holes: all at once cost less than one by one. */
+static void prepare_stripe(const struct reference *ref, uint64_t stripe)
+{
+    uint64_t offset = stripe * WIRE_STRIPE_SIZE, holes[STRIPE_WORDS], any = 0;
+
+    if (ref->size - offset < WIRE_STRIPE_SIZE || reference_find_holes(ref, offset, holes) < 0)
+        return;
+    for (unsigned i = 0; i < STRIPE_WORDS; i++)
+        any |= holes[i];
+    if (!any)
+        madvise((void *)(uintptr_t)(ref->map + offset), WIRE_STRIPE_SIZE, MADV_POPULATE_READ);
 }
 
 /* Sends what is asked for of a stripe. @held: packets that were copied, up to TOGETHER bytes of them, are not sent yet. */
@@ -108,11 +156,16 @@ static int send_stripe(struct reference_sender *sender, uint64_t stripe, size_t 
     return 0;
 }
 
+static uint64_t stripes_of(const struct reference *ref)
+{
+    return (ref->size + WIRE_STRIPE_SIZE - 1) / WIRE_STRIPE_SIZE;
+}
+
 /* Passes once over all stripes of the sender's channel. */
 static int pass(struct reference_sender *sender, struct error *err)
 {
     const struct file *ram = migration_file(sender->m, WIRE_RAM);
-    uint64_t stripes = (sender->ref->size + WIRE_STRIPE_SIZE - 1) / WIRE_STRIPE_SIZE;
+    uint64_t stripes = stripes_of(sender->ref);
     size_t held = 0;
     int ret = 0;
 
@@ -130,16 +183,23 @@ static void *mig_ref(void *arg)
 {
     struct reference_sender *sender = arg;
     struct reference *ref = sender->ref;
+    unsigned step = migration_file(sender->m, WIRE_RAM)->home_channels;
     struct error failure = {0};
 
     pthread_mutex_lock(&ref->lock);
     while (!ref->stopped) {
         uint64_t asked = ref->asked;
-        if (sender->done == asked) {
+        if (sender->done == asked && sender->next >= stripes_of(ref)) {
             pthread_cond_wait(&ref->changed, &ref->lock);
             continue;
         }
         pthread_mutex_unlock(&ref->lock);
+        if (sender->done == asked) {
+            prepare_stripe(ref, sender->next);
+            sender->next += step;
+            pthread_mutex_lock(&ref->lock);
+            continue;
+        }
         int ret = pass(sender, &failure);
         pthread_mutex_lock(&ref->lock);
         if (ret < 0)
@@ -165,7 +225,7 @@ static int make_senders(struct reference *ref, struct migration *m, struct error
     for (unsigned i = 0; i < ram->home_channels; i++) {
         struct reference_sender *sender = &ref->senders[i];
         char name[24];
-        *sender = (struct reference_sender){.ref = ref, .m = m, .channel = ram->first_channel + i};
+        *sender = (struct reference_sender){.ref = ref, .m = m, .channel = ram->first_channel + i, .next = i};
         sender->buffer = malloc(WIRE_STRIPE_SIZE);
         if (!sender->buffer)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
