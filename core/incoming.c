@@ -18,6 +18,7 @@
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
 #define BUFFER_SIZE    (256u << 10)
+#define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
 #define BARRIERS_MAX   4096 /* that may wait at once */
 
 /* A data channel. Its thread's, but for what is marked. */
@@ -206,6 +207,7 @@ static int ended_early(struct error *err)
  */
 struct sink {
     uint8_t *window;
+    bool direct; /* nobody looks at it: the transport may put it into the file itself */
     int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
     struct file *file; /* for the stores below */
     uint64_t offset;
@@ -256,6 +258,23 @@ static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, str
     return n;
 }
 
+/* Receives the next part of a payload straight into the file. The count, or negative with @err. */
+static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint32_t at, size_t len, struct error *err)
+{
+    int code = 0;
+    ssize_t n =
+        transport_recv_fd(r->transport, sink->file->memory.fd, (off_t)(sink->offset + at), len, &code);
+
+    if (n == -EBADFD)
+        return error_set_errno(err, code, "cannot store what arrived");
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    if (n == 0)
+        return ended_early(err);
+    note_received(r, (size_t)n);
+    return n;
+}
+
 /* Passes a payload on, as it arrives, and checks it at the end. */
 static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet, struct sink *sink,
                         struct error *err)
@@ -270,6 +289,13 @@ static int take_payload(struct receiver *r, const struct file *file, const struc
         if (r->start == r->end && sink->window) {
             /* In parts that are still in the processor's cache when they are checked. */
             ssize_t got = receive_in_place(r, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE, err);
+            if (got < 0)
+                return -EIO;
+            done += (uint32_t)got;
+            continue;
+        }
+        if (r->start == r->end && sink->direct) {
+            ssize_t got = receive_in_file(r, sink, done, left, err);
             if (got < 0)
                 return -EIO;
             done += (uint32_t)got;
@@ -330,6 +356,8 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
             return -EIO;
     } else {
         sink.window = file_window(file, packet->offset, packet->length);
+        sink.direct = !sink.window && !r->m->settings.checksum && packet->length >= DIRECT_MIN &&
+                      file->memory.block == 0 && transport_has_recv_fd(r->transport);
         if (take_payload(r, file, packet, &sink, err) < 0)
             return -EIO;
     }

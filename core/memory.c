@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
@@ -48,6 +49,31 @@ static int make_memfd(const char *name, uint64_t huge_page, struct error *err)
     return fd;
 }
 
+/*
+ * A tmpfs of our own, attached nowhere, that uses huge pages: what memfds may do
+ * is a setting of the whole machine, and usually "never". Only root can make one.
+ */
+static int private_tmpfs = -1; /* its mount; made once */
+static pthread_once_t private_tmpfs_once = PTHREAD_ONCE_INIT;
+
+static void make_private_tmpfs(void)
+{
+    CLEANUP_FD int context = fsopen("tmpfs", FSOPEN_CLOEXEC);
+
+    if (context >= 0 && fsconfig(context, FSCONFIG_SET_STRING, "huge", "within_size", 0) == 0 &&
+        fsconfig(context, FSCONFIG_SET_STRING, "size", "0", 0) == 0 &&
+        fsconfig(context, FSCONFIG_SET_STRING, "nr_inodes", "0", 0) == 0 &&
+        fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        private_tmpfs = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+}
+
+/* A file in it; -1 when there is none. */
+static int make_private_file(void)
+{
+    pthread_once(&private_tmpfs_once, make_private_tmpfs);
+    return private_tmpfs < 0 ? -1 : openat(private_tmpfs, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+}
+
 int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t limit,
                 struct error *err)
 {
@@ -68,7 +94,9 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
         if (fd < 0)
             return error_set_errno(err, errno, "cannot make the backing file '%.160s'", path);
     } else {
-        fd = make_memfd(name, place ? place->huge_page : 0, err);
+        fd = place && place->transparent ? make_private_file() : -1;
+        if (fd < 0)
+            fd = make_memfd(name, place ? place->huge_page : 0, err);
         if (fd < 0)
             return -EIO;
     }

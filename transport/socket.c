@@ -25,11 +25,13 @@
 #include <sys/un.h>
 
 #define BACKLOG_RETRY_MS 10
+#define RECV_PIPE        (1 << 20)
 
 struct socket_transport {
     struct transport base;
     int fd;
     bool tcp;
+    int pipe[2]; /* the receiving thread's; -1 until it is needed */
 };
 
 static int wait_for(int fd, short events)
@@ -137,6 +139,49 @@ static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags
     }
 }
 
+/* A pipe for splice(2), as large as one may have. Failing that, there is none: 0 or a negative errno. */
+static int make_pipe(struct socket_transport *s)
+{
+    if (s->pipe[0] >= 0)
+        return 0;
+    if (pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK) < 0) {
+        s->pipe[0] = s->pipe[1] = -1;
+        return -errno;
+    }
+    fcntl(s->pipe[1], F_SETPIPE_SZ, RECV_PIPE);
+    return 0;
+}
+
+/* The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2) copy twice. */
+static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    int ret = make_pipe(s);
+    ssize_t n;
+
+    if (ret < 0)
+        return ret;
+    while ((n = splice(s->fd, NULL, s->pipe[1], NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)) < 0) {
+        if (errno == EAGAIN)
+            ret = wait_for(s->fd, POLLIN);
+        else if (errno != EINTR)
+            ret = -errno;
+        if (ret < 0)
+            return ret;
+    }
+    for (ssize_t left = n; left > 0;) {
+        ssize_t stored = splice(s->pipe[0], NULL, fd, &offset, (size_t)left, SPLICE_F_MOVE);
+        if (stored < 0 && errno == EINTR)
+            continue;
+        if (stored <= 0) {
+            *file_code = stored < 0 ? errno : ENOSPC;
+            return -EBADFD;
+        }
+        left -= stored;
+    }
+    return n;
+}
+
 static int socket_pollfd(struct transport *t)
 {
     return ((struct socket_transport *)t)->fd;
@@ -175,6 +220,10 @@ static void socket_close(struct transport *t)
 {
     struct socket_transport *s = (struct socket_transport *)t;
 
+    if (s->pipe[0] >= 0) {
+        close(s->pipe[0]);
+        close(s->pipe[1]);
+    }
     close(s->fd);
     free(s);
 }
@@ -186,6 +235,7 @@ static const struct transport_ops socket_ops = {
     .try_send = socket_try_send,
     .drain = socket_drain,
     .recv = socket_recv,
+    .recv_fd = socket_recv_fd,
     .pollfd = socket_pollfd,
     .set_timeout = socket_set_timeout,
     .shutdown = socket_shutdown,
@@ -227,6 +277,7 @@ struct transport *socket_transport_new(int fd, bool tcp)
     s->base.ops = &socket_ops;
     s->fd = fd;
     s->tcp = tcp;
+    s->pipe[0] = s->pipe[1] = -1;
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     if (tcp)
         set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);

@@ -112,6 +112,16 @@ int transport_recv_all(struct transport *t, void *buf, size_t len, const struct 
     return 0;
 }
 
+bool transport_has_recv_fd(const struct transport *t)
+{
+    return t->ops->recv_fd;
+}
+
+ssize_t transport_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
+{
+    return t->ops->recv_fd(t, fd, offset, len, file_code);
+}
+
 int transport_pollfd(struct transport *t)
 {
     return t->ops->pollfd(t);

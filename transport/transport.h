@@ -66,6 +66,10 @@ enum transport_recv_flags {
  * @recv: Receives at least one byte. Called by one thread at a time. With
  *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
  *        stream; a negative errno.
+ * @recv_fd: Receives at least one byte of the @len that are due straight into a file at
+ *        @offset, where that costs fewer copies than @recv and pwrite(2). Under the rules
+ *        of @recv; the count, 0 or a negative errno. -EBADFD: it is the file that could not
+ *        be written, and *@file_code says why; the bytes are lost. NULL: it cannot.
  * @pollfd: A descriptor that polls readable when @recv has something to say. It
  *        stays valid until @close.
  * @set_timeout: A connection on which the peer acknowledges nothing for that many
@@ -81,6 +85,7 @@ struct transport_ops {
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     int (*drain)(struct transport *t);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
+    ssize_t (*recv_fd)(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
     int (*pollfd)(struct transport *t);
     void (*set_timeout)(struct transport *t, int timeout_ms);
     void (*shutdown)(struct transport *t);
@@ -151,6 +156,10 @@ int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len);
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
+
+/** transport_has_recv_fd - whether it can */
+bool transport_has_recv_fd(const struct transport *t);
+ssize_t transport_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
 
 /**
  * transport_recv_all - receive exactly @len bytes

@@ -221,6 +221,60 @@ Test(transport, send_from_a_descriptor)
     free(bytes);
 }
 
+/* A sender for the test below. */
+struct sending {
+    struct worker worker;
+    struct transport *t;
+    const char *bytes;
+    size_t len;
+};
+
+static void run_sending(void *arg)
+{
+    struct sending *sending = arg;
+
+    link_send(sending->t, sending->bytes, sending->len);
+}
+
+/* What arrives goes into a file, part by part; a file that cannot be written is told from a connection that is lost. */
+Test(transport, receive_into_a_file)
+{
+    size_t size = 3000001;
+    char *bytes = malloc(size), *got = malloc(size);
+    char path[sizeof(scratch) + 8];
+
+    pattern(bytes, size, 3);
+    snprintf(path, sizeof(path), "%s/file", scratch);
+    CLEANUP_FD int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CLEANUP_FD int read_only = open(path, O_RDONLY | O_CLOEXEC);
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct sending sending = {.bytes = bytes, .len = size};
+        int code = 0;
+        link_open(&link, place(i), "");
+        cr_assert(transport_has_recv_fd(link.b));
+        sending.t = link.a;
+        worker_start(&sending.worker, run_sending, &sending);
+        for (size_t have = 0; have < size;) {
+            ssize_t n = transport_recv_fd(link.b, file, (off_t)(5 + have), size - have, &code);
+            cr_assert(gt(i64, n, 0));
+            have += (size_t)n;
+        }
+        worker_join(&sending.worker);
+        cr_assert(eq(sz, (size_t)pread(file, got, size, 5), size));
+        cr_expect(zero(int, memcmp(bytes, got, size)));
+        cr_expect(eq(int, link_send(link.a, bytes, 1000), 0));
+        cr_expect(eq(int, (int)transport_recv_fd(link.b, read_only, 0, 1000, &code), -EBADFD));
+        cr_expect(eq(int, code, EBADF));
+        transport_finish(link.a);
+        cr_expect(eq(int, (int)transport_recv_fd(link.b, file, 0, 1000, &code), 0));
+        link_close(&link);
+    }
+    free(bytes);
+    free(got);
+}
+
 Test(transport, nothing_to_send)
 {
     struct link link;
