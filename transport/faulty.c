@@ -5,6 +5,9 @@
  *
  * Sending and receiving can happen at the same time, so the count of bytes that
  * both share is an atomic: a cut at byte N lets exactly N bytes through.
+ *
+ * It has no send_fd and no zero-copy: it counts, cuts and breaks bytes, for which
+ * it must have them.
  */
 #include "transport.h"
 #include "cleanup.h"

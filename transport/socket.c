@@ -6,41 +6,93 @@
  * that the same socket serves a receiver that must not block. shutdown(2) wakes
  * both. TCP_USER_TIMEOUT and keepalive make the kernel give up on a peer that
  * has vanished; a peer that is there but silent is for the caller to notice.
+ *
+ * MSG_ZEROCOPY (Documentation/networking/msg_zerocopy.rst of Linux): the error
+ * queue says which buffers are free again, and makes poll(2) return at once until
+ * it is empty. So everybody who polls reads it; whoever waits for a buffer looks
+ * at what has been read, by whomever. A buffer is free when the kernel says so, and
+ * never before: a connection that is shut down is also disconnected, so that the
+ * kernel drops what it would otherwise send again for as long as the peer is silent,
+ * and what the card still has returns when the card is done. The socket stays open
+ * until then, because a closed one says nothing any more.
  */
 #include "socket.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "completions.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/errqueue.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 
 #define BACKLOG_RETRY_MS 10
 #define RECV_PIPE        (1 << 20)
+#define KERNEL_ENOTSUPP  524 /* what Linux says where a socket has no such option */
+#define SEND_MAX         (1u << 30)
+#define ERROR_QUEUE_MS   1 /* between two looks at the error queue when poll(2) does not wait */
 
 struct socket_transport {
     struct transport base;
     int fd;
     bool tcp;
     int pipe[2]; /* the receiving thread's; -1 until it is needed */
+    /*
+     * Held while a send without a copy is made and noted, which does not block, so
+     * that nobody reads of the end of a send that is not noted. A leaf.
+     */
+    pthread_mutex_t completion_lock;
+    struct completions *completions; /* NULL: no zero-copy; constant from the first send on, what it has is guarded */
 };
 
-static int wait_for(int fd, short events)
+/* The caller holds completion_lock. */
+static void read_error_queue(struct socket_transport *s)
 {
-    struct pollfd pfd = {.fd = fd, .events = events};
+    for (;;) {
+        union {
+            char bytes[128];
+            struct cmsghdr align;
+        } control;
+        struct msghdr msg = {.msg_control = &control, .msg_controllen = sizeof(control)};
+        if (recvmsg(s->fd, &msg, MSG_ERRQUEUE) < 0) {
+            if (errno == EINTR)
+                continue;
+            return;
+        }
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+            struct sock_extended_err e;
+            if ((c->cmsg_level != SOL_IP || c->cmsg_type != IP_RECVERR) &&
+                (c->cmsg_level != SOL_IPV6 || c->cmsg_type != IPV6_RECVERR))
+                continue;
+            memcpy(&e, CMSG_DATA(c), sizeof(e));
+            if (e.ee_origin == SO_EE_ORIGIN_ZEROCOPY && e.ee_errno == 0)
+                completions_end(s->completions, e.ee_info, e.ee_data, e.ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
+        }
+    }
+}
+
+static int wait_for(struct socket_transport *s, short events)
+{
+    struct pollfd pfd = {.fd = s->fd, .events = events};
 
     while (poll(&pfd, 1, -1) < 0) {
         if (errno != EINTR)
             return -errno;
+    }
+    if (s->completions && (pfd.revents & POLLERR)) {
+        SCOPED_LOCK(&s->completion_lock);
+        read_error_queue(s);
     }
     return 0;
 }
@@ -51,13 +103,14 @@ static int send_parts(struct transport *t, const struct iovec *iov, int n, int f
     struct iovec rest[TRANSPORT_IOV_MAX];
     struct msghdr msg = {.msg_iov = rest, .msg_iovlen = (size_t)n};
 
-    memcpy(rest, iov, (size_t)n * sizeof(*iov));
+    if (n > 0)
+        memcpy(rest, iov, (size_t)n * sizeof(*iov));
     while (msg.msg_iovlen > 0) {
         ssize_t sent = sendmsg(s->fd, &msg, MSG_NOSIGNAL | flags);
         if (sent < 0) {
             int code = errno;
             if (code == EAGAIN)
-                code = -wait_for(s->fd, POLLOUT);
+                code = -wait_for(s, POLLOUT);
             if (code && code != EINTR)
                 return -code;
             continue;
@@ -94,13 +147,91 @@ static int socket_send_fd(struct transport *t, const struct iovec *iov, int n, i
         else if (sent == 0)
             ret = -ENODATA;
         else if (errno == EAGAIN)
-            ret = wait_for(s->fd, POLLOUT);
+            ret = wait_for(s, POLLOUT);
         else if (errno == EINVAL)
             return transport_copy_fd(t, fd, offset, len); /* hugetlbfs */
         else if (errno != EINTR)
             ret = -errno;
     }
     return ret;
+}
+
+static int socket_zerocopy(struct transport *t)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    int on = 1;
+
+    if (!s->tcp)
+        return -EOPNOTSUPP;
+    if (setsockopt(s->fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof(on)) < 0)
+        return errno == ENOPROTOOPT || errno == KERNEL_ENOTSUPP ? -EOPNOTSUPP : -errno;
+    s->completions = malloc(sizeof(*s->completions));
+    if (!s->completions)
+        return -ENOMEM;
+    completions_init(s->completions, 0);
+    return 0;
+}
+
+/* Sends what can be sent now. The count, -EAGAIN, -ENOBUFS, or another negative errno. */
+static ssize_t send_noted(struct socket_transport *s, const void *buf, size_t len, struct transport_handed *handed)
+{
+    SCOPED_LOCK(&s->completion_lock);
+    if (!completions_has_room(s->completions))
+        read_error_queue(s);
+    if (!completions_has_room(s->completions))
+        return -ENOBUFS;
+    ssize_t n = send(s->fd, buf, len, MSG_NOSIGNAL | MSG_ZEROCOPY);
+    if (n < 0)
+        return -errno;
+    if (n > 0) {
+        handed->ticket = completions_add(s->completions, (uint32_t)n);
+        handed->bytes += (size_t)n;
+    }
+    return n;
+}
+
+static int socket_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
+                                struct transport_handed *handed)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    const char *p = buf;
+
+    *handed = (struct transport_handed){0};
+    int ret = send_parts(t, iov, n, MSG_MORE);
+    while (ret == 0 && handed->bytes < len) {
+        size_t left = len - handed->bytes;
+        ssize_t sent = send_noted(s, p + handed->bytes, left < SEND_MAX ? left : SEND_MAX, handed);
+        if (sent == -ENOBUFS)
+            break;
+        if (sent == -EAGAIN)
+            ret = wait_for(s, POLLOUT);
+        else if (sent < 0 && sent != -EINTR)
+            ret = (int)sent;
+    }
+    return ret;
+}
+
+static void socket_reap(struct transport *t, int wait_ms, struct transport_returns *returns)
+{
+    struct socket_transport *s = (struct socket_transport *)t;
+    struct pollfd pfd = {.fd = s->fd};
+    const struct timespec pause = {.tv_nsec = ERROR_QUEUE_MS * 1000000};
+    int64_t deadline = wait_ms ? clock_ms() + wait_ms : 0;
+    uint64_t known = returns->sends + returns->copied_sends;
+
+    for (bool first = true;; first = false) {
+        pthread_mutex_lock(&s->completion_lock);
+        read_error_queue(s);
+        *returns = s->completions->returns;
+        bool in_flight = completions_in_flight(s->completions);
+        pthread_mutex_unlock(&s->completion_lock);
+        if (returns->sends + returns->copied_sends != known || !in_flight || !wait_ms || clock_ms() >= deadline)
+            return;
+        /* A connection that has ended keeps poll() from waiting. */
+        if (!first && pfd.revents)
+            nanosleep(&pause, NULL);
+        poll(&pfd, 1, clock_poll_timeout(deadline));
+    }
 }
 
 static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
@@ -133,7 +264,7 @@ static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags
             continue;
         if (errno != EAGAIN || (flags & TRANSPORT_NOWAIT))
             return -errno;
-        int ret = wait_for(s->fd, POLLIN);
+        int ret = wait_for(s, POLLIN);
         if (ret < 0)
             return ret;
     }
@@ -163,7 +294,7 @@ static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t 
         return ret;
     while ((n = splice(s->fd, NULL, s->pipe[1], NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)) < 0) {
         if (errno == EAGAIN)
-            ret = wait_for(s->fd, POLLIN);
+            ret = wait_for(s, POLLIN);
         else if (errno != EINTR)
             ret = -errno;
         if (ret < 0)
@@ -208,7 +339,17 @@ static void socket_set_timeout(struct transport *t, int timeout_ms)
 
 static void socket_shutdown(struct transport *t)
 {
-    shutdown(((struct socket_transport *)t)->fd, SHUT_RDWR);
+    struct socket_transport *s = (struct socket_transport *)t;
+    const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+    shutdown(s->fd, SHUT_RDWR);
+    if (!s->completions)
+        return;
+    /* From here on nothing more can be sent. */
+    SCOPED_LOCK(&s->completion_lock);
+    read_error_queue(s);
+    if (completions_in_flight(s->completions))
+        connect(s->fd, &nobody, sizeof(nobody));
 }
 
 static void socket_finish(struct transport *t)
@@ -225,6 +366,8 @@ static void socket_close(struct transport *t)
         close(s->pipe[1]);
     }
     close(s->fd);
+    free(s->completions);
+    pthread_mutex_destroy(&s->completion_lock);
     free(s);
 }
 
@@ -232,6 +375,9 @@ static const struct transport_ops socket_ops = {
     .name = "socket",
     .send = socket_send,
     .send_fd = socket_send_fd,
+    .zerocopy = socket_zerocopy,
+    .send_zerocopy = socket_send_zerocopy,
+    .reap = socket_reap,
     .try_send = socket_try_send,
     .drain = socket_drain,
     .recv = socket_recv,
@@ -278,6 +424,7 @@ struct transport *socket_transport_new(int fd, bool tcp)
     s->fd = fd;
     s->tcp = tcp;
     s->pipe[0] = s->pipe[1] = -1;
+    pthread_mutex_init(&s->completion_lock, NULL);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     if (tcp)
         set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);

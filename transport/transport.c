@@ -65,6 +65,22 @@ int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int f
     return ret < 0 ? ret : transport_copy_fd(t, fd, offset, len);
 }
 
+int transport_zerocopy(struct transport *t)
+{
+    return t->ops->zerocopy ? t->ops->zerocopy(t) : -EOPNOTSUPP;
+}
+
+int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
+                            struct transport_handed *handed)
+{
+    return t->ops->send_zerocopy(t, iov, n, buf, len, handed);
+}
+
+void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns)
+{
+    t->ops->reap(t, wait_ms, returns);
+}
+
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len)
 {
     return t->ops->try_send(t, buf, len);

@@ -46,6 +46,19 @@ enum transport_recv_flags {
     TRANSPORT_NOWAIT = 1, /* -EAGAIN instead of waiting */
 };
 
+/* What transport_send_zerocopy() has handed over. */
+struct transport_handed {
+    size_t bytes;    /* of the buffer; they have been sent */
+    uint64_t ticket; /* they are the caller's again when this one is back; valid if there are any */
+};
+
+/* What has come back of it; sums since the connection was made. */
+struct transport_returns {
+    uint64_t ticket;                     /* all up to this one are back */
+    uint64_t sends, bytes;               /* that have left without a copy */
+    uint64_t copied_sends, copied_bytes; /* that the kernel has copied all the same */
+};
+
 /**
  * struct transport_ops - what a connection can do
  * @send: Sends all of @iov (at most TRANSPORT_IOV_MAX parts) or fails. Called by
@@ -59,6 +72,15 @@ enum transport_recv_flags {
  *        meanwhile may then show in what arrives. Under the rules of @send.
  *        -ENODATA: there were fewer bytes. After an error the connection cannot be used.
  *        NULL: it has nothing better than reading them.
+ * @zerocopy: Prepares for @send_zerocopy, before the first of them. 0; -EOPNOTSUPP: there is no
+ *        such thing here (the same as NULL); another negative errno.
+ * @send_zerocopy: Sends all of @iov, which may have no parts and is copied, and then of @buf as
+ *        much as there is lockable memory for: all of @len, or fewer bytes, *@handed says how
+ *        many. Those belong to the kernel or the card until @reap says that their ticket is
+ *        back, also after an error and after @shutdown. Under the rules of @send.
+ * @reap: Waits until more is back than *@returns says, for @wait_ms at most, and updates it. Any
+ *        thread, several at a time, also while another one sends, whom it does not hold up.
+ *        After @shutdown all is back soon, whatever the peer does, and only then @close comes.
  * @try_send: Sends as many of @len bytes as can be taken now, in the order of @send
  *        and under its thread rules. The count, -EAGAIN, or another negative errno.
  * @drain: Returns when no buffer that was given to @send is still in use by the
@@ -82,6 +104,10 @@ struct transport_ops {
     const char *name;
     int (*send)(struct transport *t, const struct iovec *iov, int n);
     int (*send_fd)(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len);
+    int (*zerocopy)(struct transport *t);
+    int (*send_zerocopy)(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
+                         struct transport_handed *handed);
+    void (*reap)(struct transport *t, int wait_ms, struct transport_returns *returns);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     int (*drain)(struct transport *t);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
@@ -152,6 +178,12 @@ int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int f
  * Return: as @send_fd.
  */
 int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len);
+
+/** transport_zerocopy - whether transport_send_zerocopy() and transport_reap() can be used; 0 or a negative errno */
+int transport_zerocopy(struct transport *t);
+int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
+                            struct transport_handed *handed);
+void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);

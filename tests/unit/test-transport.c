@@ -275,6 +275,185 @@ Test(transport, receive_into_a_file)
     free(got);
 }
 
+static void open_zerocopy(struct link *link, const char *text)
+{
+    link_open(link, text, "");
+    cr_assert(eq(int, transport_zerocopy(link->a), 0), "%s", text);
+}
+
+/* Waits until everything is back that was handed over. */
+static void reap_all(struct transport *t, uint64_t ticket, struct transport_returns *returns)
+{
+    int64_t end = clock_ms() + 30000;
+
+    while (returns->ticket < ticket) {
+        transport_reap(t, 1000, returns);
+        cr_assert(lt(i64, clock_ms(), end), "ticket %llu of %llu", (unsigned long long)returns->ticket,
+                  (unsigned long long)ticket);
+    }
+}
+
+/* Every other send is a copying one. Over loopback the kernel copies all the same, and says so. */
+Test(transport, send_without_a_copy)
+{
+    enum { SENDS = 40 };
+    size_t size = 700001;
+    char *bytes = malloc(size);
+
+    pattern(bytes, size, 11);
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        struct sink sink;
+        struct iovec header = {"header", 6};
+        struct transport_handed handed = {0};
+        struct transport_returns returns = {0};
+        uint64_t total = 0;
+        link_open(&link, place(i), "");
+        if (!strncmp(places[i], "unix:", 5)) {
+            cr_expect(eq(int, transport_zerocopy(link.a), -EOPNOTSUPP));
+            link_close(&link);
+            continue;
+        }
+        cr_assert(eq(int, transport_zerocopy(link.a), 0));
+        sink_start(&sink, link.b, SENDS * (6 + size + 10));
+        for (int n = 0; n < SENDS; n++) {
+            cr_assert(eq(int, transport_send_zerocopy(link.a, &header, 1, bytes, size, &handed), 0));
+            struct iovec rest[] = {{bytes + handed.bytes, size - handed.bytes}, {"0123456789", 10}};
+            cr_assert(eq(int, transport_send(link.a, rest, 2), 0));
+            total += handed.bytes;
+            transport_reap(link.a, 0, &returns);
+        }
+        cr_expect(gt(u64, total, 0));
+        reap_all(link.a, handed.ticket, &returns);
+        cr_expect(eq(u64, returns.copied_bytes, total));
+        cr_expect(eq(u64, returns.bytes, 0));
+        sink_join(&sink);
+        cr_assert(eq(sz, sink.have, sink.want));
+        for (size_t at = 0; at < sink.want; at += 6 + size + 10) {
+            cr_assert(zero(int, memcmp(sink.buf + at, "header", 6)));
+            cr_assert(zero(int, memcmp(sink.buf + at + 6, bytes, size)));
+            cr_assert(zero(int, memcmp(sink.buf + at + 6 + size, "0123456789", 10)));
+        }
+        sink_free(&sink);
+        link_close(&link);
+    }
+    free(bytes);
+}
+
+/* A stack that looks at the bytes must have them. */
+Test(transport, no_zerocopy_in_a_stack)
+{
+    struct link link;
+
+    link_open(&link, "tcp:127.0.0.1:0", "faulty:short=100000:");
+    cr_expect(eq(int, transport_zerocopy(link.a), -EOPNOTSUPP));
+    link_close(&link);
+}
+
+struct lend {
+    struct transport *t;
+    const char *buf;
+    size_t have;
+    struct transport_handed handed;
+    int ret;
+};
+
+static void lend_on(void *arg)
+{
+    struct lend *lend = arg;
+
+    do {
+        struct transport_handed handed;
+        lend->ret = transport_send_zerocopy(lend->t, NULL, 0, lend->buf, 1u << 20, &handed);
+        if (handed.bytes)
+            lend->handed = handed;
+        lend->have += handed.bytes;
+    } while (lend->ret == 0);
+}
+
+/*
+ * The peer reads nothing, and the buffers are stuck in the kernel: a shutdown wakes
+ * the sender and brings them back. The same when the peer goes away by itself.
+ */
+Test(transport, shutdown_brings_buffers_back)
+{
+    char *buf = calloc(1, 1u << 20);
+
+    for (int peer_goes = 0; peer_goes < 2; peer_goes++) {
+        struct link link;
+        struct worker worker;
+        struct transport_returns returns = {0};
+        open_zerocopy(&link, "tcp:127.0.0.1:0");
+        struct lend lend = {.t = link.a, .buf = buf};
+        worker_start(&worker, lend_on, &lend);
+        worker_await_sleep(&worker);
+        cr_expect(not(atomic_load(&worker.done)));
+        transport_reap(link.a, 50, &returns);
+        if (peer_goes) {
+            transport_close(link.b);
+            link.b = NULL;
+        } else {
+            transport_shutdown(link.a);
+            transport_shutdown(link.a);
+        }
+        worker_join(&worker);
+        cr_expect(lt(int, lend.ret, 0));
+        cr_expect(gt(sz, lend.have, 0));
+        transport_shutdown(link.a);
+        reap_all(link.a, lend.handed.ticket, &returns);
+        cr_expect(eq(u64, returns.bytes + returns.copied_bytes, lend.have));
+        link_close(&link);
+    }
+    free(buf);
+}
+
+struct reaper {
+    struct worker worker;
+    struct transport *t;
+    uint64_t ticket;
+};
+
+static void reap_on(void *arg)
+{
+    struct reaper *r = arg;
+    struct transport_returns returns = {0};
+
+    reap_all(r->t, r->ticket, &returns);
+}
+
+/* Several ask at once, and all learn all of it. */
+Test(transport, many_reapers)
+{
+    struct link link;
+    struct sink sink;
+    struct reaper reapers[4];
+    struct transport_handed handed = {0};
+    size_t size = 200 << 10, total = 0;
+    char *buf = calloc(1, size);
+
+    open_zerocopy(&link, "tcp:127.0.0.1:0");
+    sink_start(&sink, link.b, BIG);
+    for (int i = 0; i < 4; i++) {
+        reapers[i] = (struct reaper){.t = link.a, .ticket = 100};
+        worker_start(&reapers[i].worker, reap_on, &reapers[i]);
+    }
+    while (handed.ticket < 100 && total < BIG - size) {
+        cr_assert(eq(int, transport_send_zerocopy(link.a, NULL, 0, buf, size, &handed), 0));
+        total += handed.bytes;
+    }
+    cr_expect(ge(u64, handed.ticket, 100));
+    for (int i = 0; i < 4; i++)
+        worker_join(&reapers[i].worker);
+    transport_shutdown(link.a);
+    struct transport_returns returns = {0};
+    reap_all(link.a, handed.ticket, &returns);
+    sink_join(&sink);
+    sink_free(&sink);
+    link_close(&link);
+    free(buf);
+}
+
 Test(transport, nothing_to_send)
 {
     struct link link;
