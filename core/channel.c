@@ -11,6 +11,9 @@
 /* A write can alternate between small and large packets: a chunk serves as many slices as that. */
 #define SLICES 64
 
+/* How long the reaper asks before it looks whether it is interrupted, or the sender was told in its place. */
+#define REAP_MS 20
+
 /* All of it is guarded by the channel's lock, but for the bytes of slices that are being sent. */
 struct channel_chunk {
     struct channel_chunk *next_free;
@@ -31,6 +34,7 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
         .failed_arg = failed_arg,
     };
     ch->tail = &ch->head;
+    ch->in_flight_tail = &ch->in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     pthread_cond_init(&ch->progress, NULL);
     pthread_condattr_t attr;
@@ -40,9 +44,17 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
     pthread_condattr_destroy(&attr);
 }
 
+int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode)
+{
+    int ret = mode == ZEROCOPY_OFF ? 0 : transport_zerocopy(ch->transport);
+
+    zerocopy_init(&ch->zerocopy, mode, ret == 0);
+    return mode == ZEROCOPY_REQUIRE ? ret : 0;
+}
+
 void channel_fini(struct channel *ch)
 {
-    assert(!ch->head && !ch->busy);
+    assert(!ch->head && !ch->busy && !ch->in_flight);
     transport_close(ch->transport);
     free(ch->chunk);
     while (ch->free_chunks) {
@@ -207,28 +219,59 @@ static bool is_from_fd(const struct channel_entry *entry)
     return !entry->payload && entry->length > 0;
 }
 
+/* Whether a payload is worth being sent without a copy. */
+static bool is_large(const struct channel_entry *entry)
+{
+    return !entry->chunk && entry->payload && !channel_copies(entry->length);
+}
+
+/* What is sent in one go; made by take_batch(). */
+struct batch {
+    struct channel_entry *entries;
+    struct iovec iov[TRANSPORT_IOV_MAX];
+    int n;
+    uint64_t bytes, large; /* that are copied: of iov, and of large payloads in it */
+    uint64_t uncopied;     /* of other payloads */
+    /* One of them, or none: the payload of the last entry, which is not in iov. */
+    const struct channel_entry *from_fd;
+    struct channel_entry *zerocopy;
+};
+
+static void batch_add(struct batch *batch, const void *buf, size_t len)
+{
+    batch->iov[batch->n++] = (struct iovec){(void *)(uintptr_t)buf, len};
+    batch->bytes += len;
+}
+
 /*
  * Takes up to CHANNEL_BATCH bytes of entries off the queue; one whose payload is
- * read from a descriptor, *@from, is the last. Returns the number of parts.
+ * read from a descriptor is the last, and one that is sent without a copy is alone.
  */
-static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entry **first,
-                      const struct channel_entry **from)
+static void take_batch(struct channel *ch, struct batch *batch)
 {
-    size_t total = 0;
-    int n = 0;
-
-    *first = ch->head;
-    *from = NULL;
     struct channel_entry *last = NULL;
-    while (can_send(ch) && n + 2 <= TRANSPORT_IOV_MAX && total < CHANNEL_BATCH && !*from) {
+
+    batch->entries = ch->head;
+    batch->n = 0;
+    batch->bytes = batch->large = batch->uncopied = 0;
+    batch->from_fd = NULL;
+    batch->zerocopy = NULL;
+    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH && !batch->from_fd &&
+           !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
+        bool zerocopy = is_large(entry) && zerocopy_may(&ch->zerocopy);
+        if (zerocopy && batch->n)
+            break;
         if (!entry->chunk)
-            iov[n++] = (struct iovec){&entry->header, sizeof(entry->header)};
-        if (is_from_fd(entry))
-            *from = entry;
+            batch_add(batch, &entry->header, sizeof(entry->header));
+        if (zerocopy)
+            batch->zerocopy = entry;
+        else if (is_from_fd(entry))
+            batch->from_fd = entry;
         else if (entry->length)
-            iov[n++] = (struct iovec){(void *)(uintptr_t)entry->payload, entry->length};
-        total += iov[n - 1].iov_len;
+            batch_add(batch, entry->payload, entry->length);
+        if (is_large(entry) && !zerocopy)
+            batch->large += entry->length;
         ch->head = entry->next;
         last = entry;
     }
@@ -238,28 +281,134 @@ static int take_batch(struct channel *ch, struct iovec *iov, struct channel_entr
         ch->open_slice = NULL;
         ch->hurry = false;
     }
-    return n;
 }
 
-/* Marks a batch as sent or dropped, wakes its owners, and returns what the gate is due. */
+/* An entry's buffer is its owner's again. */
+static uint64_t retire(struct channel *ch, struct channel_entry *entry)
+{
+    uint64_t bytes = entry->bytes;
+
+    if (entry->chunk) {
+        retire_slice(ch, entry->chunk);
+    } else {
+        entry->done = true;
+        if (entry->waiting)
+            pthread_cond_signal(&entry->wake);
+    }
+    return bytes;
+}
+
+/* Everything that has been sent, up to the first buffer that is not back. */
+static void update_sent(struct channel *ch)
+{
+    ch->sent_sequence = ch->in_flight ? ch->in_flight->last_sequence - 1 : ch->left_sequence;
+}
+
+/* Retires what is back, and returns what the gate is due. */
+static uint64_t retire_returned(struct channel *ch)
+{
+    uint64_t bytes = 0;
+
+    while (ch->in_flight && ch->in_flight->ticket <= ch->zerocopy.known.ticket) {
+        struct channel_entry *entry = ch->in_flight;
+        ch->in_flight = entry->next;
+        if (!ch->in_flight)
+            ch->in_flight_tail = &ch->in_flight;
+        if (ch->closed == CHANNEL_DEAD)
+            ch->lost = true;
+        bytes += retire(ch, entry);
+    }
+    update_sent(ch);
+    return bytes;
+}
+
+/* A batch has been sent or dropped: wakes its owners, and returns what the gate is due. */
 static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
 {
     uint64_t bytes = 0;
 
     while (entry) {
         struct channel_entry *next = entry->next;
-        bytes += entry->bytes;
-        ch->sent_sequence = entry->last_sequence;
-        if (entry->chunk) {
-            retire_slice(ch, entry->chunk);
-        } else {
-            entry->done = true;
-            if (entry->waiting)
+        ch->left_sequence = entry->last_sequence;
+        if (!entry->chunk && entry->ticket) {
+            entry->in_flight = true;
+            entry->next = NULL;
+            *ch->in_flight_tail = entry;
+            ch->in_flight_tail = &entry->next;
+            if (entry->waiting && !ch->reaping)
                 pthread_cond_signal(&entry->wake);
+        } else {
+            bytes += retire(ch, entry);
         }
         entry = next;
     }
-    return bytes;
+    return bytes + retire_returned(ch);
+}
+
+/* Called with the lock held, which is given up meanwhile: declares the channel dead, and tells of it once. */
+static void fail(struct channel *ch, int code)
+{
+    if (ch->closed == CHANNEL_DEAD)
+        return;
+    ch->closed = CHANNEL_DEAD;
+    pthread_cond_broadcast(&ch->progress);
+    pthread_mutex_unlock(&ch->lock);
+    ch->failed(ch->failed_arg, ch->index, code);
+    pthread_mutex_lock(&ch->lock);
+}
+
+/*
+ * Called with the lock held, which is given up meanwhile, by somebody who waits
+ * for what is in flight while nobody else reaps: asks the transport once.
+ */
+static void reap(struct channel *ch)
+{
+    struct transport_returns returns = ch->zerocopy.known;
+
+    ch->reaping = true;
+    pthread_mutex_unlock(&ch->lock);
+    transport_reap(ch->transport, REAP_MS, &returns);
+    pthread_mutex_lock(&ch->lock);
+    ch->reaping = false;
+    zerocopy_returned(&ch->zerocopy, &returns);
+    uint64_t bytes = retire_returned(ch);
+    int verdict = zerocopy_verdict(&ch->zerocopy);
+    if (ch->flushers)
+        pthread_cond_broadcast(&ch->progress);
+    if (bytes) {
+        pthread_mutex_unlock(&ch->lock);
+        gate_leave(ch->gate, bytes);
+        pthread_mutex_lock(&ch->lock);
+    }
+    if (verdict < 0)
+        fail(ch, verdict);
+}
+
+/* Somebody stops waiting for what is in flight: another one goes on asking. */
+static void pass_reaping(struct channel *ch)
+{
+    struct channel_entry *entry = ch->in_flight;
+
+    if (ch->reaping)
+        return;
+    while (entry && !entry->waiting)
+        entry = entry->next;
+    if (entry)
+        pthread_cond_signal(&entry->wake);
+    else if (ch->flushers)
+        pthread_cond_broadcast(&ch->progress);
+}
+
+/* Called with the lock held, by one who waits on progress: until something has happened. */
+static void await_progress(struct channel *ch)
+{
+    if (ch->zerocopy.in_flight && !ch->reaping) {
+        reap(ch);
+        return;
+    }
+    ch->flushers++;
+    pthread_cond_wait(&ch->progress, &ch->lock);
+    ch->flushers--;
 }
 
 /* An owner that sleeps, and so can take over. */
@@ -273,13 +422,74 @@ static struct channel_entry *next_waiting(struct channel *ch)
 }
 
 /*
+ * Sends one large payload: without a copy as much as fits into the bound, and more
+ * as soon as enough is back; what cannot go that way is copied. Called without the
+ * lock.
+ */
+static int send_zerocopy(struct channel *ch, struct batch *batch)
+{
+    struct channel_entry *entry = batch->zerocopy;
+    struct iovec iov[] = {batch->iov[0], {(void *)(uintptr_t)entry->payload, entry->length}};
+    struct iovec *payload = &iov[1];
+    int headers = 1, ret = 0;
+    bool again = true;
+
+    pthread_mutex_lock(&ch->lock);
+    while (ret == 0 && again && payload->iov_len && zerocopy_may(&ch->zerocopy)) {
+        struct transport_handed handed;
+        if (ch->closed == CHANNEL_DEAD) {
+            ret = -ECONNRESET;
+            break;
+        }
+        size_t taken = zerocopy_take(&ch->zerocopy, payload->iov_len);
+        if (!taken) {
+            await_progress(ch);
+            continue;
+        }
+        pthread_mutex_unlock(&ch->lock);
+        ret = transport_send_zerocopy(ch->transport, iov, headers, payload->iov_base, taken, &handed);
+        pthread_mutex_lock(&ch->lock);
+        if (ret < 0)
+            zerocopy_broken(&ch->zerocopy, taken, handed.bytes);
+        else
+            again = zerocopy_handed(&ch->zerocopy, taken, handed.bytes);
+        if (handed.bytes)
+            entry->ticket = handed.ticket;
+        headers = 0;
+        batch->uncopied += handed.bytes;
+        payload->iov_base = (char *)payload->iov_base + handed.bytes;
+        payload->iov_len -= handed.bytes;
+    }
+    pass_reaping(ch);
+    pthread_mutex_unlock(&ch->lock);
+    if (ret == 0 && payload->iov_len)
+        ret = transport_send(ch->transport, iov + 1 - headers, 1 + headers);
+    batch->bytes += payload->iov_len;
+    batch->large += payload->iov_len;
+    return ret;
+}
+
+/* Called without the lock. */
+static int send_batch(struct channel *ch, struct batch *batch)
+{
+    const struct channel_entry *from = batch->from_fd;
+
+    if (batch->zerocopy)
+        return send_zerocopy(ch, batch);
+    if (!from)
+        return transport_send(ch->transport, batch->iov, batch->n);
+    batch->uncopied = from->length;
+    return transport_send_fd(ch->transport, batch->iov, batch->n, from->fd, from->fd_offset, from->length);
+}
+
+/*
  * The sender's work; called and left with the lock held, ch->busy set at first.
  * @mine: the caller's own packet, or NULL when it was copied.
  */
 static void send_queued(struct channel *ch, struct channel_entry *mine)
 {
     while (can_send(ch)) {
-        if (!mine || mine->done) {
+        if (!mine || mine->done || mine->in_flight) {
             struct channel_entry *successor = next_waiting(ch);
             if (successor) {
                 successor->chosen = true;
@@ -287,40 +497,29 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
                 return;
             }
         }
-        struct iovec iov[TRANSPORT_IOV_MAX];
-        struct channel_entry *batch;
-        const struct channel_entry *from;
+        struct batch batch;
         bool dead = ch->closed == CHANNEL_DEAD;
-        int n = take_batch(ch, iov, &batch, &from);
+        take_batch(ch, &batch);
         pthread_mutex_unlock(&ch->lock);
 
-        int ret;
-        if (dead)
-            ret = -ECONNRESET;
-        else if (from)
-            ret = transport_send_fd(ch->transport, iov, n, from->fd, from->fd_offset, from->length);
-        else
-            ret = transport_send(ch->transport, iov, n);
-        uint64_t wire_bytes = from ? from->length : 0;
-        for (int i = 0; i < n; i++)
-            wire_bytes += iov[i].iov_len;
+        int ret = dead ? -ECONNRESET : send_batch(ch, &batch);
 
         pthread_mutex_lock(&ch->lock);
-        bool died = ret < 0 && ch->closed != CHANNEL_DEAD;
-        if (died)
-            ch->closed = CHANNEL_DEAD;
-        if (ret == 0)
-            ch->wire_bytes += wire_bytes;
-        else
+        if (ret == 0) {
+            ch->wire_bytes += batch.bytes + batch.uncopied;
+            ch->fd_bytes += batch.from_fd ? batch.uncopied : 0;
+            zerocopy_copied(&ch->zerocopy, batch.bytes, batch.large);
+        } else {
             ch->lost = true;
-        uint64_t bytes = retire_batch(ch, batch);
-        if (ch->flushers || died)
+        }
+        uint64_t bytes = retire_batch(ch, batch.entries);
+        if (ch->flushers)
             pthread_cond_broadcast(&ch->progress);
         pthread_mutex_unlock(&ch->lock);
         gate_leave(ch->gate, bytes);
-        if (died)
-            ch->failed(ch->failed_arg, ch->index, ret);
         pthread_mutex_lock(&ch->lock);
+        if (ret < 0)
+            fail(ch, ret);
     }
     ch->busy = false;
     if (ch->flushers || ch->closed != CHANNEL_OPEN)
@@ -337,21 +536,29 @@ void channel_finish(struct channel *ch, struct channel_entry *entry)
         }
         return;
     }
+    bool reaped = false;
     while (!entry->done) {
-        if (entry->chosen || (!ch->busy && can_send(ch))) {
+        if (!entry->in_flight && (entry->chosen || (!ch->busy && can_send(ch)))) {
             entry->chosen = false;
             ch->busy = true;
             send_queued(ch, entry);
             continue;
         }
-        /* Somebody sends, or makes a payload that comes first; who does looks for owners that wait. */
+        if (entry->in_flight && !ch->reaping) {
+            reap(ch);
+            reaped = true;
+            continue;
+        }
+        /* Somebody sends, reaps, or makes a payload that comes first; who does looks for owners that wait. */
         pthread_cond_init(&entry->wake, NULL);
         entry->waiting = true;
-        while (!entry->done && !entry->chosen)
+        while (!entry->done && !entry->chosen && !(entry->in_flight && !ch->reaping))
             pthread_cond_wait(&entry->wake, &ch->lock);
         entry->waiting = false;
         pthread_cond_destroy(&entry->wake);
     }
+    if (reaped)
+        pass_reaping(ch);
 }
 
 /* Whether all that is queued is small packets, too few to be sent yet. */
@@ -404,7 +611,6 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
     SCOPED_LOCK(&ch->lock);
     if (sequence > ch->last_sequence)
         sequence = ch->last_sequence;
-    ch->flushers++;
     channel_hurry(ch);
     while (ret == 0 && ch->sent_sequence < sequence) {
         if (interrupt_is_hit(interrupt))
@@ -412,9 +618,16 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
         else if (ch->closed == CHANNEL_DEAD)
             ret = -ECONNRESET;
         else
-            pthread_cond_wait(&ch->progress, &ch->lock);
+            await_progress(ch);
     }
-    ch->flushers--;
+    pass_reaping(ch);
+    if (ret == 0)
+        zerocopy_barrier(&ch->zerocopy);
+    int verdict = zerocopy_verdict(&ch->zerocopy);
+    if (verdict < 0) {
+        fail(ch, verdict);
+        return verdict;
+    }
     return ret == 0 && ch->lost ? -ECONNRESET : ret;
 }
 
@@ -444,8 +657,8 @@ void channel_disconnect(struct channel *ch)
 {
     SCOPED_LOCK(&ch->lock);
     assert(ch->closed != CHANNEL_OPEN);
-    while (ch->busy || ch->head)
-        pthread_cond_wait(&ch->progress, &ch->lock);
+    while (ch->busy || ch->head || ch->in_flight || ch->reaping)
+        await_progress(ch);
     transport_close(ch->transport);
     ch->transport = NULL;
 }

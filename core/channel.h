@@ -20,6 +20,13 @@
  *   holds all their locks, so that two writes that overlap meet in the same
  *   order on all of them.
  *
+ *   A large payload can be sent without a copy (zerocopy.h). Then it has left, and
+ *   its owner waits on, until the transport says that the buffer is free: it is in
+ *   flight. What comes after it goes on being sent. One of those who wait, the
+ *   reaper, asks the transport. No buffer in flight is ever given up: also on a
+ *   dead channel its owner waits for the transport, which after transport_shutdown()
+ *   does not take long, and the connection is closed when nothing is in flight.
+ *
  * Locks
  *   channel.lock, many of them in the order of their index. Nothing else is
  *   taken while one is held. Never held while sending.
@@ -31,6 +38,7 @@
 #include "interrupt.h"
 #include "transport.h"
 #include "wire.h"
+#include "zerocopy.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -68,7 +76,9 @@ struct channel_entry {
     uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */
     bool unprepared; /* its owner still makes the payload: nothing from here on is sent */
-    bool done;    /* sent or dropped */
+    bool in_flight; /* sent, but for the buffer, which is not back */
+    uint64_t ticket; /* with which it comes back; 0: it is not out */
+    bool done;    /* sent and back, or dropped */
     bool waiting; /* the owner sleeps on wake */
     bool chosen;  /* the owner is the sender now */
     pthread_cond_t wake; /* initialised while waiting */
@@ -82,7 +92,8 @@ struct channel {
     void *failed_arg;
 
     pthread_mutex_t lock; /* guards the rest */
-    pthread_cond_t progress; /* sent_sequence moved, the channel closed, or a waiter was interrupted */
+    /* sent_sequence moved, something came back, nobody reaps, the channel closed, or a waiter was interrupted */
+    pthread_cond_t progress;
     unsigned flushers;       /* waiting on progress */
     pthread_cond_t more;     /* the one who lingers is to look again */
     bool lingering;          /* somebody does, and will send what is queued */
@@ -90,24 +101,35 @@ struct channel {
     enum channel_closed closed;
     bool busy; /* somebody is the sender */
     bool lost; /* something was dropped */
+    bool reaping; /* somebody asks the transport what is back */
+    struct channel_entry *in_flight, **in_flight_tail; /* sent, in their order */
+    struct zerocopy zerocopy;
     struct channel_entry *head, **tail;
     struct channel_entry *open_slice; /* the last entry, if it is a slice that nobody sends yet */
     struct channel_chunk *chunk;      /* where the next slice is cut from, or NULL */
     struct channel_chunk *free_chunks;
     unsigned free_count;
     uint64_t last_sequence; /* given to a packet */
-    uint64_t sent_sequence; /* everything up to here has left */
+    uint64_t left_sequence; /* everything up to here has been sent */
+    uint64_t sent_sequence; /* and its buffers are free */
     uint64_t wire_bytes;    /* sent, headers and all */
+    uint64_t fd_bytes;      /* the part of it that came from descriptors */
 };
 
 /**
  * channel_init - make a channel of a connection
  * @transport: the channel's from now on
  * @gate: where accepted bytes are given back
- * @failed: told when sending fails, by the thread that was sending
+ * @failed: told when sending fails, by the thread that noticed; -EOPNOTSUPP and -ENOBUFS are zerocopy_verdict()'s
  */
 void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
                   void (*failed)(void *arg, unsigned index, int code), void *failed_arg);
+
+/**
+ * channel_set_zerocopy - send large payloads without a copy if that can be; before the first packet
+ * Return: 0; with ZEROCOPY_REQUIRE why it cannot be, a negative errno.
+ */
+int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode);
 
 /** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
 void channel_fini(struct channel *ch);
@@ -175,9 +197,11 @@ void channel_finish_copied(struct channel *ch);
 void channel_hurry(struct channel *ch);
 
 /**
- * channel_flush - wait until everything up to a packet has left
+ * channel_flush - wait until everything up to a packet has left, and every buffer is back
  * @sequence: the packet's; past the last one of a sealed channel: everything
- * Return: 0, -EINTR, or -ECONNRESET when the channel is dead.
+ *
+ * Here a round of zero-copy ends.
+ * Return: 0, -EINTR, -ECONNRESET when the channel is dead, or what zerocopy_verdict() says, after @failed.
  */
 int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt);
 
@@ -190,7 +214,12 @@ void channel_reopen(struct channel *ch);
 /** channel_kick - make the waiters look at their interrupts */
 void channel_kick(struct channel *ch);
 
-/** channel_disconnect - wait until nobody sends and the queue is empty, and close the connection; the channel is closed */
+/**
+ * channel_disconnect - close the connection of a closed channel
+ *
+ * Waits until nobody sends, the queue is empty, and every buffer is back; for the
+ * latter, transport_shutdown() has been called.
+ */
 void channel_disconnect(struct channel *ch);
 
 #endif

@@ -33,6 +33,7 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
         .channels = 2,
         .timeout_ms = host->limits.timeout_ms,
         .zstd_level = 1,
+        .zero_copy = ZEROCOPY_AUTO,
         .zero_pages = true,
     };
     pthread_mutex_init(&m->lock, NULL);

@@ -21,6 +21,7 @@
 #include "session.h"
 #include "state.h"
 #include "uri.h"
+#include "zerocopy.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -46,6 +47,7 @@ struct settings {
     bool checksum; /* what came of the choice at the start; incoming: what the source has chosen */
     bool compress;   /* with zstd */
     int zstd_level;
+    enum zerocopy_mode zero_copy;
     bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 

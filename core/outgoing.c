@@ -155,13 +155,24 @@ static void channel_failed(void *arg, unsigned index, int code)
 {
     struct migration *m = arg;
     struct error reason = {0};
+    int delay_ms = 0;
 
-    if (code == -EFAULT)
-        error_set(&reason, CAUSE_IO, "the RAM source cannot be read: has it become shorter?");
-    else
-        error_set_errno(&reason, code, "sending on channel %u", index);
+    if (code == -EOPNOTSUPP && m->settings.zero_copy == ZEROCOPY_REQUIRE) {
+        error_set(&reason, CAUSE_UNSUPPORTED,
+                  "zero-copy is required, but the kernel copies what channel %u sends (as always over loopback and veth)",
+                  index);
+    } else if (code == -ENOBUFS && m->settings.zero_copy == ZEROCOPY_REQUIRE) {
+        error_set(&reason, CAUSE_NO_MEMORY,
+                  "zero-copy is required, but channel %u cannot lock memory (RLIMIT_MEMLOCK, net.core.optmem_max)", index);
+    } else {
+        delay_ms = SUSPECT_MS;
+        if (code == -EFAULT)
+            error_set(&reason, CAUSE_IO, "the RAM source cannot be read: has it become shorter?");
+        else
+            error_set_errno(&reason, code, "sending on channel %u", index);
+    }
     SCOPED_LOCK(&m->lock);
-    outgoing_doom(m, &reason, SUSPECT_MS);
+    outgoing_doom(m, &reason, delay_ms);
 }
 
 /*
@@ -340,6 +351,12 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
         transport_set_timeout(t, (int)m->settings.timeout_ms);
         channel_init(&out->channels[c], c, t, &out->gate, channel_failed, m);
         out->channel_count = c + 1;
+        int ret = channel_set_zerocopy(&out->channels[c], m->settings.zero_copy);
+        if (ret == -EOPNOTSUPP)
+            return error_set(err, CAUSE_UNSUPPORTED, "zero-copy is required, but there is none on the way to %.160s",
+                             m->settings.uri.text);
+        if (ret < 0)
+            return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     }
     SCOPED_LOCK(&out->announce_lock);
     if (out->reference && check_reference(out->reference, m->files[WIRE_RAM], err) < 0)
@@ -1162,6 +1179,22 @@ static int check_command(struct migration *m, enum command command, struct error
     return state_allows(m->state, command, &m->failure, err);
 }
 
+/* Whether channel_flush() says that zero-copy is required in vain: the data may be there, but the migration fails. */
+static bool is_verdict(int ret)
+{
+    return ret == -EOPNOTSUPP || ret == -ENOBUFS;
+}
+
+static int await_failure(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    while (state_is_running(m->state) && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (state_is_running(m->state))
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    return error_set(err, m->failure.cause, "%s", m->failure.message);
+}
+
 int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -1174,6 +1207,8 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
         int ret = channel_flush(&out->channels[c], counts[c], interrupt);
         if (ret == -EINTR)
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        if (is_verdict(ret))
+            return await_failure(m, interrupt, err);
         if (ret < 0 && refuse(m, COMMAND_FLUSH, interrupt, err) == 0)
             return error_set(err, CAUSE_RESET, "the connection is lost");
         if (ret < 0)
@@ -1247,8 +1282,11 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     if (!passed)
         return -EIO;
     /* The destination can be faster than the thread that has sent: its counters are to be exact, too. */
-    for (unsigned c = 0; c < out->channel_count; c++)
-        channel_flush(&out->channels[c], counts[c], NULL);
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        int flushed = channel_flush(&out->channels[c], counts[c], NULL);
+        if (is_verdict(flushed))
+            return await_failure(m, interrupt, err);
+    }
     if (!file || file->id == WIRE_RAM) {
         SCOPED_LOCK(&m->lock);
         end_round(m);
@@ -1361,9 +1399,10 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_close(&out->channels[c], CHANNEL_SEALED);
     /* What is still being compressed is counted when it is sent. A failure shows in the state. */
+    bool sent = true;
     for (unsigned c = 0; c < out->channel_count; c++)
-        channel_flush(&out->channels[c], UINT64_MAX, interrupt);
-    bool sent = !interrupt_is_hit(interrupt);
+        sent = channel_flush(&out->channels[c], UINT64_MAX, interrupt) == 0 && sent;
+    sent = sent && !interrupt_is_hit(interrupt);
     if (sent && make_manifest(m, &manifest, &length) < 0) {
         pthread_mutex_lock(&m->lock);
         if (m->state == STATE_COMPLETING)
@@ -1812,6 +1851,15 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
         return atomic_load_explicit(&out->session.bytes_sent, memory_order_relaxed);
     SCOPED_LOCK(&out->channels[index].lock);
     return out->channels[index].wire_bytes;
+}
+
+struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes)
+{
+    struct channel *ch = &m->out->channels[index];
+
+    SCOPED_LOCK(&ch->lock);
+    *fd_bytes = ch->fd_bytes;
+    return ch->zerocopy.counters;
 }
 
 uint64_t outgoing_queued(struct migration *m)

@@ -155,6 +155,8 @@ bool outgoing_is_committing(const struct migration *m);
 
 /** outgoing_wire_bytes - sent on channel @index, headers and all; @index -1: the main channel */
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
+/** outgoing_zerocopy - what channel @index has sent without a copy, and from descriptors (which is in no other counter) */
+struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes);
 /** outgoing_queued - bytes that are accepted and not sent */
 uint64_t outgoing_queued(struct migration *m);
 /** outgoing_channels - how many data channels exist now */
