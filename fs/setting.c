@@ -142,6 +142,22 @@ static void format_zstd_level(const struct settings *settings, char *out, size_t
     snprintf(out, size, "%d", settings->zstd_level);
 }
 
+static int parse_zero_copy(struct settings *settings, const char *text, struct error *err)
+{
+    for (unsigned i = 0; i < ZEROCOPY_MODES; i++) {
+        if (!strcmp(text, zerocopy_mode_names[i])) {
+            settings->zero_copy = i;
+            return 0;
+        }
+    }
+    return error_set(err, CAUSE_SYNTAX, "'%.32s' is none of off, auto and require", text);
+}
+
+static void format_zero_copy(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%s", zerocopy_mode_names[settings->zero_copy]);
+}
+
 static int parse_zero_pages(struct settings *settings, const char *text, struct error *err)
 {
     return parse_switch(text, &settings->zero_pages, err);
@@ -160,6 +176,7 @@ const struct setting settings_table[] = {
     {"checksum", parse_checksum, format_checksum},
     {"compression", parse_compression, format_compression},
     {"zstd-level", parse_zstd_level, format_zstd_level},
+    {"zero-copy", parse_zero_copy, format_zero_copy},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},
 };
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);

@@ -136,6 +136,57 @@ static void put_channel(struct writer *w, unsigned c, const char *what, uint64_t
     put_number(w, name, value);
 }
 
+/* What was sent with and without a copy. */
+struct copies {
+    struct zerocopy_counters counters;
+    uint64_t fd_bytes;
+};
+
+static struct copies add_up_copies(struct migration *m, unsigned first, unsigned end)
+{
+    struct copies sum = {0};
+
+    for (unsigned c = first; c < end; c++) {
+        uint64_t fd_bytes;
+        struct zerocopy_counters one = outgoing_zerocopy(m, c, &fd_bytes);
+        sum.counters.sends += one.sends;
+        sum.counters.bytes += one.bytes;
+        sum.counters.copied_sends += one.copied_sends;
+        sum.counters.copied_bytes += one.copied_bytes;
+        sum.counters.kernel_copied_sends += one.kernel_copied_sends;
+        sum.counters.kernel_copied_bytes += one.kernel_copied_bytes;
+        sum.counters.refused += one.refused;
+        sum.counters.missed += one.missed;
+        sum.fd_bytes += fd_bytes;
+    }
+    return sum;
+}
+
+/* @prefix: "", or the channel's. */
+static void put_copies(struct writer *w, const char *prefix, const struct copies *copies)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } values[] = {
+        {"zero-copy-sends", copies->counters.sends},
+        {"zero-copy-bytes", copies->counters.bytes},
+        {"copied-sends", copies->counters.copied_sends},
+        {"copied-bytes", copies->counters.copied_bytes},
+        {"kernel-copied-sends", copies->counters.kernel_copied_sends},
+        {"kernel-copied-bytes", copies->counters.kernel_copied_bytes},
+        {"zero-copy-refused", copies->counters.refused},
+        {"descriptor-bytes", copies->fd_bytes},
+        {"dirty-sync-missed-zero-copy", copies->counters.missed},
+    };
+
+    for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "%s%s", prefix, values[i].name);
+        put_number(w, name, values[i].value);
+    }
+}
+
 static void put_channels(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
 {
     for (unsigned c = 0; c < channels; c++) {
@@ -147,6 +198,12 @@ static void put_channels(struct writer *w, struct migration *m, const struct sna
         put_channel(w, c, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
         put_channel(w, c, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
         put_channel(w, c, "device-bytes", sums.devices.bytes);
+        if (m->role == ROLE_OUTGOING) {
+            struct copies copies = add_up_copies(m, c, c + 1);
+            char prefix[24];
+            snprintf(prefix, sizeof(prefix), "channel-%u-", c);
+            put_copies(w, prefix, &copies);
+        }
     }
 }
 
@@ -158,7 +215,6 @@ static void put_rounds(struct writer *w, struct migration *m, const struct snaps
     uint64_t time = round->time_ms > 0 ? (uint64_t)round->time_ms : 1;
 
     put_number(w, "dirty-sync-count", s->rounds);
-    put_number(w, "dirty-sync-missed-zero-copy", 0);
     put_number(w, "last-round-pages", round->pages);
     put_number(w, "last-round-bytes", round->bytes);
     put_number(w, "last-round-time", (uint64_t)round->time_ms);
@@ -188,8 +244,11 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     put_number(w, "device-bytes", sums.devices.bytes);
     put_number(w, "devices", s->files ? s->files - 1 : 0);
     put_number(w, "ram-size", !ram ? 0 : outgoing ? atomic_load(&ram->size) : file_received_size(ram));
-    if (outgoing)
+    if (outgoing) {
+        struct copies copies = add_up_copies(m, 0, channels);
         put_rounds(w, m, s);
+        put_copies(w, "", &copies);
+    }
     if (!outgoing) {
         put_number(w, "first-arrivals", sums.ram.first_pages);
         put_number(w, "barrier-idle-time", incoming_barrier_ns(m) / 1000000);
@@ -237,6 +296,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (m->role == ROLE_INCOMING || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
+    if (m->role == ROLE_OUTGOING)
+        put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
     if (m->role == ROLE_INCOMING) {
         char path[4096];
         incoming_ram_path(m, path, sizeof(path));
