@@ -273,6 +273,41 @@ unmount() {
 	ended "$1"
 }
 
+# hosts_apart: two network namespaces $a and $b, joined by a link (veth0 in each) with the addresses 192.0.2.1 and 192.0.2.2
+hosts_apart() {
+	local ns
+	requires_root
+	requires ip nsenter
+	a=migfs-$$-a b=migfs-$$-b
+	ip netns add $a 2>netns.log || skip "no network namespaces: $(cat netns.log)"
+	at_exit "ip netns del $a"
+	ip netns add $b
+	at_exit "ip netns del $b"
+	ip -n $a link add veth0 type veth peer name veth0 netns $b 2>netns.log || skip "no veth: $(cat netns.log)"
+	for ns in $a $b; do
+		ip -n $ns link set lo up
+		ip -n $ns link set veth0 up
+	done
+	ip -n $a address add 192.0.2.1/24 dev veth0
+	ip -n $b address add 192.0.2.2/24 dev veth0
+}
+
+# in_namespace NAMESPACE NAME [OPTION...]: migfs NAME, whose connections are those of the namespace; the mount is ours
+in_namespace() {
+	local ns=$1
+	shift
+	migfs_through "nsenter --net=/run/netns/$ns" "$@"
+}
+
+# migfs_through COMMAND NAME [OPTION...]: migfs NAME, run by a command
+migfs_through() {
+	local runner=$dir/through-$2.sh
+	printf '#!/bin/sh\nexec %s %q "$@"\n' "$1" "$MIGFS" >"$runner"
+	chmod +x "$runner"
+	shift
+	MIGFS=$runner migfs "$@"
+}
+
 # kill_migfs NAME: as a crash would
 kill_migfs() {
 	local pid=${daemon[$1]} status=0

@@ -3,32 +3,10 @@
 # The peer vanishes without a word: the link between two network namespaces goes down while nothing happens, in the
 # middle of a write, of a sync, of a complete, of a start. Both sides notice within their timeout of 2 s.
 . "$(dirname "$0")/functions.sh"
-requires_root
-requires ip nsenter
-
-a=migfs-$$-a b=migfs-$$-b
-ip netns add $a 2>netns.log || skip "no network namespaces: $(cat netns.log)"
-at_exit "ip netns del $a"
-ip netns add $b
-at_exit "ip netns del $b"
-ip -n $a link add veth0 type veth peer name veth0 netns $b 2>netns.log || skip "no veth: $(cat netns.log)"
-for ns in $a $b; do
-	ip -n $ns link set lo up
-	ip -n $ns link set veth0 up
-done
-ip -n $a address add 192.0.2.1/24 dev veth0
-ip -n $b address add 192.0.2.2/24 dev veth0
+hosts_apart
 
 is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }
 
-# The daemons live in the namespaces; the mounts are ours.
-in_namespace() {
-	local ns=$1 daemon_path=$MIGFS
-	shift
-	printf '#!/bin/sh\nexec nsenter --net=/run/netns/%s %q "$@"\n' "$ns" "$daemon_path" >"$ns.sh"
-	chmod +x "$ns.sh"
-	MIGFS=$dir/$ns.sh migfs "$@"
-}
 in_namespace $a src -o timeout=2
 in_namespace $b dst -o listen=tcp:192.0.2.2:4242,timeout=2
 uri=tcp:192.0.2.2:4242
