@@ -226,6 +226,18 @@ static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, 
     return 0;
 }
 
+/* The caller uses it where it lies. */
+static int store_nowhere(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    (void)sink, (void)at, (void)part, (void)len, (void)err;
+    return 0;
+}
+
+static int went_away(struct error *err)
+{
+    return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+}
+
 /* A checksum over memory that can go away. */
 struct window_check {
     XXH3_state_t *checker;
@@ -246,7 +258,7 @@ static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, str
     ssize_t n = transport_recv(r->transport, to, len, 0);
 
     if (n == -EFAULT)
-        return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+        return went_away(err);
     if (n < 0)
         return error_set_errno(err, (int)n, "the connection is lost");
     if (n == 0)
@@ -254,7 +266,7 @@ static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, str
     note_received(r, (size_t)n);
     struct window_check check = {r->checker, to, (size_t)n};
     if (r->m->settings.checksum && memory_guard(check_window, &check) < 0)
-        return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+        return went_away(err);
     return n;
 }
 
@@ -320,27 +332,67 @@ static int take_payload(struct receiver *r, const struct file *file, const struc
     return 0;
 }
 
-/* The whole payload, unpacked; *@out is the receiver's. */
+/* The whole payload as it was sent; *@out is the receiver's until it reads on. */
 static int take_whole(struct receiver *r, const struct file *file, const struct packet *packet, const uint8_t **out,
                       struct error *err)
 {
-    bool zstd = packet->flags & WIRE_PACKET_ZSTD;
-
-    if (zstd && !r->m->settings.compress)
-        return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
     if (!r->packed)
         r->packed = malloc(COMPRESSION_RAW_MAX);
-    if (zstd && !r->raw)
-        r->raw = malloc(COMPRESSION_RAW_MAX);
-    if (zstd && !r->decompressor)
-        r->decompressor = decompressor_new();
-    if (!r->packed || (zstd && (!r->raw || !r->decompressor)))
+    if (!r->packed)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    struct sink sink = {.store = store_in_buffer, .buffer = r->packed};
-    if (take_payload(r, file, packet, &sink, err) < 0)
+    struct sink sink = {.window = r->packed, .store = store_in_buffer, .buffer = r->packed};
+    if (r->end - r->start >= packet->length) {
+        *out = r->buffer + r->start;
+        sink.store = store_nowhere;
+    } else {
+        *out = r->packed;
+    }
+    return take_payload(r, file, packet, &sink, err);
+}
+
+/* A frame that is unpacked into memory that can go away. */
+struct unpacking {
+    struct decompressor *decompressor;
+    const uint8_t *packed;
+    void *out;
+    const struct packet *packet;
+    struct error *err;
+    int ret;
+};
+
+static void unpack_guarded(void *arg)
+{
+    struct unpacking *u = arg;
+
+    u->ret = decompressor_unpack(u->decompressor, u->packed, u->packet->length, u->out, u->packet->raw_length, u->err);
+}
+
+/*
+ * The whole payload, unpacked: into @window when that is not NULL, else *@out is
+ * where, and the receiver's.
+ */
+static int unpack(struct receiver *r, const struct file *file, const struct packet *packet, uint8_t *window,
+                  const uint8_t **out, struct error *err)
+{
+    const uint8_t *packed = NULL;
+
+    if (!r->m->settings.compress)
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
+    if (!r->raw && !window)
+        r->raw = malloc(COMPRESSION_RAW_MAX);
+    if (!r->decompressor)
+        r->decompressor = decompressor_new();
+    if ((!r->raw && !window) || !r->decompressor)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (take_whole(r, file, packet, &packed, err) < 0)
         return -EIO;
-    *out = zstd ? r->raw : r->packed;
-    return zstd ? decompressor_unpack(r->decompressor, r->packed, packet->length, r->raw, packet->raw_length, err) : 0;
+    struct unpacking u = {r->decompressor, packed, window ? window : r->raw, packet, err, 0};
+    if (!window)
+        unpack_guarded(&u);
+    else if (memory_guard(unpack_guarded, &u) < 0)
+        return went_away(err);
+    *out = u.out;
+    return u.ret;
 }
 
 static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
@@ -350,12 +402,12 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
 
     if (file_receive_size(file, r->index, packet->offset + packet->raw_length, limit_of(r->m, file), err) < 0)
         return -EIO;
+    sink.window = file_window(file, packet->offset, packet->raw_length);
     if (packet->flags & WIRE_PACKET_ZSTD) {
-        if (take_whole(r, file, packet, &raw, err) < 0 ||
-            memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0)
+        if (unpack(r, file, packet, sink.window, &raw, err) < 0 ||
+            (!sink.window && memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0))
             return -EIO;
     } else {
-        sink.window = file_window(file, packet->offset, packet->length);
         sink.direct = !sink.window && !r->m->settings.checksum && packet->length >= DIRECT_MIN &&
                       file->memory.block == 0 && transport_has_recv_fd(r->transport);
         if (take_payload(r, file, packet, &sink, err) < 0)
@@ -375,8 +427,11 @@ static int apply_pages(struct receiver *r, struct file *file, const struct packe
 
     if (file->id != WIRE_RAM)
         return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
-    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0 ||
-        take_whole(r, file, packet, &raw, err) < 0)
+    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0)
+        return -EIO;
+    int ret = packet->flags & WIRE_PACKET_ZSTD ? unpack(r, file, packet, NULL, &raw, err)
+                                               : take_whole(r, file, packet, &raw, err);
+    if (ret < 0)
         return -EIO;
     memcpy(bits, raw, bitmap);
     for (size_t word = 0; word < bitmap / 8; word++) {

@@ -73,6 +73,12 @@ cross() {
 	[ "$(status "dst/$name" device-bytes)" = $((total / 3 * 2)) ]
 	[ "$(status "src/$name" compression)" = zstd ] && [ "$(status "dst/$name" compression)" = zstd ]
 	[ "$moved" -ge "$least" ] && [ "$moved" -le "$most" ] || fail "$name: $moved per mille, not $least to $most"
+	# Over something else and back: what arrives now is unpacked where it belongs.
+	random other "$(stat -c %s "$file")"
+	overwrite other "src/$name/ram" bs=1M
+	tell "src/$name" sync
+	same other "dst/$name/ram"
+	overwrite "$file" "src/$name/ram" bs=1M
 	tell "src/$name" complete
 	same "$file" "dst/$name/ram"
 	same "$file" "dst/$name/device-state/odd"

@@ -58,11 +58,12 @@ struct transport *peer_greet(const char *address, const struct hello *hello, str
     return NULL;
 }
 
-void peer_open(struct peer *p, const char *address, const char *name, unsigned channels)
+void peer_open_with(struct peer *p, const char *address, const char *name, unsigned channels, uint64_t features)
 {
     struct hello_reply reply;
 
     *p = (struct peer){.hello = peer_hello(name, channels)};
+    p->hello.features |= features;
     p->main = peer_greet(address, &p->hello, &reply);
     cr_assert(not(zero(ptr, p->main)), "%s", reply.text);
     for (unsigned c = 0; c < channels; c++) {
@@ -72,6 +73,11 @@ void peer_open(struct peer *p, const char *address, const char *name, unsigned c
         p->data[c] = peer_greet(address, &hello, &reply);
         cr_assert(not(zero(ptr, p->data[c])), "%s", reply.text);
     }
+}
+
+void peer_open(struct peer *p, const char *address, const char *name, unsigned channels)
+{
+    peer_open_with(p, address, name, channels, 0);
 }
 
 void peer_close(struct peer *p)

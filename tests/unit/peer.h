@@ -27,6 +27,8 @@ struct transport *peer_greet(const char *address, const struct hello *hello, str
 
 /** peer_open - all channels of a migration; the test fails when one is refused */
 void peer_open(struct peer *p, const char *address, const char *name, unsigned channels);
+/** peer_open_with - the same, with more features than the usual */
+void peer_open_with(struct peer *p, const char *address, const char *name, unsigned channels, uint64_t features);
 void peer_close(struct peer *p);
 
 /** peer_send - one message */

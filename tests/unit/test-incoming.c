@@ -8,6 +8,7 @@
 #include "blocked.h"
 #include "check.h"
 #include "clock.h"
+#include "compression.h"
 #include "peer.h"
 #include "rig.h"
 #include "scratch.h"
@@ -770,6 +771,161 @@ Test(incoming, by_hand)
     peer_close(&peer);
     migration_put(m);
     rig_fini(&rig);
+}
+
+/*
+ * Compressed payloads. The first time a page arrives it is stored from a buffer,
+ * later it is unpacked where it belongs.
+ */
+
+static struct compressor *packer;
+static uint8_t *packed;
+
+static void open_compressed(const char *name, struct migration **m)
+{
+    peer_open_with(&peer, rig.address, name, 2, WIRE_FEATURE_ZSTD);
+    cr_assert(eq(int, (int)peer_announce(&peer, 0, RAM_SIZE, "ram"), CAUSE_NONE));
+    *m = rig_arrived(&rig, name);
+}
+
+/* A payload that shrinks, of no more than 4 bits a byte; another one for each @seed. */
+static void make_payload(uint8_t *out, size_t len, uint32_t seed)
+{
+    for (size_t i = 0; i < len; i++) {
+        seed = seed * 1664525 + 1013904223;
+        out[i] = (uint8_t)('a' + (seed >> 28));
+    }
+}
+
+/* The same packet, compressed; the packed payload is in @packed. */
+static struct packet compressed(struct packet packet, const void *raw)
+{
+    packet.flags = WIRE_PACKET_ZSTD;
+    packet.raw_length = packet.length;
+    packet.length = (uint32_t)compressor_pack(packer, raw, packet.raw_length, packed);
+    cr_assert(gt(u32, packet.length, 0));
+    return packet;
+}
+
+static void expect_ram(struct migration *m, uint64_t offset, const uint8_t *want, size_t len)
+{
+    static uint8_t got[STRIPE];
+
+    cr_expect(eq(long, file_read(migration_file(m, WIRE_RAM), offset, got, len, true, NULL), (long)len));
+    cr_expect(zero(int, memcmp(got, want, len)), "%zu bytes at %llu", len, (unsigned long long)offset);
+}
+
+Test(incoming, compressed)
+{
+    static const size_t lengths[] = {STRIPE, 5000, 4096, 200000};
+    static uint8_t page_payload[8 + 2 * 4096];
+    static const uint8_t zeros[4096];
+    struct migration *m;
+
+    rig_init(&rig, place(), NULL);
+    packer = compressor_new(1);
+    packed = compressor_buffer(packer);
+    open_compressed("vm", &m);
+    for (uint32_t round = 0; round < 3; round++) {
+        for (size_t i = 0; i < ARRAY_LENGTH(lengths); i++) {
+            uint64_t offset = 2 * i * STRIPE;
+            make_payload(payload, lengths[i], 10 * round + (uint32_t)i);
+            struct packet packet = compressed(data(0, offset, (uint32_t)lengths[i]), payload);
+            cr_assert(zero(int, peer_packet(&peer, 0, packet, packed)));
+            cr_assert(peer_sync(&peer, 1 + i + 10 * round), "%s", m->failure.message);
+            expect_ram(m, offset, payload, lengths[i]);
+        }
+        /* The first and the third page of three. */
+        make_payload(page_payload, sizeof(page_payload), 100 + round);
+        memset(page_payload, 0, 8);
+        page_payload[0] = 5;
+        struct packet packet = {.type = WIRE_PAGES, .offset = STRIPE, .range = 3 * 4096, .length = sizeof(page_payload)};
+        packet = compressed(packet, page_payload);
+        cr_assert(zero(int, peer_packet(&peer, 1, packet, packed)));
+        cr_assert(peer_sync(&peer, 9 + 10 * round), "%s", m->failure.message);
+        expect_ram(m, STRIPE, page_payload + 8, 4096);
+        expect_ram(m, STRIPE + 4096, zeros, 4096);
+        expect_ram(m, STRIPE + 8192, page_payload + 8 + 4096, 4096);
+    }
+    peer_close(&peer);
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    migration_put(m);
+    rig_fini(&rig);
+    compressor_return(packer, packed);
+    compressor_free(packer);
+}
+
+/* What is wrong with a compressed packet for pages that are there. */
+static void cut_frame(struct packet *packet, struct migration *m)
+{
+    (void)m;
+    packet->length--;
+}
+
+static void damaged_frame(struct packet *packet, struct migration *m)
+{
+    (void)packet, (void)m;
+    memset(packed + 20, 0xff, 40); /* in a table */
+}
+
+static void frame_that_grows(struct packet *packet, struct migration *m)
+{
+    (void)m;
+    packet->raw_length -= 4096;
+}
+
+static void frame_that_shrinks(struct packet *packet, struct migration *m)
+{
+    (void)m;
+    packet->raw_length += 4096;
+}
+
+static void memory_went_away(struct packet *packet, struct migration *m)
+{
+    (void)packet;
+    cr_assert(zero(int, ftruncate(migration_file(m, WIRE_RAM)->memory.fd, 0)));
+}
+
+static const struct {
+    const char *what;
+    void (*spoil)(struct packet *packet, struct migration *m);
+    enum cause cause;
+} spoilt[] = {
+    {"cut_frame", cut_frame, CAUSE_PROTOCOL},
+    {"damaged_frame", damaged_frame, CAUSE_PROTOCOL},
+    {"frame_that_grows", frame_that_grows, CAUSE_PROTOCOL},
+    {"frame_that_shrinks", frame_that_shrinks, CAUSE_PROTOCOL},
+    {"memory_went_away", memory_went_away, CAUSE_IO},
+};
+
+/* Each ends the migration with a sentence. */
+Test(incoming, spoilt_frames)
+{
+    enum { LENGTH = 300000 / 4096 * 4096 };
+    static uint8_t before[STRIPE];
+    struct migration *m;
+
+    memory_guard_setup();
+    rig_init(&rig, place(), NULL);
+    packer = compressor_new(1);
+    packed = compressor_buffer(packer);
+    make_payload(before, sizeof(before), 1);
+    make_payload(payload, LENGTH, 2);
+    for (size_t i = 0; i < ARRAY_LENGTH(spoilt); i++) {
+        open_compressed("vm", &m);
+        peer_packet(&peer, 0, data(0, 0, STRIPE), before);
+        cr_assert(peer_sync(&peer, 1));
+        struct packet packet = compressed(data(0, 0, LENGTH), payload);
+        spoilt[i].spoil(&packet, m);
+        peer_packet(&peer, 0, packet, packed);
+        cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED), "%s", spoilt[i].what);
+        cr_expect(eq(int, (int)m->failure.cause, (int)spoilt[i].cause), "%s: %s", spoilt[i].what, m->failure.message);
+        peer_close(&peer);
+        migration_put(m);
+    }
+    rig_fini(&rig);
+    compressor_return(packer, packed);
+    compressor_free(packer);
 }
 
 /*
