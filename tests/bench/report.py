@@ -30,9 +30,10 @@ class Scenario:
         """@row names the variant; its rows begin with that."""
         self.variants.append((row, function))
 
-    def ratio(self, text, numerator, denominator, goal=None):
-        """The better of the rows that match one pattern against the better of those that match another."""
-        self.ratios.append((text, numerator, denominator, goal))
+    def ratio(self, text, numerator, denominator, goal=None, column=0):
+        """The better of the rows that match one pattern against the better of those that match another. What is compared
+        are the figures of @column; the first column says which is better."""
+        self.ratios.append((text, numerator, denominator, goal, column))
 
     # ---- Measuring ----
 
@@ -122,12 +123,12 @@ class Scenario:
 
     def _ratio_table(self, log):
         lines = []
-        for text, numerator, denominator, goal in self.ratios:
+        for text, numerator, denominator, goal, column in self.ratios:
             one, other = self.best(numerator), self.best(denominator)
-            if not one or not other:
+            if not one or not other or not self.values(one, column) or not self.values(other, column):
                 continue
-            ratio = self.median(one) / self.median(other)
-            pairs = [a / b for a, b in zip(self.values(one), self.values(other)) if b]
+            ratio = self.median(one, column) / self.median(other, column)
+            pairs = [a / b for a, b in zip(self.values(one, column), self.values(other, column)) if b]
             lines.append(f"| {text} | {one} | {other} | **{ratio:.2f}** | {min(pairs):.2f} to {max(pairs):.2f} | {goal or ''} |")
             log.write("ratio", scenario=self.name, text=text, numerator=one, denominator=other, ratio=ratio,
                       lowest=min(pairs), highest=max(pairs), goal=goal)

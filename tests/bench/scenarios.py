@@ -158,12 +158,19 @@ def zstd_scenario(size):
                                 ("zstd -5", {"compression": "zstd", "zstd-level": -5}),
                                 ("zstd -20", {"compression": "zstd", "zstd-level": -20})):
             add_migfs(s, kind, size, (2, 4), f", {text}, {label}", settings, passes=("warm",))
+        for label, level in (("zstd 1", 1), ("zstd -20", -20)):
+            add_migfs(s, kind, size, (2, 4), f", {text}, {label}, by reference",
+                      {"compression": "zstd", "zstd-level": level}, options=("-p",), passes=("warm",))
     for n in (2, 4):
-        s.ratio(f"binaries, {n} channels, level 1: migfs / QEMU 10", rf"^migfs, {n} .*binaries, zstd 1,",
-                rf"^QEMU 10, {n} .*binaries, zstd 1$", ">= 1.1")
-        s.ratio(f"binaries, {n} channels, a negative level / QEMU 10's level 1", rf"^migfs, {n} .*binaries, zstd -",
-                rf"^QEMU 10, {n} .*binaries, zstd 1$", ">= 1.6")
-        s.ratio(f"incompressible, {n} channels: zstd 1 / none", rf"^migfs, {n} .*incompressible, zstd 1,",
+        theirs = rf"^QEMU 10, {n} .*binaries, zstd 1$"
+        for how in ("", ", by reference"):
+            s.ratio(f"binaries, {n} channels, level 1{how}: migfs / QEMU 10", rf"^migfs, {n} .*binaries, zstd 1{how}, warm$",
+                    theirs, ">= 1.1")
+            s.ratio(f"binaries, {n} channels, a negative level{how} / QEMU 10's level 1",
+                    rf"^migfs, {n} .*binaries, zstd -\d+{how}, warm$", theirs, ">= 1.6")
+        s.ratio(f"binaries, {n} channels, level 1, image / wire: migfs / QEMU 10",
+                rf"^migfs, {n} .*binaries, zstd 1(, by reference)?, warm$", theirs, ">= 1", column=1)
+        s.ratio(f"incompressible, {n} channels: zstd 1 / none", rf"^migfs, {n} .*incompressible, zstd 1, warm$",
                 rf"^migfs, {n} .*incompressible, none", ">= 0.9")
     return s
 
