@@ -456,7 +456,7 @@ void *file_window(struct file *file, uint64_t offset, size_t len)
         return NULL;
     /* All page table entries of a stripe at once cost a quarter of what as many faults cost. */
     if (len == WIRE_STRIPE_SIZE && file->populated && !file->populated[stripe]) {
-        memory_populate(&file->memory, offset, len);
+        memory_map(&file->memory, offset, len);
         file->populated[stripe] = 1;
     }
     return memory_window(&file->memory, offset, len);

@@ -101,8 +101,10 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
             return -EIO;
     }
     *mem = (struct memory){0};
-    if (fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC)
-        mem->block = (uint64_t)fs.f_bsize;
+    if (fstatfs(fd, &fs) == 0) {
+        mem->block = fs.f_type == HUGETLBFS_MAGIC ? (uint64_t)fs.f_bsize : 0;
+        mem->tmpfs = fs.f_type == TMPFS_MAGIC;
+    }
     pthread_rwlock_init(&mem->map_lock, NULL);
     mem->fd = steal_fd(&fd);
     mem->path = steal_ptr(&path);
@@ -256,6 +258,15 @@ bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
     if (mem->block)
         return fallocate(mem->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) == 0;
     return window && madvise(window, len, MADV_POPULATE_WRITE) == 0;
+}
+
+void memory_map(struct memory *mem, uint64_t offset, size_t len)
+{
+    void *window = memory_window(mem, offset, len);
+
+    /* Faults for reading bring the pages around along, those for writing do not. */
+    if (window)
+        madvise(window, len, mem->tmpfs ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
 }
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -259,6 +260,34 @@ Test(memory, window)
 static void touch(void *arg)
 {
     *(volatile char *)arg = 'x';
+}
+
+static long faults(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_minflt;
+}
+
+/* Pages that are there can be written after memory_map() without a fault for each. */
+Test(memory, map)
+{
+    enum { PAGES = 256 };
+    static char pages[PAGES * 4096];
+    struct memory mem;
+    struct error err;
+
+    CHECK_OK(memory_init(&mem, NULL, "vm-0", 2 * sizeof(pages), &err));
+    CHECK_OK(memory_write(&mem, 0, pages, sizeof(pages), &err));
+    memory_map(&mem, 0, sizeof(pages));
+    memory_map(&mem, 2 * sizeof(pages), 4096); /* past the window: nothing */
+    char *window = memory_window(&mem, 0, sizeof(pages));
+    long before = faults();
+    for (int page = 0; page < PAGES; page++)
+        touch(window + page * 4096);
+    cr_expect(lt(long, faults() - before, PAGES / 2), "a sanitizer has some of its own");
+    memory_fini(&mem, false);
 }
 
 Test(memory, guard)
