@@ -3,7 +3,8 @@
  * zstd, a packet at a time; see compression.h.
  *
  * What does not shrink costs time for nothing, so a payload is tried with a
- * small sample first when the one before it did not shrink.
+ * small sample first when the one before it did not shrink: some bytes each from
+ * several places, since a payload is rarely the same all over.
  */
 #include "compression.h"
 #include "cleanup.h"
@@ -14,7 +15,8 @@
 #include <string.h>
 #include <zstd.h>
 
-#define SAMPLE 4096
+#define SAMPLE       4096
+#define SAMPLE_PARTS 4
 
 struct context {
     struct context *next;
@@ -139,6 +141,20 @@ static size_t pack(struct compressor *c, struct context *context, const char *ra
     return ZSTD_isError(size) || size >= len ? 0 : size;
 }
 
+/* Whether a sample of the payload does not shrink either. At level 1: faster ones find nothing in so little. */
+static bool is_futile(struct compressor *c, struct context *context, const char *raw, size_t len, void *out)
+{
+    enum { PART = SAMPLE / SAMPLE_PARTS };
+    char sample[SAMPLE];
+
+    for (size_t i = 0; i < SAMPLE_PARTS; i++)
+        memcpy(sample + i * PART, raw + (2 * i + 1) * (len / SAMPLE_PARTS / 2) - PART / 2, PART);
+    ZSTD_CCtx_setParameter(context->zstd, ZSTD_c_compressionLevel, 1);
+    size_t size = pack(c, context, sample, SAMPLE, out);
+    ZSTD_CCtx_setParameter(context->zstd, ZSTD_c_compressionLevel, c->level);
+    return !size || size > SAMPLE - SAMPLE / 16;
+}
+
 size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out)
 {
     const char *p = raw;
@@ -148,12 +164,7 @@ size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *
     if (!context)
         return 0;
     bool futile = atomic_load_explicit(&c->futile, memory_order_relaxed);
-    if (futile && len > 4 * SAMPLE) {
-        size_t sample = pack(c, context, p + len / 2, SAMPLE, out);
-        futile = !sample || sample > SAMPLE - SAMPLE / 16;
-    } else {
-        futile = false;
-    }
+    futile = futile && len > 4 * SAMPLE && is_futile(c, context, p, len, out);
     if (!futile)
         size = pack(c, context, p, len, out);
     /* A few bytes less are not worth the work at the other side. */

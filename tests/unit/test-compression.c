@@ -73,6 +73,30 @@ Test(compression, what_does_not_shrink)
     decompressor_free(NULL);
 }
 
+/* After noise too, what shrinks in part is packed: the place where one looks may be noise. */
+Test(compression, what_shrinks_in_part)
+{
+    static const int levels[] = {1, -20, 3};
+    static uint8_t noise[WIRE_STRIPE_SIZE], part[WIRE_STRIPE_SIZE];
+
+    fill(noise, sizeof(noise), false);
+    for (size_t i = 0; i < sizeof(part); i++)
+        part[i] = (uint8_t)(i / 5 % 50);
+    memcpy(part + sizeof(part) * 3 / 8, noise, sizeof(part) / 4);
+    for (size_t level = 0; level < ARRAY_LENGTH(levels); level++) {
+        struct compressor *c = compressor_new(levels[level]);
+        void *packed = compressor_buffer(c);
+        for (int i = 0; i < 3; i++) {
+            cr_expect(eq(sz, compressor_pack(c, noise, sizeof(noise), packed), 0));
+            size_t size = compressor_pack(c, part, sizeof(part), packed);
+            cr_expect(ne(sz, size, 0), "level %d", levels[level]);
+            cr_expect(lt(sz, size, sizeof(part) * 3 / 4), "level %d", levels[level]);
+        }
+        compressor_return(c, packed);
+        compressor_free(c);
+    }
+}
+
 /* What a peer may send: cut frames, frames of another size, noise, every bit flipped. */
 Test(compression, nothing_is_written_past_the_end)
 {
