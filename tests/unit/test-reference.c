@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* RAM by reference: bitmaps, and who waits for what they ask for. */
+#include "reference.h"
+#include "blocked.h"
+#include "check.h"
+#include "cleanup.h"
+#include "peer.h"
+#include "rig.h"
+#include "scratch.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#define PAGE WIRE_PAGE_SIZE
+
+static struct rig rig;
+static struct migration *m;
+static struct reference *ref; /* of m; NULL until start() */
+static char *memory;          /* the VMM's */
+static int memory_fd;
+
+static void set_up(void)
+{
+    char text[128];
+
+    scratch_make();
+    signal(SIGPIPE, SIG_IGN); /* as the daemon has it: sendfile(2) knows no MSG_NOSIGNAL */
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    rig_init(&rig, text, NULL);
+    memory_fd = memfd_create("ram", 0);
+}
+
+static void tear_down(void)
+{
+    scratch_remove();
+}
+
+TestSuite(reference, .init = set_up, .fini = tear_down);
+
+/* Makes memory of @size, and a migration of it that is active. */
+static void start(uint64_t size, unsigned channels)
+{
+    struct error err;
+
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
+    m = rig_make(&rig, "vm", channels, "");
+    err = (struct error){0};
+    ref = reference_new(dup(memory_fd), "fd:7", &err);
+    cr_assert(not(zero(ptr, ref)), "%s", err.message);
+    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+}
+
+static void end(void)
+{
+    migration_put(m);
+    rig_fini(&rig);
+    close(memory_fd);
+}
+
+/* Marks pages [first, first + count) with bitmaps of one word each. */
+static void mark(uint64_t first, uint64_t count)
+{
+    struct error err;
+
+    for (uint64_t page = first; page < first + count; page++) {
+        uint64_t bits = htole64(1ull << page % 64);
+        CHECK_OK(outgoing_mark_dirty(m, &bits, sizeof(bits), page / 64 * 8, &err));
+    }
+}
+
+static void compare(uint64_t size)
+{
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    struct error err;
+
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    rig_compare(incoming, WIRE_RAM, memory, size);
+    migration_put(incoming);
+}
+
+Test(reference, what_cannot_be_a_source)
+{
+    struct error err;
+    char path[128];
+
+    CHECK_FAILS(reference_new(dup(memory_fd), "x", &err) ? 0 : -1, CAUSE_SYNTAX); /* empty */
+    CHECK_FAILS(reference_new(open(scratch, O_RDONLY), "x", &err) ? 0 : -1, CAUSE_SYNTAX);
+    CHECK_FAILS(reference_new(open("/dev/zero", O_RDONLY), "x", &err) ? 0 : -1, CAUSE_SYNTAX);
+    snprintf(path, sizeof(path), "%s/file", scratch);
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    cr_assert(eq(int, (int)write(fd, "x", 1), 1));
+    CHECK_FAILS(reference_new(fd, "x", &err) ? 0 : -1, CAUSE_DENIED);
+    CHECK_FAILS(reference_new(open(path, O_PATH), "x", &err) ? 0 : -1, CAUSE_DENIED);
+    CHECK_FAILS(reference_new(9999, "x", &err) ? 0 : -1, CAUSE_IO);
+
+    /* None of them is left open. */
+    unsigned fds = rig_count_fds();
+    reference_new(dup(memory_fd), "x", &err);
+    cr_expect(eq(uint, rig_count_fds(), fds));
+    err = (struct error){0};
+    struct reference *good = reference_new(open(path, O_RDONLY), "x", &err);
+    cr_assert(not(zero(ptr, good)), "%s", err.message);
+    cr_expect(eq(u64, reference_file_size(good), 1));
+    reference_free(good);
+    cr_expect(eq(uint, rig_count_fds(), fds));
+    reference_free(NULL);
+    rig_fini(&rig);
+}
+
+Test(reference, bitmaps_of_the_right_shape)
+{
+    uint64_t bits[3] = {~0ull, ~0ull, ~0ull};
+    struct error err;
+
+    start(70 * PAGE - 5, 2);
+    cr_expect(eq(u64, outgoing_dirty_size(m), 16));
+    CHECK_FAILS(outgoing_mark_dirty(m, bits, 7, 0, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(outgoing_mark_dirty(m, bits, 8, 4, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(outgoing_mark_dirty(m, bits, 1, 0, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(outgoing_mark_dirty(m, bits, 8, 16, &err), CAUSE_TOO_BIG);
+    /* What is not taken is not taken in part. */
+    CHECK_FAILS(outgoing_mark_dirty(m, bits, 24, 0, &err), CAUSE_TOO_BIG);
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).accepted, 0));
+    /* Zeros may go on as long as they like, and ones to the end of a word. */
+    bits[2] = 0;
+    CHECK_OK(outgoing_mark_dirty(m, bits, 24, 0, &err));
+    CHECK_OK(outgoing_mark_dirty(m, bits + 2, 8, 1ull << 40, &err));
+    CHECK_OK(outgoing_mark_dirty(m, bits, 0, 0, &err));
+    compare(70 * PAGE - 5);
+    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).accepted, 70 * PAGE - 5));
+    end();
+}
+
+
+/* Marks everything there is, in one bitmap. */
+static void mark_all(void)
+{
+    uint64_t size = outgoing_dirty_size(m);
+    CLEANUP_FREE char *bitmap = malloc(size);
+    struct error err;
+
+    memset(bitmap, 0xff, size);
+    CHECK_OK(outgoing_mark_dirty(m, bitmap, size, 0, &err));
+}
+
+static uint64_t accepted(void)
+{
+    return file_totals(migration_file(m, WIRE_RAM)).accepted;
+}
+
+Test(reference, pages_that_are_asked_for)
+{
+    const uint64_t size = 9 * (uint64_t)WIRE_STRIPE_SIZE + 3 * PAGE + 7;
+    struct error err;
+
+    start(size, 3);
+    memset(memory, 'a', size);
+    mark_all();
+    compare(size);
+    cr_expect(eq(u64, accepted(), size));
+    /* What is not asked for stays as it was. */
+    memset(memory + 5 * PAGE, 'b', 3 * PAGE);
+    memset(memory + 700 * PAGE, 'c', PAGE);
+    memory[900 * PAGE] = 'd';
+    memset(memory + size - 7, 'e', 7);
+    mark(5, 3);
+    mark(700, 1);
+    mark((size - 1) / PAGE, 1);
+    CHECK_OK(reference_drain(ref, NULL));
+    cr_expect(eq(u64, reference_remaining(ref), 0));
+    cr_expect(eq(u64, accepted(), size + 4 * PAGE + 7));
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    memory[900 * PAGE] = 'a';
+    compare(size);
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    CHECK_FAILS(outgoing_mark_dirty(m, "\1\0\0\0\0\0\0", 8, 0, &err), CAUSE_STATE);
+    end();
+}
+
+Test(reference, sealed)
+{
+    uint64_t bits = htole64(1);
+    struct error err;
+
+    start(PAGE, 1);
+    reference_seal(ref, true);
+    reference_seal(ref, true);
+    CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), 0, &err), CAUSE_STATE);
+    reference_seal(ref, false);
+    CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), 0, &err), CAUSE_STATE);
+    reference_seal(ref, false);
+    CHECK_OK(outgoing_mark_dirty(m, &bits, sizeof(bits), 0, &err));
+    compare(PAGE);
+    end();
+}
+
+/* The file goes back when the migration is over, not when it is forgotten. */
+Test(reference, stopped)
+{
+    unsigned threads = rig_count_threads();
+    uint64_t bits = htole64(1);
+    struct error err;
+
+    start(3 * (uint64_t)WIRE_STRIPE_SIZE, 5);
+    mark_all();
+    CHECK_OK(migration_cancel(m, &err));
+    rig_await_threads(threads);
+    cr_expect(eq(int, ref->fd, -1));
+    cr_expect(le(int, reference_drain(ref, NULL), 0)); /* it does not wait for what never comes */
+    cr_expect(eq(u64, reference_remaining(ref), 0));
+    CHECK_FAILS(reference_mark(ref, &bits, sizeof(bits), 0, &err), CAUSE_RESET);
+    CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), 0, &err), CAUSE_CANCELLED);
+    end();
+}
+
+/* Shorter than it was: by a look, with a checksum, and by sendfile(2). Nothing of that is ever completed. */
+static void become_shorter(enum checksum_choice checksum, bool zero_pages)
+{
+    const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
+    struct error err;
+
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    memset(memory, 'x', size);
+    m = rig_make(&rig, "vm", 2, "");
+    m->settings.checksum_choice = checksum;
+    m->settings.zero_pages = zero_pages;
+    ref = reference_new(dup(memory_fd), "the guest's", &err);
+    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size / 2)));
+    mark_all();
+    CHECK_FAILS(outgoing_complete(m, NULL, &err), CAUSE_IO);
+    cr_expect(not(zero(ptr, strstr(err.message, "shorter"))), "%s", err.message);
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(int, (int)rig_await_end(incoming), STATE_FAILED));
+    migration_put(incoming);
+    end();
+}
+
+Test(reference, shorter_than_a_look)
+{
+    become_shorter(CHECKSUM_OFF, true);
+}
+
+Test(reference, shorter_than_a_checksum)
+{
+    become_shorter(CHECKSUM_ON, false);
+}
+
+Test(reference, shorter_than_what_is_sent)
+{
+    become_shorter(CHECKSUM_OFF, false);
+}
+
+/*
+ * A destination that takes nothing
+ */
+
+static struct fake fake;
+static struct host host;
+
+static void set_up_blocked(void)
+{
+    struct limits limits = rig_limits();
+
+    scratch_make();
+    signal(SIGPIPE, SIG_IGN);
+    memory_guard_setup();
+    host_init(&host, &limits, NULL);
+    memory_fd = memfd_create("ram", 0);
+}
+
+TestSuite(blocked_reference, .init = set_up_blocked, .fini = tear_down);
+
+static struct worker starter;
+
+static void start_blocked_one(void *arg)
+{
+    struct error err;
+
+    (void)arg;
+    CHECK_OK(outgoing_start(m, NULL, &err));
+}
+
+/* One channel, @size bytes of memory, nothing asked for. */
+static void start_blocked(uint64_t size)
+{
+    struct error err = {0};
+    char text[128];
+
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    memset(memory, 'x', size);
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    fake_listen(&fake, text);
+    CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+    CHECK_OK(uri_parse(text, &m->settings.uri, &err));
+    m->settings.channels = 1;
+    ref = reference_new(dup(memory_fd), "fd:7", &err);
+    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    worker_start(&starter, start_blocked_one, NULL);
+    fake_accept_all(&fake, 1);
+    worker_join(&starter);
+}
+
+static void end_blocked(void)
+{
+    host_shutdown(&host);
+    fake_close(&fake);
+    migration_put(m);
+    host_drain(&host);
+    host_fini(&host);
+    close(memory_fd);
+}
+
+static struct waiter {
+    struct worker worker;
+    struct interrupt interrupt;
+    struct error err;
+    int ret;
+} waiter;
+
+static void drain(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = reference_drain(ref, &w->interrupt);
+}
+
+static void sync_all(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_sync(m, NULL, &w->interrupt, &w->err);
+}
+
+static void flush(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_flush(m, migration_file(m, WIRE_RAM), &w->interrupt, &w->err);
+}
+
+static void complete(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_complete(m, &w->interrupt, &w->err);
+}
+
+static void write_ram(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = rig_try_write(m, migration_file(m, WIRE_RAM), "x", 1, 0, &w->interrupt, &w->err);
+}
+
+static void punch(void *arg)
+{
+    struct waiter *w = arg;
+
+    w->ret = outgoing_discard(m, migration_file(m, WIRE_RAM), 0, PAGE, &w->interrupt, &w->err);
+}
+
+/* Everything that comes after the pages waits for them, can be interrupted, and does no harm then. */
+Test(blocked_reference, waiting_is_interrupted)
+{
+    static void (*const waits[])(void *) = {drain, sync_all, flush, complete, write_ram, punch};
+    const uint64_t size = 16 * (uint64_t)WIRE_STRIPE_SIZE;
+    struct error err;
+
+    start_blocked(size);
+    mark_all();
+    for (size_t i = 0; i < ARRAY_LENGTH(waits); i++) {
+        waiter = (struct waiter){0};
+        worker_start(&waiter.worker, waits[i], &waiter);
+        worker_await_sleep(&waiter.worker);
+        cr_assert(not(atomic_load(&waiter.worker.done)), "%zu does not wait", i);
+        atomic_store(&waiter.interrupt.hit, true);
+        migration_kick(m);
+        worker_join(&waiter.worker);
+        cr_expect(lt(int, waiter.ret, 0));
+        if (waits[i] == drain)
+            cr_expect(eq(int, waiter.ret, -EINTR));
+        else
+            cr_expect(eq(int, (int)waiter.err.cause, CAUSE_INTERRUPTED), "%zu: %s", i, waiter.err.message);
+        cr_expect(eq(int, (int)m->state, STATE_ACTIVE), "%zu", i);
+    }
+    /* A bitmap is taken all the time. */
+    mark_all();
+    cr_expect(ge(u64, outgoing_queued(m), size - 2 * WIRE_STRIPE_SIZE));
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, drain, &waiter);
+    worker_await_sleep(&waiter.worker);
+    CHECK_OK(migration_cancel(m, &err));
+    worker_join(&waiter.worker);
+    cr_expect(eq(int, waiter.ret, -ECONNRESET));
+    end_blocked();
+}
+
+/* A device does not wait for pages. */
+Test(blocked_reference, devices_do_not_wait)
+{
+    struct error err;
+
+    start_blocked(16 * (uint64_t)WIRE_STRIPE_SIZE);
+    struct file *device = file_new(1, "dev");
+    CHECK_OK(file_set_channels(device, 1, 0));
+    pthread_mutex_lock(&m->lock);
+    migration_add_file(m, device);
+    pthread_mutex_unlock(&m->lock);
+    mark_all();
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, drain, &waiter);
+    worker_await_sleep(&waiter.worker);
+    rig_write(m, device, "x", 1, 0);
+    CHECK_OK(migration_cancel(m, &err));
+    worker_join(&waiter.worker);
+    end_blocked();
+}
