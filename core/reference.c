@@ -286,11 +286,13 @@ void reference_stop(struct reference *ref)
 /* The bits of word @word that are pages of the image. */
 static uint64_t pages_in_word(const struct reference *ref, uint64_t word)
 {
-    uint64_t first = word * 64, pages = ref->dirty.pages;
+    uint64_t pages = ref->dirty.pages;
 
-    if (first >= pages)
+    /* Not word * 64, which can overflow. */
+    if (word > pages / 64)
         return 0;
-    return pages - first >= 64 ? ~0ull : (1ull << (pages - first)) - 1;
+    uint64_t rest = pages - word * 64;
+    return rest >= 64 ? ~0ull : (1ull << rest) - 1;
 }
 
 static uint64_t load_word(const char *bitmap, size_t at)
@@ -316,8 +318,9 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
         return error_set(err, CAUSE_RESET, "the migration is over");
     for (size_t i = 0; i < len / 8; i++) {
         if (load_word(bitmap, 8 * i) && !pages_in_word(ref, first + i))
-            return error_set(err, CAUSE_TOO_BIG, "a dirty page at %llu or behind, where RAM has %llu bytes",
-                             (unsigned long long)(first + i) * 64 * WIRE_PAGE_SIZE, (unsigned long long)ref->size);
+            return error_set(err, CAUSE_TOO_BIG, "dirty pages at byte %llu of the bitmap, which ends at %llu for RAM of %llu bytes",
+                             (unsigned long long)offset + 8 * i, (unsigned long long)(ref->dirty.pages + 63) / 64 * 8,
+                             (unsigned long long)ref->size);
     }
     for (size_t i = 0; i < len / 8; i++) {
         uint64_t bits = load_word(bitmap, 8 * i) & pages_in_word(ref, first + i);

@@ -142,6 +142,19 @@ Test(reference, bitmaps_of_the_right_shape)
     end();
 }
 
+/* Offsets whose pages have numbers past 64 bits. */
+Test(reference, bitmaps_far_away)
+{
+    uint64_t bits = ~0ull;
+    struct error err;
+
+    start(64 * PAGE, 1);
+    for (uint64_t i = 1; i < 4; i++)
+        CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), i << 61, &err), CAUSE_TOO_BIG);
+    CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), INT64_MAX - 7, &err), CAUSE_TOO_BIG);
+    CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), 8, &err), CAUSE_TOO_BIG);
+    end();
+}
 
 /* Marks everything there is, in one bitmap. */
 static void mark_all(void)
