@@ -1392,15 +1392,17 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (ret < 0)
         return ret;
     migration_announce(m);
+    bool drained = true;
     if (out->reference) {
         reference_seal(out->reference, true);
-        reference_drain(out->reference, interrupt);
+        drained = reference_drain(out->reference, interrupt) == 0;
     }
-    for (unsigned c = 0; c < out->channel_count; c++)
+    /* Before all is drained the senders still need the channels. */
+    for (unsigned c = 0; c < out->channel_count && drained; c++)
         channel_close(&out->channels[c], CHANNEL_SEALED);
     /* What is still being compressed is counted when it is sent. A failure shows in the state. */
-    bool sent = true;
-    for (unsigned c = 0; c < out->channel_count; c++)
+    bool sent = drained;
+    for (unsigned c = 0; c < out->channel_count && drained; c++)
         sent = channel_flush(&out->channels[c], UINT64_MAX, interrupt) == 0 && sent;
     sent = sent && !interrupt_is_hit(interrupt);
     if (sent && make_manifest(m, &manifest, &length) < 0) {

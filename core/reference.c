@@ -201,6 +201,12 @@ static void *mig_ref(void *arg)
             continue;
         }
         int ret = pass(sender, &failure);
+        /*
+         * Before anybody can think that all was sent. That a channel takes nothing
+         * more has a reason of its own, which is on its way.
+         */
+        if (failure.cause == CAUSE_IO || failure.cause == CAUSE_NO_MEMORY)
+            migration_fail(sender->m, &failure);
         pthread_mutex_lock(&ref->lock);
         if (ret < 0)
             ref->stopped = true;
@@ -209,9 +215,6 @@ static void *mig_ref(void *arg)
         pthread_cond_broadcast(&ref->changed);
     }
     pthread_mutex_unlock(&ref->lock);
-    /* That a channel takes nothing more has a reason of its own, which is on its way. */
-    if (failure.cause == CAUSE_IO || failure.cause == CAUSE_NO_MEMORY)
-        migration_fail(sender->m, &failure);
     return NULL;
 }
 
@@ -334,6 +337,9 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
 
 static bool is_covered(const struct reference *ref, uint64_t asked)
 {
+    /* After the end there is nobody who could have. */
+    if (ref->count == 0)
+        return false;
     for (unsigned i = 0; i < ref->count; i++) {
         if (ref->senders[i].done < asked)
             return false;

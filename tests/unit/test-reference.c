@@ -201,6 +201,42 @@ Test(reference, pages_that_are_asked_for)
     end();
 }
 
+/* A drain that was interrupted already is the shortest one. */
+static struct interrupt hit = {true};
+
+/* What was asked for before an interrupted `complete` is not forgotten with it. */
+Test(reference, interrupted_complete)
+{
+    /* A page a stripe: the senders take hold of their channels as often as can be. */
+    const uint64_t stripes = 200, size = stripes * WIRE_STRIPE_SIZE, words = WIRE_STRIPE_SIZE / PAGE / 64;
+    CLEANUP_FREE uint64_t *bits = calloc(stripes, words * sizeof(*bits));
+    struct error err;
+
+    start(size, 100);
+    for (uint64_t stripe = 0; stripe < stripes; stripe++)
+        bits[stripe * words] = htole64(1);
+    for (int i = 0; i < 500; i++) {
+        for (uint64_t stripe = 0; stripe < stripes; stripe++)
+            memory[stripe * WIRE_STRIPE_SIZE] = (char)(i % 255 + 1);
+        uint64_t before = accepted();
+        CHECK_OK(outgoing_mark_dirty(m, bits, stripes * words * sizeof(*bits), 0, &err));
+        /* In the middle of it. */
+        while (accepted() == before)
+            ;
+        CHECK_FAILS(outgoing_complete(m, &hit, &err), CAUSE_INTERRUPTED);
+        cr_assert(eq(int, (int)m->state, STATE_ACTIVE));
+    }
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    for (uint64_t stripe = 0; stripe < stripes; stripe++) {
+        char got = 0;
+        file_read(migration_file(incoming, WIRE_RAM), stripe * WIRE_STRIPE_SIZE, &got, 1, false, NULL);
+        cr_assert(eq(int, got, memory[stripe * WIRE_STRIPE_SIZE]), "stripe %d", (int)stripe);
+    }
+    migration_put(incoming);
+    end();
+}
+
 Test(reference, sealed)
 {
     uint64_t bits = htole64(1);
