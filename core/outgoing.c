@@ -932,7 +932,10 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
 
 void outgoing_send_copied(struct migration *m, unsigned channel)
 {
-    channel_finish(&m->out->channels[channel], NULL);
+    struct channel *ch = &m->out->channels[channel];
+
+    channel_finish(ch, NULL);
+    channel_flush(ch, UINT64_MAX, NULL);
 }
 
 /*

@@ -109,7 +109,7 @@ int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uin
 int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint64_t offset, const uint64_t *bits,
                          char *buffer, struct outgoing_write *write, struct error *err);
 
-/** outgoing_send_copied - see to it that what was copied for a channel goes out */
+/** outgoing_send_copied - send what was copied for a channel; waits, so that there is a bound to it */
 void outgoing_send_copied(struct migration *m, unsigned channel);
 
 /** outgoing_discard - punch a hole, ordered with the writes */

@@ -149,10 +149,13 @@ static int send_stripe(struct reference_sender *sender, uint64_t stripe, size_t 
     if (outgoing_push_stripe(sender->m, ref, stripe * WIRE_STRIPE_SIZE, bits, sender->buffer, &write, err) < 0)
         return -EIO;
     *held += pages * WIRE_PAGE_SIZE;
-    if (write.n > 0 || *held >= TOGETHER) {
+    if (write.n > 0)
         outgoing_write_end(&write);
-        *held = 0;
-    }
+    else if (*held >= TOGETHER)
+        outgoing_send_copied(sender->m, sender->channel);
+    else
+        return 0;
+    *held = 0;
     return 0;
 }
 

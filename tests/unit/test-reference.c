@@ -480,3 +480,56 @@ Test(blocked_reference, devices_do_not_wait)
     worker_join(&waiter.worker);
     end_blocked();
 }
+
+static void write_device(void *arg)
+{
+    struct waiter *w = arg;
+    CLEANUP_FREE char *data = calloc(1, WIRE_STRIPE_SIZE);
+
+    w->ret = rig_try_write(m, migration_file(m, 1), data, WIRE_STRIPE_SIZE, 0, &w->interrupt, &w->err);
+}
+
+/* The state of a thread of a name; 0: there is none. */
+static char state_of_thread(const char *name)
+{
+    char pattern[64], command[128], state = 0;
+
+    snprintf(pattern, sizeof(pattern), "(%s)", name);
+    snprintf(command, sizeof(command), "cat /proc/%d/task/*/stat", (int)getpid());
+    FILE *tasks = popen(command, "r");
+    char line[1024];
+    while (fgets(line, sizeof(line), tasks)) {
+        const char *at = strstr(line, pattern);
+        if (at)
+            state = at[strlen(pattern) + 1];
+    }
+    pclose(tasks);
+    return state;
+}
+
+/* Pages that are copied do not pile up behind somebody else who sends. */
+Test(blocked_reference, copies_are_bounded)
+{
+    const uint64_t size = 64 * (uint64_t)WIRE_STRIPE_SIZE;
+    uint64_t bits[64 * WIRE_STRIPE_SIZE / PAGE / 64];
+    struct error err;
+
+    start_blocked(size);
+    struct file *device = file_new(1, "dev");
+    CHECK_OK(file_set_channels(device, 1, 0));
+    pthread_mutex_lock(&m->lock);
+    migration_add_file(m, device);
+    pthread_mutex_unlock(&m->lock);
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, write_device, &waiter);
+    worker_await_sleep(&waiter.worker);
+    memset(bits, 0x55, sizeof(bits));
+    CHECK_OK(outgoing_mark_dirty(m, bits, sizeof(bits), 0, &err));
+    for (int seen = 0; seen < 3;)
+        seen = state_of_thread("mig-ref-0") == 'S' ? seen + 1 : 0;
+    cr_expect(ge(u64, reference_remaining(ref) * PAGE, size / 2 - 2 * WIRE_STRIPE_SIZE), "%d pages are left",
+              (int)reference_remaining(ref));
+    CHECK_OK(migration_cancel(m, &err));
+    worker_join(&waiter.worker);
+    end_blocked();
+}
