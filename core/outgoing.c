@@ -68,6 +68,7 @@ struct outgoing {
      * start, after it once, from NULL.
      */
     struct reference *_Atomic reference;
+    bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it; guarded by migration.lock */
 
     /* Held across the announcement of a stream or a device, so that the announcements come in order. */
     pthread_mutex_t announce_lock;
@@ -311,17 +312,6 @@ static int check_quota(const struct outgoing *out, const struct file *file, uint
     return 0;
 }
 
-/* Whether the RAM's file has all of the RAM. */
-static int check_reference(const struct reference *ref, const struct file *ram, struct error *err)
-{
-    uint64_t have = reference_file_size(ref), size = atomic_load(&ram->size);
-
-    if (size == 0 || size > have)
-        return error_set(err, CAUSE_SYNTAX, "RAM of %llu bytes, and '%.100s' has %llu", (unsigned long long)size,
-                         ref->text, (unsigned long long)have);
-    return 0;
-}
-
 static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -359,8 +349,6 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
             return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     }
     SCOPED_LOCK(&out->announce_lock);
-    if (out->reference && check_reference(out->reference, m->files[WIRE_RAM], err) < 0)
-        return -EIO;
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file_set_channels(file, n, m->settings.device_channels) < 0)
@@ -377,6 +365,17 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
 static void announce_stream(struct migration *m, struct file *file);
 static void *mig_out(void *arg);
 
+/* Whether the RAM's file has all of the RAM. */
+static int check_reference(const struct reference *ref, const struct file *ram, struct error *err)
+{
+    uint64_t have = reference_file_size(ref), size = atomic_load(&ram->size);
+
+    if (size == 0 || size > have)
+        return error_set(err, CAUSE_SYNTAX, "RAM of %llu bytes, and '%.100s' has %llu", (unsigned long long)size,
+                         ref->text, (unsigned long long)have);
+    return 0;
+}
+
 static int may_start(struct migration *m, struct error *err)
 {
     if (m->removed)
@@ -391,7 +390,7 @@ static int may_start(struct migration *m, struct error *err)
     if (m->settings.device_channels >= m->settings.channels)
         return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
                          m->settings.device_channels, m->settings.channels);
-    return 0;
+    return m->out->reference ? check_reference(m->out->reference, m->files[WIRE_RAM], err) : 0;
 }
 
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
@@ -1141,8 +1140,10 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     bool declares = outgoing_setting_writable(m, NULL) == 0;
     if (declares) {
         atomic_store(&file->size, size);
-        if (file->id == WIRE_RAM)
+        if (file->id == WIRE_RAM) {
             file->declared = size;
+            m->out->sized_by_reference = false;
+        }
     }
     pthread_mutex_unlock(&m->lock);
     if (declares)
@@ -1814,8 +1815,10 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, struct er
         ret = outgoing_setting_writable(m, err);
         if (ret == 0) {
             old = atomic_exchange(&m->out->reference, ref);
-            if (ref && !atomic_load(&ram->size))
-                ram->size = ram->declared = reference_file_size(ref);
+            if (!atomic_load(&ram->size) || m->out->sized_by_reference) {
+                ram->size = ram->declared = ref ? reference_file_size(ref) : 0;
+                m->out->sized_by_reference = ref;
+            }
         }
     }
     pthread_mutex_unlock(&m->lock);

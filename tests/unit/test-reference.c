@@ -314,6 +314,42 @@ Test(reference, shorter_than_what_is_sent)
     become_shorter(CHECKSUM_OFF, false);
 }
 
+/* The size of RAM, where nobody has declared it, is that of the last file. */
+Test(reference, size_of_the_file)
+{
+    struct file *ram;
+    struct error err;
+
+    cr_assert(zero(int, ftruncate(memory_fd, 5 * PAGE)));
+    m = rig_make(&rig, "vm", 1, "");
+    ram = migration_file(m, WIRE_RAM);
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "a", &err), &err));
+    cr_expect(eq(u64, atomic_load(&ram->size), 5 * PAGE));
+    cr_assert(zero(int, ftruncate(memory_fd, 9 * PAGE)));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "b", &err), &err));
+    cr_expect(eq(u64, atomic_load(&ram->size), 9 * PAGE));
+    cr_expect(eq(u64, ram->declared, 9 * PAGE));
+    CHECK_OK(outgoing_set_reference(m, NULL, &err));
+    cr_expect(eq(u64, atomic_load(&ram->size), 0));
+    cr_expect(eq(u64, ram->declared, 0));
+    cr_expect(eq(u64, outgoing_dirty_size(m), 0));
+    /* What was declared stays. */
+    CHECK_OK(outgoing_truncate(m, ram, 3 * PAGE, NULL, &err));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "c", &err), &err));
+    cr_expect(eq(u64, ram->declared, 3 * PAGE));
+    CHECK_OK(outgoing_set_reference(m, NULL, &err));
+    cr_expect(eq(u64, ram->declared, 3 * PAGE));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "d", &err), &err));
+    CHECK_OK(outgoing_truncate(m, ram, 10 * PAGE, NULL, &err));
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_SYNTAX);
+    cr_expect(eq(int, (int)m->state, STATE_NONE));
+    CHECK_OK(outgoing_truncate(m, ram, 9 * PAGE, NULL, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+    CHECK_FAILS(outgoing_set_reference(m, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(outgoing_truncate(m, ram, 8 * PAGE, NULL, &err), CAUSE_STATE);
+    end();
+}
+
 /*
  * A destination that takes nothing
  */
