@@ -314,6 +314,50 @@ Test(reference, shorter_than_what_is_sent)
     become_shorter(CHECKSUM_OFF, false);
 }
 
+/* Memory that the guest has never touched stays so, here and there. */
+static void leave_holes(enum checksum_choice checksum, bool compress)
+{
+    const uint64_t size = 16 * (uint64_t)WIRE_STRIPE_SIZE;
+    struct error err;
+    struct stat st;
+
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    m = rig_make(&rig, "vm", 2, "");
+    m->settings.checksum_choice = checksum;
+    m->settings.compress = compress;
+    ref = reference_new(dup(memory_fd), "the guest's", &err);
+    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+    memory[5 * PAGE] = memory[1000 * PAGE] = 1;
+    mark_all();
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_assert(zero(int, fstat(memory_fd, &st)));
+    cr_expect(le(u64, (uint64_t)st.st_blocks, 2 * PAGE / 512), "%d blocks", (int)st.st_blocks);
+    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).zero_pages, size / PAGE - 2));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    cr_assert(zero(int, fstat(migration_file(incoming, WIRE_RAM)->memory.fd, &st)));
+    cr_expect(le(u64, (uint64_t)st.st_blocks, 2 * PAGE / 512), "%d blocks arrived", (int)st.st_blocks);
+    migration_put(incoming);
+    compare(size);
+    end();
+}
+
+Test(reference, holes_are_looked_at)
+{
+    leave_holes(CHECKSUM_OFF, false);
+}
+
+Test(reference, holes_with_a_checksum)
+{
+    leave_holes(CHECKSUM_ON, false);
+}
+
+Test(reference, holes_that_are_compressed)
+{
+    leave_holes(CHECKSUM_OFF, true);
+}
+
 /* The size of RAM, where nobody has declared it, is that of the last file. */
 Test(reference, size_of_the_file)
 {
