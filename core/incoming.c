@@ -953,7 +953,8 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 
     /* From here on the image is the user's, and nothing may be stored in it. */
     end_receivers(m);
-    if (!in->manifest.prepared || id != in->manifest.id || !is_exactly_applied(in))
+    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != m->file_count ||
+        !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
     for (uint32_t i = 0; i < m->file_count; i++) {

@@ -561,6 +561,21 @@ static void commit_after_more_data(struct peer *p)
     peer_send(p->main, WIRE_COMMIT, 1, NULL, 0);
 }
 
+/* The manifest said nothing of it. */
+static void commit_after_another_file(struct peer *p)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+    struct message message;
+
+    await_prepared(p);
+    wire_write_u32(&w, 1);
+    wire_write_u64(&w, 5);
+    wire_write_text(&w, "late");
+    say(p, WIRE_FILE_CREATE, 0, &w);
+    cr_assert(zero(int, peer_receive(p->main, &message, body_buf)));
+    peer_send(p->main, WIRE_COMMIT, 1, NULL, 0);
+}
+
 static void hang_up_in_a_packet(struct peer *p)
 {
     struct wire_packet wire;
@@ -641,6 +656,7 @@ static const struct {
     CASE(commit_out_of_the_blue, CAUSE_PROTOCOL),
     CASE(commit_of_another_manifest, CAUSE_PROTOCOL),
     CASE(commit_after_more_data, CAUSE_PROTOCOL),
+    CASE(commit_after_another_file, CAUSE_PROTOCOL),
     CASE(hang_up_in_a_packet, CAUSE_RESET),
     CASE(hang_up_a_data_channel, CAUSE_RESET),
     CASE(hang_up_after_prepared, CAUSE_RESET),
