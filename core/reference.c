@@ -8,10 +8,12 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #define STRIPE_WORDS (WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64)
 #define TOGETHER     CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
@@ -247,11 +249,22 @@ static int make_senders(struct reference *ref, struct migration *m, struct error
     return 0;
 }
 
+/* Huge pages are mapped, and unmapped, whole. */
+static uint64_t mapping_size(const struct reference *ref, uint64_t size)
+{
+    struct statfs fs;
+    uint64_t block = fstatfs(ref->fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC ? (uint64_t)fs.f_bsize : 1;
+
+    return (size + block - 1) / block * block;
+}
+
 int reference_start(struct reference *ref, struct migration *m, uint64_t size, struct error *err)
 {
     if (page_map_init(&ref->dirty, size, err) < 0)
         return -EIO;
-    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, ref->fd, 0);
+    ref->mapped = mapping_size(ref, size);
+    /* Huge pages that the VMM has not reserved are not for us to reserve. */
+    void *map = mmap(NULL, ref->mapped, PROT_READ, MAP_SHARED | MAP_NORESERVE, ref->fd, 0);
     if (map == MAP_FAILED) {
         error_set_errno(err, errno, "cannot map '%.100s'", ref->text);
         page_map_fini(&ref->dirty);
@@ -284,7 +297,7 @@ void reference_stop(struct reference *ref)
     free(ref->senders);
     ref->senders = NULL;
     if (ref->map)
-        munmap((void *)(uintptr_t)ref->map, ref->size);
+        munmap((void *)(uintptr_t)ref->map, ref->mapped);
     ref->map = NULL;
     page_map_fini(&ref->dirty);
 }

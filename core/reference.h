@@ -45,6 +45,7 @@ struct reference {
     /* Constant from reference_start() to reference_stop(): */
     uint64_t size;    /* of the image */
     const char *map;  /* the file from 0; reading it goes through memory_guard() */
+    uint64_t mapped;  /* so many bytes of it */
     struct page_map dirty; /* asked for, and not taken by a sender */
 
     pthread_mutex_t lock;   /* guards the rest */

@@ -1,0 +1,64 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# RAM by reference from huge pages: a file on hugetlbfs and a memfd. None is allocated for a look, and all are given back.
+. "$(dirname "$0")/functions.sh"
+requires_root
+helper reference && reference=$helper
+
+wanted=12 # huge pages of 2 MiB
+grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || skip "no huge pages of 2 MiB"
+huge() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
+if [ "$(huge Free)" -lt $((wanted + $(huge Rsvd))) ]; then
+	had=$(cat /proc/sys/vm/nr_hugepages)
+	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
+	{ echo $((had + wanted)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || skip "the number of huge pages cannot be set"
+	[ "$(huge Free)" -ge $((wanted + $(huge Rsvd))) ] || skip "there are not $wanted huge pages"
+fi
+mkdir store
+mount -t hugetlbfs none store || skip "hugetlbfs cannot be mounted"
+at_exit "umount -l $dir/store"
+
+all() { head -c "$1" /dev/zero | tr '\0' '\377'; }
+pair
+random image 7000001
+overwrite /dev/zero image bs=4096 seek=100 count=1000
+
+# In the middle of a huge page, and at the end of one.
+for size in 7000001 $((8 << 20)); do
+	for setting in "checksum auto" "checksum on" "compression zstd" "zero-page-detection off"; do
+		say "a memfd, $size bytes, $setting"
+		outgoing vm 3
+		# shellcheck disable=SC2086
+		expect ok write src/vm/${setting% *} ${setting#* }
+		truncate -s $size src/vm/ram
+		[ "$(limited "$reference" memfd image src/vm/ram-source huge)" = ok ]
+		tell src/vm start
+		all $(((size + 262143) / 262144 * 8)) >src/vm/dirty
+		tell src/vm sync
+		limited cmp -n 7000001 image dst/vm/ram
+		all $(((size + 262143) / 262144 * 8)) >src/vm/dirty
+		tell src/vm complete
+		limited cmp -n 7000001 image dst/vm/ram
+		[ "$(status dst/vm ram-size)" = $size ]
+		not grep -q 'memfd:guest' "/proc/${daemon[src]}/maps"
+		forget src/vm dst/vm
+	done
+done
+
+say "a file that is mostly holes"
+truncate -s $((4096 << 20)) store/ram # more than there is
+outgoing vm 2
+expect ok write src/vm/ram-source "$dir/store/ram"
+truncate -s 64M src/vm/ram
+tell src/vm start
+all 2048 >src/vm/dirty
+tell src/vm sync
+[ "$(status src/vm duplicate)" = 16384 ]
+[ "$(stat -c %b store/ram)" = 0 ] || fail "a look has allocated $(stat -c %b store/ram) blocks"
+tell src/vm complete
+not grep -q store/ram "/proc/${daemon[src]}/maps"
+forget src/vm dst/vm
+rm store/ram
+unmount src
+unmount dst
+umount store
