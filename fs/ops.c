@@ -507,6 +507,8 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 
     if (node->kind == NODE_RECEIVED)
         read_received(req, node, size, offset);
+    else if (node->kind == NODE_DIRTY)
+        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "a dirty bitmap is written, and not read back");
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset);
     else if (node->m->role == ROLE_OUTGOING)
@@ -570,7 +572,7 @@ static int write_text(fuse_req_t req, struct node *node, const char *buf, size_t
     if (node->kind == NODE_SETTING)
         return setting_write(node->m, &settings_table[node->index], buf, size, err);
     if (node->kind == NODE_RAM_SOURCE)
-        return write_ram_source(req, node, buf, size, err);
+        return write_ram_source(req, handle, buf, size, err);
     if (node->kind == NODE_DIRTY)
         return outgoing_mark_dirty(node->m, buf, size, (uint64_t)offset, err);
     if (node->kind != NODE_CONTROL)
