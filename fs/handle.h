@@ -15,6 +15,8 @@ struct fuse_pollhandle;
 struct handle {
     struct handle *next, **prev; /* among all open files */
     struct node *node; /* the kernel keeps it while the file is open */
+    uid_t uid; /* who opened it */
+    gid_t gid;
     bool writer;       /* counted among the file's writers */
     atomic_bool wrote;
     bool cached;       /* through the page cache: a completed image */

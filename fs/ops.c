@@ -304,6 +304,8 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         fuse_reply_err(req, ENOMEM);
         return;
     }
+    handle->uid = fuse_req_ctx(req)->uid;
+    handle->gid = fuse_req_ctx(req)->gid;
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
         handle_free(handle);
         reply_error(req, node->m, &err);
@@ -539,10 +541,18 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
  */
 
 /* Takes what the writer names as the source of RAM; nothing, or "none", is none. */
-static int write_ram_source(fuse_req_t req, struct node *node, const char *buf, size_t size, struct error *err)
+static int write_ram_source(fuse_req_t req, const struct handle *handle, const char *buf, size_t size,
+                            struct error *err)
 {
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
-    struct source_caller caller = {.pid = ctx->pid, .uid = ctx->uid, .gid = ctx->gid};
+    struct source_caller caller = {
+        .pid = ctx->pid,
+        .uid = ctx->uid,
+        .gid = ctx->gid,
+        .opener_uid = handle->uid,
+        .opener_gid = handle->gid,
+    };
+    struct node *node = handle->node;
     char text[SETTING_VALUE_MAX];
     struct reference *ref = NULL;
 
@@ -563,9 +573,10 @@ static int write_ram_source(fuse_req_t req, struct node *node, const char *buf, 
     return outgoing_set_reference(node->m, ref, err);
 }
 
-static int write_text(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset,
+static int write_text(fuse_req_t req, const struct handle *handle, const char *buf, size_t size, off_t offset,
                       struct error *err)
 {
+    struct node *node = handle->node;
     struct control_line line;
     struct waiting waiting;
 
@@ -634,7 +645,7 @@ static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t siz
             write_outgoing(req, handle_of(fi), buf, size, offset);
         else
             write_completed(req, node, buf, size, offset);
-    } else if (write_text(req, node, buf, size, offset, &err) < 0) {
+    } else if (write_text(req, handle_of(fi), buf, size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
         fuse_reply_write(req, size);

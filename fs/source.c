@@ -4,10 +4,15 @@
  *
  * A descriptor is taken with pidfd_getfd(2), which asks the kernel whether the
  * daemon may look into the caller (ptrace(2)'s rules); the caller had to open it
- * first. A path is opened by this thread with the caller's user, groups and
+ * first. Root's daemon may look into everybody, so it asks by itself whether the
+ * caller's user may. A path is opened by this thread with the caller's user, groups and
  * directory: the kernel keeps those of each thread apart, and takes away root's
  * powers over files with the user. Links of /proc are not followed, since
  * /proc/self would be the daemon.
+ *
+ * Whoever opened `ram-source` may have made it the output of a program that has
+ * more rights, and chosen what it prints: such a program lends its rights to
+ * nobody (the kernel's own files of that kind look at the opener, too).
  */
 #include "source.h"
 #include "cleanup.h"
@@ -40,6 +45,19 @@ static pid_t process_of(pid_t thread)
     return pid;
 }
 
+/*
+ * Whether a process belongs to its user alone. /proc/PID/fd is root's when it
+ * does not: a process that got or gave up rights since its last execve(2).
+ */
+static bool is_its_users(const struct source_caller *caller)
+{
+    char path[64];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)caller->pid);
+    return stat(path, &st) == 0 && st.st_uid == caller->uid;
+}
+
 static int take_descriptor(const struct source_caller *caller, const char *number, struct error *err)
 {
     char *end;
@@ -48,6 +66,9 @@ static int take_descriptor(const struct source_caller *caller, const char *numbe
     unsigned long n = strtoul(number, &end, 10);
     if (!isdigit((unsigned char)*number) || *end || errno || n > INT_MAX)
         return error_set(err, CAUSE_SYNTAX, "'fd:%.32s' is not a descriptor: fd:N, with a number", number);
+    if (geteuid() == 0 && !is_its_users(caller))
+        return error_set(err, CAUSE_DENIED, "user %d may not look into process %d (see ptrace(2)): name the file by its path",
+                         (int)caller->uid, (int)caller->pid);
     CLEANUP_FD int pidfd = (int)syscall(SYS_pidfd_open, process_of(caller->pid), 0);
     if (pidfd < 0)
         return error_set_errno(err, errno, "cannot find process %d, whose descriptor that would be", (int)caller->pid);
@@ -138,6 +159,9 @@ int source_open(const struct source_caller *caller, const char *text, struct err
 {
     if (caller->pid <= 0)
         return error_set(err, CAUSE_UNSUPPORTED, "your process is in a PID namespace that the daemon cannot see");
+    if (caller->opener_uid != 0 && (caller->opener_uid != caller->uid || caller->opener_gid != caller->gid))
+        return error_set(err, CAUSE_DENIED, "user %d writes what user %d has opened: that one could lack the rights",
+                         (int)caller->uid, (int)caller->opener_uid);
     if (!strncmp(text, "fd:", 3))
         return take_descriptor(caller, text + 3, err);
     return open_for(caller, text, err);

@@ -15,6 +15,8 @@ struct source_caller {
     pid_t pid; /* of a thread, as FUSE has it */
     uid_t uid;
     gid_t gid;
+    uid_t opener_uid; /* who opened `ram-source`, and may have handed it to the caller */
+    gid_t opener_gid;
     const gid_t *groups; /* supplementary ones */
     int group_count;
 };

@@ -5,7 +5,10 @@
  *
  *   reference give FLAGS FILE SOURCE    open FILE (rdonly, wronly, rdwr, path), and write fd:N to SOURCE
  *   reference thread FILE SOURCE        the same, rdonly, from a thread that is not the first one
- *   reference memfd IMAGE SOURCE [huge] the same with a memfd of IMAGE's contents
+ *   reference hidden FILE SOURCE        the same, rdonly, from a process that its user may not trace
+ *   reference lend UID GID UID GID SOURCE TEXT   as root: the second user writes TEXT to SOURCE, which the first has opened
+ *   reference rooted DIRECTORY SOURCE TEXT   as root: write TEXT to SOURCE from a process whose root is elsewhere
+ *   reference memfd IMAGE SOURCE [huge] with a memfd of IMAGE's contents
  *   reference mark DIRTY FIRST[-LAST]...   write the bits of these pages to DIRTY, each range with one write(2)
  *   reference patch MODEL FROM FIRST[-LAST]...   copy these pages from FROM to MODEL
  *   reference unaligned DIRTY LENGTH SHIFT   write(2) LENGTH bytes of ones from memory SHIFT bytes behind a page's start
@@ -18,7 +21,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -101,6 +106,21 @@ static void parse(const char *range, uint64_t *first, uint64_t *last)
         exit(2);
 }
 
+static void become(const char *uid, const char *gid)
+{
+    setfsuid(0);
+    setfsgid((gid_t)atoi(gid));
+    setfsuid((uid_t)atoi(uid));
+}
+
+static void lend(char **arg)
+{
+    become(arg[0], arg[1]);
+    int fd = must(open(arg[4], O_WRONLY), arg[4]);
+    become(arg[2], arg[3]);
+    say(write(fd, arg[5], strlen(arg[5])));
+}
+
 static void mark(const char *path, char **ranges)
 {
     int fd = must(open(path, O_WRONLY), path);
@@ -159,6 +179,15 @@ int main(int argc, char **argv)
         pthread_create(&thread, NULL, give, &given);
         pthread_join(thread, NULL);
     }
+    if (!strcmp(op, "hidden") && prctl(PR_SET_DUMPABLE, 0) == 0)
+        say(write_name(must(open(argv[2], O_RDONLY), argv[2]), argv[3]));
+    if (!strcmp(op, "rooted") && argc == 5) {
+        int fd = must(open(argv[3], O_WRONLY), argv[3]);
+        must(chroot(argv[2]), "chroot");
+        say(write(fd, argv[4], strlen(argv[4])));
+    }
+    if (!strcmp(op, "lend") && argc == 8)
+        lend(argv + 2);
     if (!strcmp(op, "memfd"))
         give_memfd(argv[2], argv[3], argc > 4);
     if (!strcmp(op, "mark"))
