@@ -568,7 +568,7 @@ static void commit_after_another_file(struct peer *p)
     struct message message;
 
     await_prepared(p);
-    wire_write_u32(&w, 1);
+    wire_write_u32(&w, 2);
     wire_write_u64(&w, 5);
     wire_write_text(&w, "late");
     say(p, WIRE_FILE_CREATE, 0, &w);
