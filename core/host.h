@@ -7,7 +7,7 @@
  *   outgoing.announce_lock
  *   host.lock
  *   migration.lock
- *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock: leaves
+ *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock: leaves
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H

@@ -2,10 +2,11 @@
 /*
  * A migration, in either role.
  *
- * Threads (each is detached and holds a reference; host_drain() waits for all):
+ * Threads (those that nobody joins are detached and hold a reference; host_drain() waits for all):
  *   name        made by               waits for                          ends when
  *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
- *   mig-in      the listener          the same                           the same
+ *   mig-ref-N   `start`, ram-source   bitmaps; channel N                 reference_stop(); joined by mig-out
+ *   mig-in      the listener          the same as mig-out                the same
  *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
  *   mig-prepare mig-in                nothing: it touches memory             all of the RAM is there, or the state is final
  *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
