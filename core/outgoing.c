@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 
 #define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
@@ -168,7 +169,7 @@ static void channel_failed(void *arg, unsigned index, int code)
     } else {
         delay_ms = SUSPECT_MS;
         if (code == -EFAULT)
-            error_set(&reason, CAUSE_IO, "the RAM source cannot be read: has it become shorter?");
+            error_set(&reason, CAUSE_IO, "the RAM source cannot be read: perhaps it has become shorter");
         else
             error_set_errno(&reason, code, "sending on channel %u", index);
     }
@@ -859,17 +860,49 @@ struct look {
     const struct reference *ref;
     uint64_t offset; /* of the stripe */
     const uint64_t *bits;
-    uint64_t holes[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
+    unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE]; /* mincore(2)'s */
     char *buffer;
     struct plan *plan;
+    int ret;
 };
 
-/* What a page of a stripe is: unwanted, a hole, or to be looked at. */
-static int page_kind(const struct look *look, uint64_t page)
+enum page_kind { PAGE_UNWANTED, PAGE_ABSENT, PAGE_RESIDENT };
+
+static enum page_kind page_kind(const struct look *look, uint64_t page)
 {
     if (!(look->bits[page / 64] >> page % 64 & 1))
-        return 0;
-    return look->holes[page / 64] >> page % 64 & 1 ? 1 : 2;
+        return PAGE_UNWANTED;
+    return look->resident[page] & 1 ? PAGE_RESIDENT : PAGE_ABSENT;
+}
+
+/* Reads part of the stripe to its place in the buffer. Holes stay holes, which they would not if the mapping were read. */
+static void read_part(struct look *look, uint64_t at, size_t len)
+{
+    while (len > 0 && look->ret == 0) {
+        ssize_t n = pread(look->ref->fd, look->buffer + at, len, (off_t)(look->offset + at));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            look->ret = n < 0 ? -errno : -ENODATA;
+            return;
+        }
+        at += (uint64_t)n;
+        len -= (size_t)n;
+    }
+}
+
+/* Copies the resident pages of a packet that will be copied; the others are in the buffer. */
+static void copy_resident(struct look *look, const struct packet *packet)
+{
+    uint64_t at = packet->offset - look->offset, end = at + packet->length;
+
+    while (at < end) {
+        uint64_t next = (at / WIRE_PAGE_SIZE + 1) * WIRE_PAGE_SIZE;
+        size_t len = (next < end ? next : end) - at;
+        if (look->resident[at / WIRE_PAGE_SIZE] & 1)
+            memcpy(look->buffer + at, look->ref->map + look->offset + at, len);
+        at += len;
+    }
 }
 
 static void look_at_stripe(void *arg)
@@ -880,30 +913,29 @@ static void look_at_stripe(void *arg)
     uint64_t end = rest < WIRE_STRIPE_SIZE ? rest : WIRE_STRIPE_SIZE;
     const char *stripe = look->ref->map + look->offset;
 
-    for (uint64_t at = 0, run; at < end; at += run) {
-        int kind = page_kind(look, at / WIRE_PAGE_SIZE);
+    if (mincore((void *)(uintptr_t)stripe, end, look->resident) < 0)
+        memset(look->resident, 0, sizeof(look->resident));
+    for (uint64_t at = 0, run; at < end && look->ret == 0; at += run) {
+        enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
         for (run = WIRE_PAGE_SIZE; at + run < end && page_kind(look, (at + run) / WIRE_PAGE_SIZE) == kind;
              run += WIRE_PAGE_SIZE)
             ;
-        if (kind == 0)
+        if (kind == PAGE_UNWANTED)
             continue;
-        if (kind == 1) {
-            plan_add(plan, WIRE_ZERO, look->offset + at, run);
-            continue;
-        }
         size_t len = at + run > end ? end - at : run;
-        /* What is compressed or checked must not change meanwhile. */
-        if (!plan->ref)
+        bool in_place = kind == PAGE_RESIDENT && plan->ref;
+        if (kind == PAGE_ABSENT)
+            read_part(look, at, len);
+        else if (!in_place) /* what is compressed or checked must not change meanwhile */
             memcpy(look->buffer + at, stripe + at, len);
-        if (look->m->settings.zero_pages)
-            plan_stripe(plan, plan->ref ? stripe + at : look->buffer + at, look->offset + at, len);
+        if (look->m->settings.zero_pages || kind == PAGE_ABSENT)
+            plan_stripe(plan, in_place ? stripe + at : look->buffer + at, look->offset + at, len);
         else
             plan_add(plan, WIRE_DATA, look->offset + at, len);
     }
     for (unsigned i = 0; plan->ref && i < plan->n; i++) {
-        const struct packet *packet = &plan->packets[i];
-        if (packet->type == WIRE_DATA && is_copied(plan, packet))
-            memcpy(look->buffer + packet->offset % WIRE_STRIPE_SIZE, look->ref->map + packet->offset, packet->length);
+        if (plan->packets[i].type == WIRE_DATA && is_copied(plan, &plan->packets[i]))
+            copy_resident(look, &plan->packets[i]);
     }
 }
 
@@ -917,9 +949,10 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
     begin_plan(m, &plan);
     plan.gated = false;
     plan.ref = plan.compress || plan.checksum ? NULL : ref;
-    if (reference_find_holes(ref, offset, look.holes) < 0 || memory_guard(look_at_stripe, &look) < 0)
-        return error_set(err, CAUSE_IO, "the RAM source '%.100s' cannot be read at %llu: has it become shorter?",
-                         ref->text, (unsigned long long)offset);
+    if (memory_guard(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
+        return error_set(err, CAUSE_IO, "the RAM source '%.100s' has become shorter", ref->text);
+    if (look.ret < 0)
+        return error_set(err, CAUSE_IO, "cannot read the RAM source '%.100s': %s", ref->text, strerror(-look.ret));
     end_plan(&plan, buffer, offset);
     if (begin_write(m, ram, &plan, write, err) < 0)
         return -EIO;

@@ -35,28 +35,26 @@ struct reference *reference_new(int fd, const char *text, struct error *err)
     CLEANUP_FD int mine = fd;
     int flags = fcntl(fd, F_GETFL);
     struct stat st;
+    int ret = 0;
 
     if (ref)
         ref->text = strdup(text);
     if (!ref || !ref->text)
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
     else if (flags < 0 || fstat(fd, &st) < 0)
-        error_set_errno(err, errno, "cannot use '%.100s'", text);
+        ret = error_set_errno(err, errno, "cannot use '%.100s'", text);
     else if ((flags & O_ACCMODE) == O_WRONLY || flags & O_PATH)
-        error_set(err, CAUSE_DENIED, "'%.100s' is not open for reading", text);
+        ret = error_set(err, CAUSE_DENIED, "'%.100s' is not open for reading", text);
     else if (!S_ISREG(st.st_mode))
-        error_set(err, CAUSE_SYNTAX, "'%.100s' is not a regular file or memfd", text);
+        ret = error_set(err, CAUSE_SYNTAX, "'%.100s' is not a regular file or memfd", text);
     else if (st.st_size == 0)
-        error_set(err, CAUSE_SYNTAX, "'%.100s' is empty", text);
-    if (error_is_set(err)) {
+        ret = error_set(err, CAUSE_SYNTAX, "'%.100s' is empty", text);
+    if (ret < 0) {
         if (ref)
             free(ref->text);
         free(ref);
         return NULL;
     }
-    char path[32];
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    ref->seek_fd = open(path, O_RDONLY | O_CLOEXEC);
     ref->fd = steal_fd(&mine);
     pthread_mutex_init(&ref->lock, NULL);
     pthread_cond_init(&ref->changed, NULL);
@@ -67,9 +65,7 @@ void reference_close(struct reference *ref)
 {
     if (ref->fd >= 0)
         close(ref->fd);
-    if (ref->seek_fd >= 0)
-        close(ref->seek_fd);
-    ref->fd = ref->seek_fd = -1;
+    ref->fd = -1;
 }
 
 void reference_free(struct reference *ref)
@@ -91,46 +87,20 @@ uint64_t reference_file_size(const struct reference *ref)
     return fstat(ref->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
-int reference_find_holes(const struct reference *ref, uint64_t offset, uint64_t *holes)
-{
-    uint64_t len = ref->size - offset < WIRE_STRIPE_SIZE ? ref->size - offset : WIRE_STRIPE_SIZE;
-    uint64_t whole = len / WIRE_PAGE_SIZE, next_data = 0;
-    unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE];
-
-    memset(holes, 0, STRIPE_WORDS * sizeof(*holes));
-    if (ref->seek_fd < 0 || mincore((void *)(uintptr_t)(ref->map + offset), len, resident) < 0)
-        return 0;
-    for (uint64_t page = 0; page < whole; page++) {
-        uint64_t at = offset + page * WIRE_PAGE_SIZE;
-        if (resident[page] & 1)
-            continue;
-        /* It is a hole, or it has been swapped out. */
-        if (at >= next_data) {
-            off_t found = lseek(ref->seek_fd, (off_t)at, SEEK_DATA);
-            if (found < 0 && errno != ENXIO)
-                return 0;
-            next_data = found < 0 ? UINT64_MAX : (uint64_t)found;
-            /* Past the end there is no data either. */
-            if (next_data > at && reference_file_size(ref) < ref->size)
-                return -EFAULT;
-        }
-        if (next_data >= at + WIRE_PAGE_SIZE)
-            holes[page / 64] |= 1ull << page % 64;
-    }
-    return 0;
-}
-
-/* Makes the page table entries of a stripe that has no holes: all at once cost less than one by one. */
+/* Makes the page table entries of a stripe whose pages are all there: all at once cost less than one by one. */
 static void prepare_stripe(const struct reference *ref, uint64_t stripe)
 {
-    uint64_t offset = stripe * WIRE_STRIPE_SIZE, holes[STRIPE_WORDS], any = 0;
+    uint64_t offset = stripe * WIRE_STRIPE_SIZE;
+    unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE];
+    void *at = (void *)(uintptr_t)(ref->map + offset);
 
-    if (ref->size - offset < WIRE_STRIPE_SIZE || reference_find_holes(ref, offset, holes) < 0)
+    if (ref->size - offset < WIRE_STRIPE_SIZE || mincore(at, WIRE_STRIPE_SIZE, resident) < 0)
         return;
-    for (unsigned i = 0; i < STRIPE_WORDS; i++)
-        any |= holes[i];
-    if (!any)
-        madvise((void *)(uintptr_t)(ref->map + offset), WIRE_STRIPE_SIZE, MADV_POPULATE_READ);
+    for (size_t page = 0; page < sizeof(resident); page++) {
+        if (!(resident[page] & 1))
+            return;
+    }
+    madvise(at, WIRE_STRIPE_SIZE, MADV_POPULATE_READ);
 }
 
 /* Sends what is asked for of a stripe. @held: packets that were copied, up to TOGETHER bytes of them, are not sent yet. */

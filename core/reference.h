@@ -9,8 +9,8 @@
  *   before it is sent is sent once. Each channel that carries RAM has a thread,
  *   which passes over its own stripes, takes their bits, and sends those pages as
  *   they are at that moment (outgoing_push_stripe()). Pages that the file does not
- *   have (never touched, or given back by a balloon) are sent as zero and not read,
- *   since reading them through a mapping would make them.
+ *   have (never touched, or given back by a balloon) are not looked at through the
+ *   mapping, which would make them, but read, and so found to be zero.
  *
  *   A page may change while it is in flight: then its writer asks for it again,
  *   and the newer version follows on the same channel. An older one cannot
@@ -40,7 +40,6 @@ struct reference_sender;
 
 struct reference {
     int fd;           /* of the file; -1 when the migration is over */
-    int seek_fd;      /* the same file with an offset of our own; -1 when it could not be opened again */
     char *text;       /* what the user called it; constant */
     /* Constant from reference_start() to reference_stop(): */
     uint64_t size;    /* of the image */
@@ -92,14 +91,6 @@ void reference_close(struct reference *ref);
  * elsewhere; nothing is marked then.
  */
 int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64_t offset, struct error *err);
-
-/**
- * reference_find_holes - the pages of a stripe that its file does not have: zero, and reading them would make them
- * @offset: of the stripe
- * @holes: a bit for each page, WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64 words
- * Return: 0, or -EFAULT when the file is shorter than the image.
- */
-int reference_find_holes(const struct reference *ref, uint64_t offset, uint64_t *holes);
 
 /**
  * reference_drain - wait until all that was asked for has been sent

@@ -47,7 +47,7 @@ TestSuite(reference, .init = set_up, .fini = tear_down);
 /* Makes memory of @size, and a migration of it that is active. */
 static void start(uint64_t size, unsigned channels)
 {
-    struct error err;
+    struct error err = {0};
 
     cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
@@ -70,7 +70,7 @@ static void end(void)
 /* Marks pages [first, first + count) with bitmaps of one word each. */
 static void mark(uint64_t first, uint64_t count)
 {
-    struct error err;
+    struct error err = {0};
 
     for (uint64_t page = first; page < first + count; page++) {
         uint64_t bits = htole64(1ull << page % 64);
@@ -81,7 +81,7 @@ static void mark(uint64_t first, uint64_t count)
 static void compare(uint64_t size)
 {
     struct migration *incoming = rig_arrived(&rig, "vm");
-    struct error err;
+    struct error err = {0};
 
     CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
     rig_compare(incoming, WIRE_RAM, memory, size);
@@ -90,7 +90,7 @@ static void compare(uint64_t size)
 
 Test(reference, what_cannot_be_a_source)
 {
-    struct error err;
+    struct error err = {0};
     char path[128];
 
     CHECK_FAILS(reference_new(dup(memory_fd), "x", &err) ? 0 : -1, CAUSE_SYNTAX); /* empty */
@@ -120,7 +120,7 @@ Test(reference, what_cannot_be_a_source)
 Test(reference, bitmaps_of_the_right_shape)
 {
     uint64_t bits[3] = {~0ull, ~0ull, ~0ull};
-    struct error err;
+    struct error err = {0};
 
     start(70 * PAGE - 5, 2);
     cr_expect(eq(u64, outgoing_dirty_size(m), 16));
@@ -146,7 +146,7 @@ Test(reference, bitmaps_of_the_right_shape)
 Test(reference, bitmaps_far_away)
 {
     uint64_t bits = ~0ull;
-    struct error err;
+    struct error err = {0};
 
     start(64 * PAGE, 1);
     for (uint64_t i = 1; i < 4; i++)
@@ -161,7 +161,7 @@ static void mark_all(void)
 {
     uint64_t size = outgoing_dirty_size(m);
     CLEANUP_FREE char *bitmap = malloc(size);
-    struct error err;
+    struct error err = {0};
 
     memset(bitmap, 0xff, size);
     CHECK_OK(outgoing_mark_dirty(m, bitmap, size, 0, &err));
@@ -175,7 +175,7 @@ static uint64_t accepted(void)
 Test(reference, pages_that_are_asked_for)
 {
     const uint64_t size = 9 * (uint64_t)WIRE_STRIPE_SIZE + 3 * PAGE + 7;
-    struct error err;
+    struct error err = {0};
 
     start(size, 3);
     memset(memory, 'a', size);
@@ -210,7 +210,7 @@ Test(reference, interrupted_complete)
     /* A page a stripe: the senders take hold of their channels as often as can be. */
     const uint64_t stripes = 200, size = stripes * WIRE_STRIPE_SIZE, words = WIRE_STRIPE_SIZE / PAGE / 64;
     CLEANUP_FREE uint64_t *bits = calloc(stripes, words * sizeof(*bits));
-    struct error err;
+    struct error err = {0};
 
     start(size, 100);
     for (uint64_t stripe = 0; stripe < stripes; stripe++)
@@ -240,7 +240,7 @@ Test(reference, interrupted_complete)
 Test(reference, sealed)
 {
     uint64_t bits = htole64(1);
-    struct error err;
+    struct error err = {0};
 
     start(PAGE, 1);
     reference_seal(ref, true);
@@ -259,7 +259,7 @@ Test(reference, stopped)
 {
     unsigned threads = rig_count_threads();
     uint64_t bits = htole64(1);
-    struct error err;
+    struct error err = {0};
 
     start(3 * (uint64_t)WIRE_STRIPE_SIZE, 5);
     mark_all();
@@ -277,7 +277,7 @@ Test(reference, stopped)
 static void become_shorter(enum checksum_choice checksum, bool zero_pages)
 {
     const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
-    struct error err;
+    struct error err = {0};
 
     cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
@@ -318,7 +318,7 @@ Test(reference, shorter_than_what_is_sent)
 static void leave_holes(enum checksum_choice checksum, bool compress)
 {
     const uint64_t size = 16 * (uint64_t)WIRE_STRIPE_SIZE;
-    struct error err;
+    struct error err = {0};
     struct stat st;
 
     cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
@@ -362,7 +362,7 @@ Test(reference, holes_that_are_compressed)
 Test(reference, size_of_the_file)
 {
     struct file *ram;
-    struct error err;
+    struct error err = {0};
 
     cr_assert(zero(int, ftruncate(memory_fd, 5 * PAGE)));
     m = rig_make(&rig, "vm", 1, "");
@@ -418,7 +418,7 @@ static struct worker starter;
 
 static void start_blocked_one(void *arg)
 {
-    struct error err;
+    struct error err = {0};
 
     (void)arg;
     CHECK_OK(outgoing_start(m, NULL, &err));
@@ -509,7 +509,7 @@ Test(blocked_reference, waiting_is_interrupted)
 {
     static void (*const waits[])(void *) = {drain, sync_all, flush, complete, write_ram, punch};
     const uint64_t size = 16 * (uint64_t)WIRE_STRIPE_SIZE;
-    struct error err;
+    struct error err = {0};
 
     start_blocked(size);
     mark_all();
@@ -543,7 +543,7 @@ Test(blocked_reference, waiting_is_interrupted)
 /* A device does not wait for pages. */
 Test(blocked_reference, devices_do_not_wait)
 {
-    struct error err;
+    struct error err = {0};
 
     start_blocked(16 * (uint64_t)WIRE_STRIPE_SIZE);
     struct file *device = file_new(1, "dev");
@@ -592,7 +592,7 @@ Test(blocked_reference, copies_are_bounded)
 {
     const uint64_t size = 64 * (uint64_t)WIRE_STRIPE_SIZE;
     uint64_t bits[64 * WIRE_STRIPE_SIZE / PAGE / 64];
-    struct error err;
+    struct error err = {0};
 
     start_blocked(size);
     struct file *device = file_new(1, "dev");
