@@ -4,6 +4,8 @@
 #include "check.h"
 #include "wire.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #define PAGES 300
@@ -80,4 +82,86 @@ Test(page_map, of_the_largest_file)
     page_map_fini(&map);
     CHECK_OK(page_map_init(&map, 0, &err));
     page_map_fini(&map);
+}
+
+Test(page_map, words_that_are_merged_and_taken)
+{
+    struct page_map map;
+    struct error err;
+    bool want[PAGES] = {false};
+
+    CHECK_OK(page_map_init(&map, PAGES * WIRE_PAGE_SIZE, &err));
+    cr_expect(eq(u64, page_map_count(&map), 0));
+    cr_expect(eq(u64, page_map_take(&map, 0), 0));
+    page_map_merge(&map, 1, 1ull << 63 | 5);
+    page_map_merge(&map, 1, 1ull << 2 | 2);
+    page_map_merge(&map, 4, 1);
+    want[64] = want[65] = want[66] = want[127] = want[256] = true;
+    check_all(&map, want);
+    cr_expect(eq(u64, page_map_count(&map), 5));
+    cr_expect(eq(u64, page_map_take(&map, 1), 1ull << 63 | 7));
+    cr_expect(eq(u64, page_map_take(&map, 1), 0));
+    cr_expect(eq(u64, page_map_count(&map), 1));
+    want[64] = want[65] = want[66] = want[127] = false;
+    check_all(&map, want);
+    page_map_fini(&map);
+    CHECK_OK(page_map_init(&map, 0, &err));
+    cr_expect(eq(u64, page_map_count(&map), 0));
+    page_map_fini(&map);
+}
+
+#define TURNS 200000
+
+static struct page_map shared;
+static uint64_t written[64]; /* relaxed: the bit brings the order */
+static atomic_bool merging;
+
+static void *merge(void *arg)
+{
+    unsigned half = (unsigned)(uintptr_t)arg;
+
+    for (unsigned i = 0; i < TURNS; i++) {
+        unsigned bit = half * 32 + i % 32;
+        __atomic_fetch_add(&written[bit], 1, __ATOMIC_RELAXED);
+        page_map_merge(&shared, 0, 1ull << bit);
+    }
+    return NULL;
+}
+
+static void *take(void *arg)
+{
+    uint64_t *seen = arg, bits;
+    bool last;
+
+    do {
+        last = !atomic_load(&merging);
+        bits = page_map_take(&shared, 0);
+        for (unsigned bit = 0; bit < 64; bit++) {
+            if (bits >> bit & 1)
+                seen[bit] = __atomic_load_n(&written[bit], __ATOMIC_RELAXED);
+        }
+    } while (!last);
+    return NULL;
+}
+
+/* Who takes a bit sees what was written before it was set; no bit is lost between threads. */
+Test(page_map, merged_by_many_and_taken_by_one)
+{
+    pthread_t mergers[2], taker;
+    struct error err;
+    uint64_t seen[64] = {0};
+
+    CHECK_OK(page_map_init(&shared, 64 * WIRE_PAGE_SIZE, &err));
+    atomic_store(&merging, true);
+    cr_assert(zero(int, pthread_create(&taker, NULL, take, seen)));
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert(zero(int, pthread_create(&mergers[i], NULL, merge, (void *)(uintptr_t)i)));
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(mergers[i], NULL);
+    atomic_store(&merging, false);
+    pthread_join(taker, NULL);
+    for (unsigned bit = 0; bit < 64; bit++)
+        cr_expect(eq(u64, seen[bit], TURNS / 32), "bit %u", bit);
+    cr_expect(eq(u64, page_map_count(&shared), 0));
+    page_map_fini(&shared);
 }
