@@ -55,7 +55,6 @@ class Qemu:
                            self.process)
         self.lines = self.socket.makefile("rw")
         self.events = []
-        self._read()
         self.execute("qmp_capabilities")
 
     def _connect(self, path):
@@ -80,7 +79,7 @@ class Qemu:
                 self.events.append(answer)
             elif "error" in answer:
                 raise Failure(f"QEMU, {command}: {answer['error']['desc']}")
-            else:
+            elif "return" in answer:                # anything else is a greeting
                 return answer["return"]
 
     def until_completed(self):
