@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -103,6 +104,23 @@ Test(transport, ipv6_address_has_brackets)
     cr_expect(zero(int, strncmp(t->peer, "tcp:[::1]:", 10)), "%s", t->peer);
     transport_close(t);
     transport_listener_close(l);
+}
+
+/* Pacing within a machine only costs: whatever the machine's default is, the sender has reno. */
+Test(transport, congestion_control_within_a_machine)
+{
+    FOR_ALL_PLACES(i)
+    {
+        char name[16] = "";
+        socklen_t len = sizeof(name);
+        struct link link;
+        link_open(&link, place(i), "");
+        if (getsockopt(transport_pollfd(link.a), IPPROTO_TCP, TCP_CONGESTION, name, &len) == 0)
+            cr_expect(eq(str, name, "reno"), "%s", places[i]);
+        else
+            cr_expect(eq(str, (char *)places[i], "unix:"));
+        link_close(&link);
+    }
 }
 
 /* A name that has several addresses is listened to at all of them, on one port. */
