@@ -2,12 +2,10 @@
 /*
  * The daemon: mounts, listens, serves, and takes everything down again.
  *
- * libfuse's loop runs in the main thread and its workers. It cannot end while a
- * worker is blocked in one of our operations, and nothing but the end of a
- * migration unblocks some of them. So the signals that ask the daemon to stop,
- * and the end of the FUSE connection, are watched by a thread of our own
- * ("mig-watch"; made and joined by main): it fails what runs, which lets the
- * workers go, and then ends the loop.
+ * Workers serve the requests; the main thread waits for a signal that asks the
+ * daemon to stop, or for the end of the FUSE connection. Some operations block
+ * until their migration ends, so it first fails what runs, and then lets the
+ * workers finish.
  *
  * Exit status: 0; 1 when something failed; 2 when the command line is wrong.
  */
@@ -17,6 +15,7 @@
 #include "host.h"
 #include "listener.h"
 #include "log.h"
+#include "loop.h"
 #include "node.h"
 #include "ops.h"
 #include "options.h"
@@ -27,22 +26,10 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
-#define WORKERS_MAX  2048 /* a blocked command, reader or writer takes one */
-#define WORKERS_IDLE 16
-#define KICK_MS      20
-
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
-
-struct watch {
-    struct host *host;
-    struct fuse_session *se;
-    pthread_t main_thread, thread;
-    int signal_fd, stop_fd;
-};
 
 static void on_kick(int signal)
 {
@@ -58,58 +45,6 @@ static sigset_t stop_signals(void)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
     return set;
-}
-
-static void *mig_watch(void *arg)
-{
-    struct watch *watch = arg;
-    /* Of the connection only its end is of interest, and poll(2) reports that unasked. */
-    struct pollfd fds[3] = {
-        {.fd = watch->stop_fd, .events = POLLIN},
-        {.fd = watch->signal_fd, .events = POLLIN},
-        {.fd = fuse_session_fd(watch->se), .events = 0},
-    };
-    int timeout = -1;
-
-    for (;;) {
-        if (poll(fds, 3, timeout) < 0 && errno != EINTR)
-            return NULL;
-        if (fds[0].revents)
-            return NULL;
-        if (timeout < 0 && (fds[1].revents || fds[2].revents)) {
-            host_shutdown(watch->host);
-            fuse_session_exit(watch->se);
-            fds[1].fd = fds[2].fd = -1;
-            timeout = KICK_MS;
-        }
-        /* The loop may be about to wait when it is kicked: once is not enough. */
-        if (timeout > 0)
-            pthread_kill(watch->main_thread, SIGUSR1);
-    }
-}
-
-static int watch_start(struct watch *watch, struct host *host, struct fuse_session *se)
-{
-    sigset_t set = stop_signals();
-
-    *watch = (struct watch){.host = host, .se = se, .main_thread = pthread_self()};
-    watch->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
-    watch->stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (watch->signal_fd < 0 || watch->stop_fd < 0)
-        return -errno;
-    int code = pthread_create(&watch->thread, NULL, mig_watch, watch);
-    if (code)
-        return -code;
-    pthread_setname_np(watch->thread, "mig-watch");
-    return 0;
-}
-
-static void watch_stop(struct watch *watch)
-{
-    eventfd_write(watch->stop_fd, 1);
-    pthread_join(watch->thread, NULL);
-    close(watch->stop_fd);
-    close(watch->signal_fd);
 }
 
 static void set_up_signals(void)
@@ -136,32 +71,46 @@ static void raise_descriptor_limit(void)
     }
 }
 
+/* Until a signal asks the daemon to stop, or the mount is gone. */
+static int await_end(const struct loop *loop)
+{
+    sigset_t set = stop_signals();
+    CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+    struct pollfd fds[2] = {
+        {.fd = signal_fd, .events = POLLIN},
+        {.fd = loop_ended_fd(loop), .events = POLLIN},
+    };
+
+    if (signal_fd < 0)
+        return -errno;
+    while (poll(fds, 2, -1) < 0 && errno == EINTR)
+        ;
+    return 0;
+}
+
 static int serve(struct host *host, struct listener *listener, struct fuse_session *se)
 {
-    struct fuse_loop_config *config = fuse_loop_cfg_create();
     struct error err = {0};
-    struct watch watch;
+    struct loop *loop;
 
     if (listener_start(listener, &err) < 0) {
         log_error("%s", err.message);
-        fuse_loop_cfg_destroy(config);
         return EXIT_FAILED;
     }
-    int ret = watch_start(&watch, host, se);
+    int ret = loop_start(se, &loop);
     if (ret < 0) {
-        log_error("cannot watch for signals: %s", strerror(-ret));
-        fuse_loop_cfg_destroy(config);
+        log_error("cannot serve: %s", strerror(-ret));
         return EXIT_FAILED;
     }
-    fuse_loop_cfg_set_clone_fd(config, 1);
-    fuse_loop_cfg_set_max_threads(config, WORKERS_MAX);
-    fuse_loop_cfg_set_idle_threads(config, WORKERS_IDLE);
-    ret = fuse_session_loop_mt(se, config);
-    fuse_loop_cfg_destroy(config);
-    watch_stop(&watch);
+    ret = await_end(loop);
     if (ret < 0)
-        log_error("the FUSE connection: %s", strerror(-ret));
-    return ret < 0 ? EXIT_FAILED : 0;
+        log_error("cannot watch for signals: %s", strerror(-ret));
+    /* What blocks in an operation fails now, and lets its worker go. */
+    host_shutdown(host);
+    int lost = loop_stop(loop);
+    if (lost < 0)
+        log_error("the FUSE connection: %s", strerror(-lost));
+    return ret < 0 || lost < 0 ? EXIT_FAILED : 0;
 }
 
 /* Between the mount and its end. */

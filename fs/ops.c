@@ -2,7 +2,7 @@
 /*
  * The FUSE operations; see ops.h.
  *
- * Each runs in one of libfuse's workers and may block; there are many workers.
+ * Each runs in one of the workers (loop.h) and may block; there are many workers.
  * What blocks is interruptible: struct waiting ties the request's interrupt to
  * the waits of the core.
  *

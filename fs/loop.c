@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The workers; see loop.h.
+ *
+ * All read the session's descriptor, which blocks and wakes one of them for a
+ * request: the one that has slept for the shortest time. Who takes the last idle
+ * worker's place makes a new one before it serves its request, and who finds too
+ * many idle ends, so that there are as many as operations that block at a time.
+ *
+ * libfuse's own loop tells nobody that the connection has ended while a worker
+ * is blocked in an operation. A thread that polls the descriptor for that is
+ * woken by each request.
+ *
+ * Locks: loop.lock guards the list of workers, and nothing is called with it
+ * held but pthread_kill() and pthread_create(). A worker that ends joins the one
+ * that ended before it, and loop_stop() the last one.
+ */
+#include "loop.h"
+#include "cleanup.h"
+#include "ops.h"
+
+#include <errno.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WORKERS_MAX  2048 /* a blocked command, reader or writer takes one */
+#define WORKERS_IDLE 16
+#define KICK_MS      20
+
+#define PAGE         4096u
+#define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+
+struct worker {
+    struct loop *loop;
+    pthread_t thread;
+    struct worker *prev, *next;
+    /*
+     * Where requests are read to. Such that the data of a write begins with a page: from an
+     * aligned writer's pages, the kernel then copies each into one of ours.
+     */
+    char *buffer;
+    char *mapping;
+};
+
+struct loop {
+    struct fuse_session *se;
+    int ended_fd;
+    atomic_uint idle;        /* workers that wait for a request, or are about to */
+    atomic_bool stopping;
+    atomic_int code; /* why the connection was lost */
+
+    pthread_mutex_t lock;
+    pthread_cond_t gone;     /* a worker has left the list */
+    struct worker *workers;
+    unsigned count;
+    struct worker *finished; /* has left the list, and is to be joined */
+};
+
+#define BUFFER_SIZE  (WRITE_HEADER + OPS_MAX_WRITE)
+#define MAPPING_SIZE (PAGE + OPS_MAX_WRITE)
+
+static void worker_free(struct worker *worker)
+{
+    if (worker)
+        munmap(worker->mapping, MAPPING_SIZE);
+    free(worker);
+}
+
+static struct worker *worker_new(struct loop *loop)
+{
+    struct worker *worker = calloc(1, sizeof(*worker));
+
+    if (!worker)
+        return NULL;
+    worker->loop = loop;
+    worker->mapping = mmap(NULL, MAPPING_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (worker->mapping == MAP_FAILED) {
+        free(worker);
+        return NULL;
+    }
+    worker->buffer = worker->mapping + PAGE - WRITE_HEADER;
+    return worker;
+}
+
+static void worker_join(struct worker *worker)
+{
+    if (worker)
+        pthread_join(worker->thread, NULL);
+    worker_free(worker);
+}
+
+static void *run_worker(void *arg);
+
+/* Called with the lock held. */
+static int add_worker(struct loop *loop)
+{
+    struct worker *worker = worker_new(loop);
+
+    if (!worker)
+        return -ENOMEM;
+    atomic_fetch_add(&loop->idle, 1);
+    int code = pthread_create(&worker->thread, NULL, run_worker, worker);
+    if (code) {
+        atomic_fetch_sub(&loop->idle, 1);
+        worker_free(worker);
+        return -code;
+    }
+    worker->next = loop->workers;
+    if (worker->next)
+        worker->next->prev = worker;
+    loop->workers = worker;
+    loop->count++;
+    return 0;
+}
+
+/* Nobody waits for requests any more: for want of memory or threads, whoever is ready first will. */
+static void add_if_needed(struct loop *loop)
+{
+    SCOPED_LOCK(&loop->lock);
+    if (atomic_load(&loop->idle) == 0 && loop->count < WORKERS_MAX && !atomic_load(&loop->stopping))
+        add_worker(loop);
+}
+
+static void end(struct loop *loop, int code)
+{
+    int none = 0;
+
+    if (code)
+        atomic_compare_exchange_strong(&loop->code, &none, code);
+    eventfd_write(loop->ended_fd, 1);
+}
+
+/* The next request's size; 0: there is none, try again; or -ECANCELED: there will not be any. */
+static ssize_t receive(struct worker *worker)
+{
+    struct loop *loop = worker->loop;
+    ssize_t n = read(fuse_session_fd(loop->se), worker->buffer, BUFFER_SIZE);
+
+    if (n > 0)
+        return n;
+    if (atomic_load(&loop->stopping))
+        return -ECANCELED;
+    /* ENOENT: it was interrupted before we had it. */
+    if (n < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
+        return 0;
+    end(loop, n < 0 && errno != ENODEV ? -errno : 0);
+    return -ECANCELED;
+}
+
+/* Unless there are enough. */
+static bool become_idle(struct loop *loop)
+{
+    unsigned idle = atomic_load(&loop->idle);
+
+    do {
+        if (idle >= WORKERS_IDLE)
+            return false;
+    } while (!atomic_compare_exchange_weak(&loop->idle, &idle, idle + 1));
+    return true;
+}
+
+/* Serves one request. Returns whether to go on; if not, the worker does not count as idle any more. */
+static bool serve(struct worker *worker)
+{
+    struct loop *loop = worker->loop;
+    ssize_t n = receive(worker);
+
+    if (n < 0)
+        atomic_fetch_sub(&loop->idle, 1);
+    if (n <= 0)
+        return n == 0;
+    struct fuse_buf buf = {.mem = worker->buffer, .size = (size_t)n};
+    if (atomic_fetch_sub(&loop->idle, 1) == 1)
+        add_if_needed(loop);
+    fuse_session_process_buf(loop->se, &buf);
+    if (fuse_session_exited(loop->se)) {
+        end(loop, 0);
+        return false;
+    }
+    return become_idle(loop);
+}
+
+static void *run_worker(void *arg)
+{
+    struct worker *worker = arg, *before;
+    struct loop *loop = worker->loop;
+
+    pthread_setname_np(pthread_self(), "fuse-worker");
+    while (serve(worker))
+        ;
+    pthread_mutex_lock(&loop->lock);
+    if (worker->prev)
+        worker->prev->next = worker->next;
+    else
+        loop->workers = worker->next;
+    if (worker->next)
+        worker->next->prev = worker->prev;
+    before = loop->finished;
+    loop->finished = worker;
+    loop->count--;
+    pthread_cond_signal(&loop->gone);
+    pthread_mutex_unlock(&loop->lock);
+    worker_join(before);
+    return NULL;
+}
+
+int loop_start(struct fuse_session *se, struct loop **out)
+{
+    struct loop *loop = calloc(1, sizeof(*loop));
+    pthread_condattr_t attr;
+
+    if (!loop)
+        return -ENOMEM;
+    loop->se = se;
+    loop->ended_fd = eventfd(0, EFD_CLOEXEC);
+    if (loop->ended_fd < 0) {
+        int ret = -errno;
+        free(loop);
+        return ret;
+    }
+    pthread_mutex_init(&loop->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&loop->gone, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_lock(&loop->lock);
+    int ret = add_worker(loop);
+    pthread_mutex_unlock(&loop->lock);
+    if (ret < 0)
+        loop_stop(loop);
+    else
+        *out = loop;
+    return ret;
+}
+
+int loop_ended_fd(const struct loop *loop)
+{
+    return loop->ended_fd;
+}
+
+int loop_stop(struct loop *loop)
+{
+    struct timespec until;
+
+    atomic_store(&loop->stopping, true);
+    pthread_mutex_lock(&loop->lock);
+    while (loop->count) {
+        /* A worker may be about to wait when it is kicked: once is not enough. */
+        for (struct worker *worker = loop->workers; worker; worker = worker->next)
+            pthread_kill(worker->thread, SIGUSR1);
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += KICK_MS * 1000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        pthread_cond_timedwait(&loop->gone, &loop->lock, &until);
+    }
+    pthread_mutex_unlock(&loop->lock);
+    worker_join(loop->finished);
+    int ret = atomic_load(&loop->code);
+    pthread_cond_destroy(&loop->gone);
+    pthread_mutex_destroy(&loop->lock);
+    close(loop->ended_fd);
+    free(loop);
+    return ret;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The workers that take requests from the kernel, in place of libfuse's own loop. */
+#ifndef MIGFS_LOOP_H
+#define MIGFS_LOOP_H
+
+#include <fuse_lowlevel.h>
+
+struct loop;
+
+/**
+ * loop_start - make the first worker; more come as requests do
+ * @se: mounted; the caller's, and in use until loop_stop() returns
+ * @out: the loop
+ *
+ * An operation may block: as long as there is memory for a thread, somebody is
+ * there to take the next request. The caller has set a handler for SIGUSR1
+ * that does nothing.
+ *
+ * Return: 0, or a negative errno.
+ */
+int loop_start(struct fuse_session *se, struct loop **out);
+
+/**
+ * loop_ended_fd - a descriptor that becomes readable when the connection to the kernel is gone
+ *
+ * That is after umount(8), or when something went wrong; see loop_stop().
+ */
+int loop_ended_fd(const struct loop *loop);
+
+/**
+ * loop_stop - let the workers finish, and free the loop
+ *
+ * Requests that are being served are served to their end: the caller has seen
+ * to it that none blocks for ever. Later ones are left to the kernel, which
+ * fails them when the session is unmounted.
+ *
+ * Return: 0, or a negative errno: why the connection was lost, if not by umount(8).
+ */
+int loop_stop(struct loop *loop);
+
+#endif
