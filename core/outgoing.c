@@ -1818,27 +1818,37 @@ int outgoing_setting_writable(struct migration *m, struct error *err)
 static int start_reference(struct migration *m, struct reference *ref, struct error *err)
 {
     struct file *ram = m->files[WIRE_RAM];
-    uint64_t size = atomic_load(&ram->size);
 
     if (m->out->reference || !ref)
         return error_set(err, CAUSE_STATE, "the source of RAM cannot be changed any more");
-    if (size == 0)
-        size = reference_file_size(ref);
-    if (check_size(m, ram, 0, size, err) < 0)
-        return -EIO;
-    grow(ram, size);
-    if (check_reference(ref, ram, err) < 0 || reference_start(ref, m, size, err) < 0)
+    if (check_reference(ref, ram, err) < 0 || reference_start(ref, m, atomic_load(&ram->size), err) < 0)
         return -EIO;
     m->out->reference = ref;
     return 0;
 }
 
-int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err)
+/* Where no size was declared, the destination is told of the file's. */
+static int size_late(struct migration *m, const struct reference *ref, const struct interrupt *interrupt,
+                     struct error *err)
+{
+    struct file *ram = m->files[WIRE_RAM];
+
+    if (!ref || m->out->reference || atomic_load(&ram->size) || atomic_load(&m->state) != STATE_ACTIVE)
+        return 0;
+    return outgoing_truncate(m, ram, reference_file_size(ref), interrupt, err);
+}
+
+int outgoing_set_reference(struct migration *m, struct reference *ref, const struct interrupt *interrupt,
+                           struct error *err)
 {
     struct file *ram = m->files[WIRE_RAM];
     struct reference *old = ref;
-    int ret;
+    int ret = size_late(m, ref, interrupt, err);
 
+    if (ret < 0) {
+        reference_free(ref);
+        return ret;
+    }
     pthread_mutex_lock(&m->lock);
     if (m->state == STATE_ACTIVE) {
         ret = start_reference(m, ref, err);

@@ -83,9 +83,11 @@ void outgoing_write_end(struct outgoing_write *write);
  * @ref: the migration's, whatever this returns
  *
  * Where no size was declared, the file's is. An active migration takes a
- * reference too, when it has none.
+ * reference too, when it has none; that can wait until the destination takes
+ * the size.
  */
-int outgoing_set_reference(struct migration *m, struct reference *ref, struct error *err);
+int outgoing_set_reference(struct migration *m, struct reference *ref, const struct interrupt *interrupt,
+                           struct error *err);
 
 /** outgoing_reference_text - what the reference is called; empty when there is none */
 void outgoing_reference_text(struct migration *m, char *out, size_t size);

@@ -555,6 +555,7 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
     struct node *node = handle->node;
     char text[SETTING_VALUE_MAX];
     struct reference *ref = NULL;
+    struct waiting waiting;
 
     if (text_line(buf, size, text, sizeof(text), err) < 0)
         return -EIO;
@@ -570,7 +571,10 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
         if (!ref)
             return -EIO;
     }
-    return outgoing_set_reference(node->m, ref, err);
+    wait_begin(req, &waiting, node->m);
+    int ret = outgoing_set_reference(node->m, ref, &waiting.interrupt, err);
+    wait_end(req);
+    return ret;
 }
 
 static int write_text(fuse_req_t req, const struct handle *handle, const char *buf, size_t size, off_t offset,

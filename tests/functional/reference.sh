@@ -170,6 +170,17 @@ expect ok write src/vm/ram-source "$dir/short"
 expect ok write src/vm/ram-source "$dir/first"
 is src/vm ram-size $size
 named vm
+say "a source that comes late, and not all of its pages are asked for"
+outgoing vm
+tell src/vm start
+expect ok write src/vm/ram-source "$dir/first"
+is src/vm ram-size $size
+printf '\001\0\0\0\0\0\0\0' >src/vm/dirty
+tell src/vm complete
+head -c 4096 first >model
+truncate -s $size model
+same model dst/vm/ram
+forget src/vm dst/vm
 say "a size that was declared"
 outgoing vm
 truncate -s 1000001 src/vm/ram

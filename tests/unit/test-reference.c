@@ -56,7 +56,7 @@ static void start(uint64_t size, unsigned channels)
     err = (struct error){0};
     ref = reference_new(dup(memory_fd), "fd:7", &err);
     cr_assert(not(zero(ptr, ref)), "%s", err.message);
-    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
 }
 
@@ -286,7 +286,7 @@ static void become_shorter(enum checksum_choice checksum, bool zero_pages)
     m->settings.checksum_choice = checksum;
     m->settings.zero_pages = zero_pages;
     ref = reference_new(dup(memory_fd), "the guest's", &err);
-    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
     struct migration *incoming = rig_arrived(&rig, "vm");
     cr_assert(zero(int, ftruncate(memory_fd, (off_t)size / 2)));
@@ -327,7 +327,7 @@ static void leave_holes(enum checksum_choice checksum, bool compress)
     m->settings.checksum_choice = checksum;
     m->settings.compress = compress;
     ref = reference_new(dup(memory_fd), "the guest's", &err);
-    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
     memory[5 * PAGE] = memory[1000 * PAGE] = 1;
     mark_all();
@@ -367,29 +367,29 @@ Test(reference, size_of_the_file)
     cr_assert(zero(int, ftruncate(memory_fd, 5 * PAGE)));
     m = rig_make(&rig, "vm", 1, "");
     ram = migration_file(m, WIRE_RAM);
-    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "a", &err), &err));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "a", &err), NULL, &err));
     cr_expect(eq(u64, atomic_load(&ram->size), 5 * PAGE));
     cr_assert(zero(int, ftruncate(memory_fd, 9 * PAGE)));
-    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "b", &err), &err));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "b", &err), NULL, &err));
     cr_expect(eq(u64, atomic_load(&ram->size), 9 * PAGE));
     cr_expect(eq(u64, ram->declared, 9 * PAGE));
-    CHECK_OK(outgoing_set_reference(m, NULL, &err));
+    CHECK_OK(outgoing_set_reference(m, NULL, NULL, &err));
     cr_expect(eq(u64, atomic_load(&ram->size), 0));
     cr_expect(eq(u64, ram->declared, 0));
     cr_expect(eq(u64, outgoing_dirty_size(m), 0));
     /* What was declared stays. */
     CHECK_OK(outgoing_truncate(m, ram, 3 * PAGE, NULL, &err));
-    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "c", &err), &err));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "c", &err), NULL, &err));
     cr_expect(eq(u64, ram->declared, 3 * PAGE));
-    CHECK_OK(outgoing_set_reference(m, NULL, &err));
+    CHECK_OK(outgoing_set_reference(m, NULL, NULL, &err));
     cr_expect(eq(u64, ram->declared, 3 * PAGE));
-    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "d", &err), &err));
+    CHECK_OK(outgoing_set_reference(m, reference_new(dup(memory_fd), "d", &err), NULL, &err));
     CHECK_OK(outgoing_truncate(m, ram, 10 * PAGE, NULL, &err));
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_SYNTAX);
     cr_expect(eq(int, (int)m->state, STATE_NONE));
     CHECK_OK(outgoing_truncate(m, ram, 9 * PAGE, NULL, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
-    CHECK_FAILS(outgoing_set_reference(m, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(outgoing_set_reference(m, NULL, NULL, &err), CAUSE_STATE);
     CHECK_FAILS(outgoing_truncate(m, ram, 8 * PAGE, NULL, &err), CAUSE_STATE);
     end();
 }
@@ -439,7 +439,7 @@ static void start_blocked(uint64_t size)
     CHECK_OK(uri_parse(text, &m->settings.uri, &err));
     m->settings.channels = 1;
     ref = reference_new(dup(memory_fd), "fd:7", &err);
-    CHECK_OK(outgoing_set_reference(m, ref, &err));
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
     worker_start(&starter, start_blocked_one, NULL);
     fake_accept_all(&fake, 1);
     worker_join(&starter);
