@@ -9,6 +9,7 @@
 #include <linux/magic.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -246,9 +247,24 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
     return 0;
 }
 
+/* Whether the file has all of [.., end). Only memory_resize() makes it shorter. */
+static bool reaches(struct memory *mem, uint64_t end)
+{
+    struct stat st;
+
+    if (end <= atomic_load_explicit(&mem->length, memory_order_relaxed))
+        return true;
+    if (fstat(mem->fd, &st) < 0)
+        return false;
+    atomic_store_explicit(&mem->length, (uint64_t)st.st_size, memory_order_relaxed);
+    return end <= (uint64_t)st.st_size;
+}
+
 void *memory_window(struct memory *mem, uint64_t offset, size_t len)
 {
-    return mem->window && len <= mem->window_size && offset <= mem->window_size - len ? mem->window + offset : NULL;
+    bool inside = mem->window && len <= mem->window_size && offset <= mem->window_size - len;
+
+    return inside && reaches(mem, offset + len) ? mem->window + offset : NULL;
 }
 
 bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
@@ -303,5 +319,6 @@ int memory_resize(struct memory *mem, uint64_t size, struct error *err)
     }
     if (ftruncate(mem->fd, (off_t)size) < 0)
         return error_set_errno(err, errno, "cannot set the size to %llu bytes", (unsigned long long)size);
+    atomic_store_explicit(&mem->length, size, memory_order_relaxed);
     return 0;
 }

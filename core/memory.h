@@ -33,6 +33,7 @@ struct memory {
     bool tmpfs;       /* or a memfd: a page that is mapped for reading can be written, too */
     char *window;     /* not hugetlbfs: the mapping; NULL where address space is short */
     uint64_t window_size;
+    _Atomic uint64_t length; /* the file is at least as long; what a mapping stores past its end is lost */
     /* hugetlbfs only: */
     pthread_rwlock_t map_lock; /* held for writing while the mapping grows */
     char *map;                 /* guarded by map_lock */
@@ -67,7 +68,8 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
 /**
  * memory_window - where [offset, offset + len) is mapped, for recv(2)
  *
- * Only for what has been written before. NULL: use memory_write().
+ * Only where all pages have been written before. NULL: use memory_write(), which also
+ * makes the file longer.
  */
 void *memory_window(struct memory *mem, uint64_t offset, size_t len);
 

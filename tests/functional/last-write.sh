@@ -39,3 +39,20 @@ for ((run = 0; run < runs; run++)); do
 	limited cmp -n 4096 -i 700000:0 "dst/$name/ram" model
 	forget "src/$name" "dst/$name"
 done
+
+# The destination stores into pages that it has in another way than into new ones.
+say "more of the last page, where no size was declared"
+random image 100500
+for block in 100500 5000 200; do
+	outgoing grown 2
+	expect ok write src/grown/zero-page-detection off
+	tell src/grown start
+	overwrite image src/grown/ram bs=100000 count=1
+	tell src/grown sync
+	overwrite image src/grown/ram bs=$block
+	tell src/grown sync
+	same image dst/grown/ram
+	tell src/grown complete
+	same image dst/grown/ram
+	forget src/grown dst/grown
+done

@@ -242,14 +242,19 @@ Test(memory, window)
     cr_expect(zero(ptr, memory_window(&mem, UINT64_MAX, 1)));
     cr_expect(zero(ptr, memory_window(&mem, 1, SIZE_MAX)));
     CHECK_OK(memory_write(&mem, 8192, "before", 7, &err));
-    char *window = memory_window(&mem, 8192, 4096);
+    cr_expect(zero(ptr, memory_window(&mem, 8192, 8)), "not past the end of the file");
+    char *window = memory_window(&mem, 8192, 7);
     cr_assert(not(zero(ptr, window)));
     cr_expect(eq(str, window, "before"));
     memcpy(window, "after!", 7);
     cr_expect(eq(long, memory_read(&mem, 8192, got, 7), 7));
     cr_expect(eq(str, got, "after!"));
-    cr_expect(eq(ptr, memory_window(&mem, (1 << 20) - 1, 1), (void *)(window - 8192 + (1 << 20) - 1)));
     CHECK_OK(memory_write(&mem, (1 << 20) - 1, "x", 1, &err));
+    cr_expect(eq(ptr, memory_window(&mem, (1 << 20) - 1, 1), (void *)(window - 8192 + (1 << 20) - 1)));
+    CHECK_OK(memory_resize(&mem, 8192, &err));
+    cr_expect(zero(ptr, memory_window(&mem, 8192, 7)), "cut off");
+    CHECK_OK(memory_resize(&mem, 1 << 20, &err));
+    cr_expect(eq(ptr, memory_window(&mem, 8192, 7), (void *)window));
     memory_populate(&mem, 0, 1 << 20);
     memory_populate(&mem, 1 << 20, 4096);
     memory_fini(&mem, false);
@@ -322,7 +327,7 @@ Test(memory, guard_again_and_again)
     memory_guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 4095, "y", 1, &err));
-    char *window = memory_window(&mem, 0, 8192);
+    char *window = memory_window(&mem, 0, 4096);
     for (int i = 0; i < 100; i++) {
         cr_expect(zero(int, memory_guard(touch, window + 5)));
         cr_expect(eq(int, memory_guard(touch, window + 4096), -EFAULT), "past the end of the file");
@@ -338,7 +343,10 @@ Test(memory, sigbus_without_a_guard, .signal = SIGBUS)
 
     memory_guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
-    touch(memory_window(&mem, 0, 1));
+    CHECK_OK(memory_write(&mem, 0, "y", 1, &err));
+    char *window = memory_window(&mem, 0, 1);
+    CHECK_OK(memory_resize(&mem, 0, &err));
+    touch(window);
 }
 
 /*
