@@ -43,6 +43,7 @@ struct host {
     struct limits limits;
     struct budget budget;
     int64_t created; /* seconds since 1970; constant */
+    bool splices;    /* writes can come in a pipe; constant once there are migrations */
     /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
     void (*changed)(struct migration *m);
 

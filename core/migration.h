@@ -39,6 +39,9 @@ enum role { ROLE_OUTGOING, ROLE_INCOMING };
 /* Whether payloads carry a checksum. Auto: where the daemon looks at most of them anyway. */
 enum checksum_choice { CHECKSUM_AUTO, CHECKSUM_ON, CHECKSUM_OFF };
 
+/* Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that has been seen to be faster. */
+enum splice_choice { SPLICE_AUTO, SPLICE_ON, SPLICE_OFF };
+
 struct settings {
     struct uri uri; /* text empty: not set */
     unsigned channels;
@@ -49,6 +52,7 @@ struct settings {
     bool compress;   /* with zstd */
     int zstd_level;
     enum zerocopy_mode zero_copy;
+    enum splice_choice splice;
     bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 

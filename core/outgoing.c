@@ -61,6 +61,7 @@ struct outgoing {
     unsigned channel_count;
     struct hello_reply limits; /* the destination's; constant when ready */
     struct compressor *compressor; /* constant when ready; NULL: nothing is compressed */
+    bool splices; /* constant when ready: what comes in a pipe and is not looked at goes out of it */
     /* Release when all of the above is there; then they stay until outgoing_free(). */
     atomic_bool ready;
 
@@ -313,6 +314,16 @@ static int check_quota(const struct outgoing *out, const struct file *file, uint
     return 0;
 }
 
+/* All connections are there: whether to splice. A buffer that has to be kept for the kernel is not in a pipe. */
+static bool wants_splice(const struct migration *m)
+{
+    const struct settings *settings = &m->settings;
+    bool pays = settings->splice == SPLICE_ON || m->out->channels[0].transport->splices;
+
+    return settings->splice != SPLICE_OFF && pays && m->host->splices && !settings->compress && !settings->checksum &&
+           settings->zero_copy != ZEROCOPY_REQUIRE;
+}
+
 static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -349,6 +360,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
         if (ret < 0)
             return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     }
+    out->splices = wants_splice(m);
     SCOPED_LOCK(&out->announce_lock);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
@@ -391,6 +403,9 @@ static int may_start(struct migration *m, struct error *err)
     if (m->settings.device_channels >= m->settings.channels)
         return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
                          m->settings.device_channels, m->settings.channels);
+    if (m->settings.splice == SPLICE_ON && !m->host->splices)
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
     return m->out->reference ? check_reference(m->out->reference, m->files[WIRE_RAM], err) : 0;
 }
 
@@ -525,6 +540,7 @@ struct plan {
     bool compress, checksum;
     bool gated; /* the gate has counted its cost */
     const struct reference *ref; /* large payloads are sent from its mapping, as they are then */
+    int pipe;                    /* -1, or where the payload of the only packet is */
     unsigned n, large;
     uint64_t cost;
     struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
@@ -558,7 +574,9 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     packet->file = file->id;
     if (entry && plan->ref)
         payload = plan->ref->map + packet->offset;
-    uint64_t check = channel_add(ch, packet, payload, gate_share(plan, packet), entry);
+    uint64_t check = plan && plan->pipe >= 0
+                         ? channel_add_from(ch, packet, plan->pipe, TRANSPORT_PIPE, gate_share(plan, packet), entry)
+                         : channel_add(ch, packet, payload, gate_share(plan, packet), entry);
     fc->last_sequence = packet->sequence;
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
@@ -702,6 +720,7 @@ static void begin_plan(struct migration *m, struct plan *plan)
     plan->checksum = m->settings.checksum;
     plan->gated = true;
     plan->ref = NULL;
+    plan->pipe = -1;
     plan->n = plan->large = 0;
     plan->cost = 0;
 }
@@ -830,28 +849,65 @@ static int drain_reference(struct migration *m, const struct file *file, const s
     return ret;
 }
 
+/* Whether a write may be taken now. */
+static int admit(struct migration *m, struct file *file, size_t len, uint64_t offset, const struct interrupt *interrupt,
+                 struct error *err)
+{
+    assert(len <= OUTGOING_WRITE_MAX);
+    if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
+        return -EIO;
+    return drain_reference(m, file, interrupt, err);
+}
+
+/* Takes a write that has been admitted and planned. */
+static int accept_plan(struct migration *m, struct file *file, const void *buf, uint64_t offset, struct plan *plan,
+                       const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+{
+    if (begin_write(m, file, plan, write, err) < 0)
+        return -EIO;
+    int ret = enter_gate(m, plan->cost, interrupt, err);
+    if (ret == 0) {
+        ret = place(m, file, buf, offset, plan, interrupt, write, err);
+        if (ret < 0)
+            gate_leave(&m->out->gate, plan->cost);
+    }
+    if (ret < 0 && write->pieces != write->few)
+        free(write->pieces);
+    return ret;
+}
+
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
     struct plan plan;
 
-    assert(len <= OUTGOING_WRITE_MAX);
-    if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
-        return -EIO;
-    if (drain_reference(m, file, interrupt, err) < 0)
+    if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
     plan_write(m, file, buf, len, offset, &plan);
-    if (begin_write(m, file, &plan, write, err) < 0)
+    return accept_plan(m, file, buf, offset, &plan, interrupt, write, err);
+}
+
+bool outgoing_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
+{
+    bool looked_at = m->settings.zero_pages && file->id == WIRE_RAM;
+
+    /* The parts of a write that goes to several channels could not all be first at the pipe. */
+    return is_ready(m->out) && m->out->splices && !looked_at && !channel_copies((uint32_t)len) &&
+           len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
+}
+
+int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size_t len, uint64_t offset,
+                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
+{
+    struct plan plan;
+
+    if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
-    int ret = enter_gate(m, plan.cost, interrupt, err);
-    if (ret == 0) {
-        ret = place(m, file, buf, offset, &plan, interrupt, write, err);
-        if (ret < 0)
-            gate_leave(&m->out->gate, plan.cost);
-    }
-    if (ret < 0 && write->pieces != write->few)
-        free(write->pieces);
-    return ret;
+    begin_plan(m, &plan);
+    plan.pipe = pipe;
+    plan_add(&plan, WIRE_DATA, offset, len);
+    end_plan(&plan, NULL, offset);
+    return accept_plan(m, file, NULL, offset, &plan, interrupt, write, err);
 }
 
 /* The look at a stripe by reference: under memory_guard(), since the file can become shorter at any time. */
@@ -1902,6 +1958,24 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
         return atomic_load_explicit(&out->session.bytes_sent, memory_order_relaxed);
     SCOPED_LOCK(&out->channels[index].lock);
     return out->channels[index].wire_bytes;
+}
+
+const char *outgoing_path(struct migration *m)
+{
+    struct outgoing *out = m->out;
+    uint64_t fd_bytes;
+
+    if (!is_ready(out))
+        return NULL;
+    if (out->reference)
+        return "reference";
+    if (outgoing_splices(m, m->files[WIRE_RAM], WIRE_STRIPE_SIZE, 0))
+        return "splice";
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        if (outgoing_zerocopy(m, c, &fd_bytes).bytes)
+            return "zero-copy";
+    }
+    return "copy";
 }
 
 struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes)

@@ -75,6 +75,23 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err);
 
+/**
+ * outgoing_splices - whether outgoing_splice_begin() takes a write of data
+ *
+ * Nobody has to look at the data, and it goes to one channel.
+ */
+bool outgoing_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset);
+
+/**
+ * outgoing_splice_begin - outgoing_write_begin() for data that is in a pipe
+ * @pipe: has the data and nothing else; left alone by the caller until outgoing_write_end()
+ *
+ * On failure, and when the migration fails before all has been sent, the pipe still
+ * has some of it.
+ */
+int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size_t len, uint64_t offset,
+                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err);
+
 /** outgoing_write_end - send what was accepted, or wait until another thread has */
 void outgoing_write_end(struct outgoing_write *write);
 
@@ -157,6 +174,8 @@ bool outgoing_is_committing(const struct migration *m);
 
 /** outgoing_wire_bytes - sent on channel @index, headers and all; @index -1: the main channel */
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
+/** outgoing_path - which way RAM takes into the sockets: reference, splice, zero-copy or copy; NULL before the start */
+const char *outgoing_path(struct migration *m);
 /** outgoing_zerocopy - what channel @index has sent without a copy, and from descriptors (which is in no other counter) */
 struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes);
 /** outgoing_queued - bytes that are accepted and not sent */

@@ -4,6 +4,7 @@
 #define MIGFS_LOOP_H
 
 #include <fuse_lowlevel.h>
+#include <stdbool.h>
 
 struct loop;
 
@@ -19,6 +20,30 @@ struct loop;
  * Return: 0, or a negative errno.
  */
 int loop_start(struct fuse_session *se, struct loop **out);
+
+/**
+ * loop_can_splice - whether a pipe can be had that takes every request
+ *
+ * A page of a write's data is a slot of the pipe, and without CAP_SYS_RESOURCE
+ * fs.pipe-max-size bounds them.
+ */
+bool loop_can_splice(void);
+
+/**
+ * loop_prefer_pipe - say how the next requests are to come; for operations
+ *
+ * A pipe is good for large writes that are spliced, and costs more than memory for
+ * everything else: @prefer says what the last large write was. Only after
+ * loop_can_splice(). It makes no difference to what a request means.
+ */
+void loop_prefer_pipe(bool prefer);
+
+/**
+ * loop_buffer - memory for a write that came in a pipe; for operations
+ *
+ * The calling worker's, with room for OPS_MAX_WRITE bytes, until the operation returns.
+ */
+void *loop_buffer(void);
 
 /**
  * loop_ended_fd - a descriptor that becomes readable when the connection to the kernel is gone

@@ -145,6 +145,7 @@ static int start(struct fuse_args *args, const struct options *options)
     memory_guard_setup();
     raise_descriptor_limit();
     host_init(&host, &options->limits, poll_changed);
+    host.splices = loop_can_splice();
     struct fuse_session *se = fuse_session_new(args, &ops_table, sizeof(ops_table), &host);
     if (!se) {
         fprintf(stderr, "migfs: see migfs -h for the options\n");

@@ -17,6 +17,7 @@
 #include "errno_table.h"
 #include "handle.h"
 #include "incoming.h"
+#include "loop.h"
 #include "outgoing.h"
 #include "polling.h"
 #include "setting.h"
@@ -26,6 +27,9 @@
 #include <linux/falloc.h>
 #include <linux/fuse.h>
 #include <string.h>
+
+/* Whether requests come in pipes is decided by writes from here on. */
+#define SPLICE_MIN (64u << 10)
 
 static struct host *host_of(fuse_req_t req)
 {
@@ -600,7 +604,8 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     return ret;
 }
 
-static void write_outgoing(fuse_req_t req, struct handle *handle, const char *buf, size_t size, off_t offset)
+/* @buf: NULL when the data is in a pipe, and can go out of it. */
+static void write_outgoing(fuse_req_t req, struct handle *handle, const char *buf, int pipe, size_t size, off_t offset)
 {
     struct node *node = handle->node;
     /* The handle and the node can go as soon as the writer is answered. */
@@ -611,7 +616,9 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const char *bu
 
     atomic_store_explicit(&handle->wrote, true, memory_order_relaxed);
     wait_begin(req, &waiting, m);
-    int ret = outgoing_write_begin(m, node_file(node), buf, size, (uint64_t)offset, &waiting.interrupt, &write, &err);
+    int ret = buf ? outgoing_write_begin(m, node_file(node), buf, size, (uint64_t)offset, &waiting.interrupt, &write, &err)
+                  : outgoing_splice_begin(m, node_file(node), pipe, size, (uint64_t)offset, &waiting.interrupt, &write,
+                                          &err);
     wait_end(req);
     if (ret < 0) {
         reply_error(req, m, &err);
@@ -638,21 +645,48 @@ static void write_completed(fuse_req_t req, struct node *node, const char *buf, 
         fuse_reply_write(req, size);
 }
 
-static void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t offset,
-                     struct fuse_file_info *fi)
+static void write_memory(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset,
+                         struct fuse_file_info *fi)
 {
-    struct node *node = node_of(ino);
     struct error err = {0};
 
     if (node_file(node)) {
         if (node->m->role == ROLE_OUTGOING)
-            write_outgoing(req, handle_of(fi), buf, size, offset);
+            write_outgoing(req, handle_of(fi), buf, -1, size, offset);
         else
             write_completed(req, node, buf, size, offset);
     } else if (write_text(req, handle_of(fi), buf, size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
         fuse_reply_write(req, size);
+    }
+}
+
+/* The data is in memory, or in a pipe by itself. */
+static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in, off_t offset,
+                         struct fuse_file_info *fi)
+{
+    struct node *node = node_of(ino);
+    struct file *file = node_file(node);
+    const struct fuse_buf *data = &in->buf[0];
+    bool splices = file && node->m->role == ROLE_OUTGOING &&
+                   outgoing_splices(node->m, file, data->size, (uint64_t)offset);
+    bool piped = data->flags & FUSE_BUF_IS_FD;
+
+    if (host_of(req)->splices && data->size >= SPLICE_MIN)
+        loop_prefer_pipe(splices);
+    if (!piped) {
+        write_memory(req, node, data->mem, data->size, offset, fi);
+    } else if (splices) {
+        write_outgoing(req, handle_of(fi), NULL, data->fd, data->size, offset);
+    } else {
+        struct fuse_bufvec out = FUSE_BUFVEC_INIT(data->size);
+        out.buf[0].mem = loop_buffer();
+        ssize_t n = data->size <= OPS_MAX_WRITE ? fuse_buf_copy(&out, in, 0) : -EIO;
+        if (n == (ssize_t)data->size)
+            write_memory(req, node, out.buf[0].mem, data->size, offset, fi);
+        else
+            fuse_reply_err(req, EIO);
     }
 }
 
@@ -809,7 +843,7 @@ const struct fuse_lowlevel_ops ops_table = {
     .flush = op_flush,
     .fsync = op_fsync,
     .read = op_read,
-    .write = op_write,
+    .write_buf = op_write_buf,
     .lseek = op_lseek,
     .fallocate = op_fallocate,
     .opendir = op_opendir,

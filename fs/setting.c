@@ -92,22 +92,46 @@ static void format_switch(bool value, char *out, size_t size)
     snprintf(out, size, value ? "on" : "off");
 }
 
-static const char *const checksum_names[] = {[CHECKSUM_AUTO] = "auto", [CHECKSUM_ON] = "on", [CHECKSUM_OFF] = "off"};
+/* In the order of both enums of choices. */
+static const char *const choice_names[] = {"auto", "on", "off"};
+_Static_assert(CHECKSUM_ON == 1 && CHECKSUM_OFF == 2 && SPLICE_ON == 1 && SPLICE_OFF == 2, "choice_names");
 
-static int parse_checksum(struct settings *settings, const char *text, struct error *err)
+/* The choice, or -EIO with @err. */
+static int parse_choice(const char *text, struct error *err)
 {
-    for (enum checksum_choice choice = CHECKSUM_AUTO; choice <= CHECKSUM_OFF; choice++) {
-        if (!strcmp(text, checksum_names[choice])) {
-            settings->checksum_choice = choice;
-            return 0;
-        }
+    for (int choice = 0; choice < 3; choice++) {
+        if (!strcmp(text, choice_names[choice]))
+            return choice;
     }
     return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither auto nor on nor off", text);
 }
 
+static int parse_checksum(struct settings *settings, const char *text, struct error *err)
+{
+    int choice = parse_choice(text, err);
+
+    if (choice >= 0)
+        settings->checksum_choice = (enum checksum_choice)choice;
+    return choice < 0 ? choice : 0;
+}
+
 static void format_checksum(const struct settings *settings, char *out, size_t size)
 {
-    snprintf(out, size, "%s", checksum_names[settings->checksum_choice]);
+    snprintf(out, size, "%s", choice_names[settings->checksum_choice]);
+}
+
+static int parse_splice(struct settings *settings, const char *text, struct error *err)
+{
+    int choice = parse_choice(text, err);
+
+    if (choice >= 0)
+        settings->splice = (enum splice_choice)choice;
+    return choice < 0 ? choice : 0;
+}
+
+static void format_splice(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%s", choice_names[settings->splice]);
 }
 
 static int parse_compression(struct settings *settings, const char *text, struct error *err)
@@ -175,6 +199,7 @@ const struct setting settings_table[] = {
     {"device-channels", parse_device_channels, format_device_channels},
     {"checksum", parse_checksum, format_checksum},
     {"compression", parse_compression, format_compression},
+    {"splice", parse_splice, format_splice},
     {"zstd-level", parse_zstd_level, format_zstd_level},
     {"zero-copy", parse_zero_copy, format_zero_copy},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},

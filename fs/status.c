@@ -176,7 +176,7 @@ static void put_copies(struct writer *w, const char *prefix, const struct copies
         {"kernel-copied-sends", copies->counters.kernel_copied_sends},
         {"kernel-copied-bytes", copies->counters.kernel_copied_bytes},
         {"zero-copy-refused", copies->counters.refused},
-        {"descriptor-bytes", copies->fd_bytes},
+        {"spliced-bytes", copies->fd_bytes},
         {"dirty-sync-missed-zero-copy", copies->counters.missed},
     };
 
@@ -298,6 +298,9 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
     if (m->role == ROLE_OUTGOING)
         put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
+    const char *way = m->role == ROLE_OUTGOING ? outgoing_path(m) : NULL;
+    if (way)
+        put_text(&w, "path", way);
     if (m->role == ROLE_INCOMING) {
         char path[4096];
         incoming_ram_path(m, path, sizeof(path));

@@ -423,6 +423,8 @@ struct transport *socket_transport_new(int fd, bool tcp)
     s->base.ops = &socket_ops;
     s->fd = fd;
     s->tcp = tcp;
+    /* TCP passes a pipe's pages on one by one, and to receive those costs more than is saved. */
+    s->base.splices = !tcp;
     s->pipe[0] = s->pipe[1] = -1;
     pthread_mutex_init(&s->completion_lock, NULL);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);

@@ -123,6 +123,7 @@ struct transport_ops {
 struct transport {
     const struct transport_ops *ops;
     char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
+    bool splices; /* to send what is in a pipe costs less than to read and to send it; constant */
 };
 
 /**

@@ -325,12 +325,13 @@ stop_migfs() {
 is_stopped() { ! awk '{ print $3 }' /proc/"$1"/task/*/stat | grep -qv T; }
 continue_migfs() { kill -CONT "${daemon[$1]}"; }
 
-# Descriptors of the daemon of mount $1, but for those of FUSE's workers.
+# Descriptors of the daemon of mount $1, but for those of FUSE's workers: only those have pipes at a source.
 count_fds() {
 	local fd n=0
 	for fd in /proc/"${daemon[$1]}"/fd/*; do
 		case $(readlink "$fd" 2>/dev/null) in
 		/dev/fuse | '') ;;
+		pipe:*) [ "$1" = src ] || n=$((n + 1)) ;;
 		*) n=$((n + 1)) ;;
 		esac
 	done

@@ -12,11 +12,11 @@ add_up() {
 	local channel n=0 key sum
 	for ((channel = 0; channel < $(status "$1" channels); channel++)); do
 		n=$(($(status "$1" channel-$channel-zero-copy-bytes) + $(status "$1" channel-$channel-copied-bytes) +
-			$(status "$1" channel-$channel-descriptor-bytes)))
+			$(status "$1" channel-$channel-spliced-bytes)))
 		[ "$n" = "$(status "$1" channel-$channel-bytes)" ] || fail "$1: channel $channel has sent $n bytes in three ways"
 	done
 	for key in zero-copy-bytes zero-copy-sends copied-bytes copied-sends kernel-copied-bytes kernel-copied-sends \
-		zero-copy-refused descriptor-bytes dirty-sync-missed-zero-copy; do
+		zero-copy-refused spliced-bytes dirty-sync-missed-zero-copy; do
 		sum=$(sed -n "s/^channel-[0-9]*-$key //p" "$1/status" | paste -sd+ | bc)
 		[ "$(status "$1" "$key")" = "$sum" ] || fail "$1: $key is $(status "$1" "$key"), its channels have $sum"
 		grep -q "\"$key\": $sum,*$" "$1/status.json" || fail "$1: status.json says otherwise of $key"
