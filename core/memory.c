@@ -17,7 +17,8 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define WINDOW_MAX (1ull << 40) /* more is not worth the address space */
+#define WINDOW_MAX   (1ull << 40) /* more is not worth the address space */
+#define FAULT_AROUND (64u << 10)  /* what the kernel maps at a fault for reading, if nobody has told it otherwise */
 
 static void map_window(struct memory *mem, uint64_t limit, bool transparent)
 {
@@ -276,13 +277,34 @@ bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
     return window && madvise(window, len, MADV_POPULATE_WRITE) == 0;
 }
 
+struct range {
+    const char *start, *end;
+};
+
+static void read_around(void *arg)
+{
+    const struct range *range = arg;
+
+    for (const volatile char *p = range->start; p < range->end; p += FAULT_AROUND)
+        (void)*p;
+}
+
 void memory_map(struct memory *mem, uint64_t offset, size_t len)
 {
-    void *window = memory_window(mem, offset, len);
+    char *window = memory_window(mem, offset, len);
 
-    /* Faults for reading bring the pages around along, those for writing do not. */
-    if (window)
-        madvise(window, len, mem->tmpfs ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+    if (!window)
+        return;
+    /*
+     * Faults for reading bring the pages around along, those for writing do not.
+     * MADV_POPULATE_READ would take as many, but also mark each page as accessed,
+     * whose move to another LRU list costs more than the faults.
+     */
+    struct range range = {window, window + len};
+    if (mem->tmpfs)
+        memory_guard(read_around, &range);
+    else
+        madvise(window, len, MADV_POPULATE_WRITE);
 }
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)
