@@ -2,6 +2,7 @@
 """The machine: processes that end with us, their CPU time and page faults, images, warm memory."""
 
 import atexit
+import contextlib
 import ctypes
 import json
 import mmap
@@ -159,6 +160,23 @@ def listening(port):
                 if fields[3] == "0A" and fields[1].endswith(wanted):
                     return True
     return False
+
+
+@contextlib.contextmanager
+def congestion_control(name):
+    """In this network namespace, for connections that are made meanwhile; None: what it is anyway."""
+    path = "/proc/sys/net/ipv4/tcp_congestion_control"
+    with open(path) as file:
+        before = file.read().strip()
+
+    def choose(which):
+        with open(path, "w") as file:
+            file.write(which)
+    choose(name or before)
+    try:
+        yield
+    finally:
+        choose(before)
 
 
 # ---- What a process has cost so far ----

@@ -16,11 +16,12 @@ QEMU = {}                                       # filled by bench.py: qemu.insta
 WITHOUT = {"checksum": "off", "zero-page-detection": "off"}
 
 
-def add_qemu(scenario, image_kind, size, channels, label="", **options):
+def add_qemu(scenario, image_kind, size, channels, label="", congestion=None, **options):
     for name, which in QEMU.items():
         for n in channels:
             def run(check, which=which, n=n, row=f"QEMU {name}, {n} ch{label}"):
-                return {row: qemu.migrate(which, machine.image(image_kind, size), n, check=check, **options)}
+                with machine.congestion_control(congestion):
+                    return {row: qemu.migrate(which, machine.image(image_kind, size), n, check=check, **options)}
             scenario.add(f"QEMU {name}, {n} ch{label}", run)
 
 
@@ -51,10 +52,11 @@ def add_migfs(scenario, image_kind, size, channels, label="", settings=None, opt
         scenario.add(f"migfs, {n} ch{label}", run)
 
 
-def add_limit(scenario, size, channels, cold=None, label="resident"):
+def add_limit(scenario, size, channels, cold=None, label="resident", congestion=None):
     for n in channels:
         def run(check, n=n, row=f"send/recv, {n} ch, {label}"):
-            return {row: peers.limit(machine.image("random", size), n, cold, check)}
+            with machine.congestion_control(congestion):
+                return {row: peers.limit(machine.image("random", size), n, cold, check)}
         scenario.add(f"send/recv, {n} ch, {label}", run)
 
 
@@ -74,6 +76,9 @@ def rate_scenario(size):
     thrice = ("cold", "warm", "again")
     add_migfs(s, "random", size, (1, 2, 4), passes=thrice)
     add_limit(s, size, (1, 2, 4))
+    # What migfs chooses within a machine; the others take the machine's default.
+    add_qemu(s, "random", size, (2, 4), ", reno, resident", "reno", prealloc=True)
+    add_limit(s, size, (2, 4), label="reno, resident", congestion="reno")
     add_qemu(s, "random", size, (1, 2, 4), ", cold", prealloc=False)
     add_migfs(s, "random", size, (1, 2, 4), ", no checksum", {"checksum": "off"})
     add_migfs(s, "random", size, (1, 2, 4), ", no zero detection", {"zero-page-detection": "off"})
@@ -104,8 +109,12 @@ def rate_scenario(size):
     s.ratio("migfs, second pass / QEMU 7.2", file_warm, r"^QEMU 7.2, .*resident$", ">= 1.2")
     s.ratio("migfs, second pass / bare send/recv", file_warm, r"^send/recv, .* resident$", ">= 0.75")
     s.ratio("defaults / bare send/recv", r"^migfs, [24] ch, warm$", r"^send/recv, .* resident$")
-    s.ratio("cold: migfs / QEMU 10", r"^migfs, [24] ch(?!.*reference).*cold$", r"^QEMU 10, .*cold$", ">= 1.3")
-    s.ratio("by reference, resident: migfs / QEMU 10", r"^migfs, .*by reference.*warm$", r"^QEMU 10, .*resident$", ">= 1.1")
+    s.ratio("cold: migfs / QEMU 10", r"^migfs, [24] ch(?!.*(reference|preallocated)).*cold$", r"^QEMU 10, .*cold$", ">= 1.3")
+    s.ratio("cold, by reference: migfs / QEMU 10", r"^migfs, [24] ch(?!.*preallocated).*reference.*cold$",
+            r"^QEMU 10, .*cold$", ">= 1.3")
+    s.ratio("by reference, resident: migfs / QEMU 10", r"^migfs, .*by reference(?!.*prealloc).*warm$", r"^QEMU 10, .*resident$", ">= 1.1")
+    s.ratio("the same, preallocated", r"^migfs, .*by reference, preallocated.*warm$", r"^QEMU 10, .*resident$", ">= 1.1")
+    s.ratio("by reference / bare send/recv", r"^migfs, .*by reference.*warm$", r"^send/recv, .* resident$")
     s.ratio("zero-copy auto / off, resident", r"^migfs, .*zero-copy auto, warm$", r"^migfs, .*zero-copy off, warm$", ">= 0.95")
     s.ratio("QEMU 10 / bare send/recv", r"^QEMU 10, .*resident$", r"^send/recv, .* resident$")
     return s
