@@ -79,7 +79,7 @@ struct file {
      */
     struct page_map received, held;
     _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
-    uint8_t *populated; /* RAM: one byte a stripe: its window has page table entries; the channel's */
+    uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */

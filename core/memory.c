@@ -17,8 +17,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define WINDOW_MAX   (1ull << 40) /* more is not worth the address space */
-#define FAULT_AROUND (64u << 10)  /* what the kernel maps at a fault for reading, if nobody has told it otherwise */
+#define WINDOW_MAX (1ull << 40) /* more is not worth the address space */
 
 static void map_window(struct memory *mem, uint64_t limit, bool transparent)
 {
@@ -285,8 +284,8 @@ static void read_around(void *arg)
 {
     const struct range *range = arg;
 
-    for (const volatile char *p = range->start; p < range->end; p += FAULT_AROUND)
-        (void)*p;
+    for (uintptr_t p = (uintptr_t)range->start; p < (uintptr_t)range->end; p = (p / MEMORY_MAP_UNIT + 1) * MEMORY_MAP_UNIT)
+        (void)*(const volatile char *)p;
 }
 
 void memory_map(struct memory *mem, uint64_t offset, size_t len)

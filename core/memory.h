@@ -79,10 +79,14 @@ void *memory_window(struct memory *mem, uint64_t offset, size_t len);
  */
 bool memory_populate(struct memory *mem, uint64_t offset, size_t len);
 
+/* What the kernel maps at a fault for reading, if nobody has told it otherwise (fault_around_bytes). */
+#define MEMORY_MAP_UNIT (64u << 10)
+
 /**
- * memory_map - have page table entries in the window for whole pages that are there; a hint
+ * memory_map - have page table entries in the window for pages that are there; a hint
  *
- * Half the price of memory_populate(), which takes one fault for each page.
+ * Those of the MEMORY_MAP_UNITs that are touched come along. Half the price of
+ * memory_populate(), which takes one fault for each page.
  */
 void memory_map(struct memory *mem, uint64_t offset, size_t len);
 
