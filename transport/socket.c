@@ -434,13 +434,10 @@ struct transport *socket_transport_new(int fd, bool tcp)
     return &s->base;
 }
 
-int socket_connect(const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait)
+int socket_connect(int fd, const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait)
 {
-    CLEANUP_FD int fd = socket(addr->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     struct pollfd cancel = {.fd = wait->cancel_fd, .events = POLLIN};
 
-    if (fd < 0)
-        return -errno;
     /* A unix socket whose backlog is full says EAGAIN, and cannot be polled for room: it is tried again. */
     while (connect(fd, addr, len) < 0) {
         if (errno == EINPROGRESS)
@@ -452,7 +449,7 @@ int socket_connect(const struct sockaddr *addr, socklen_t len, const struct tran
         if (poll(&cancel, 1, BACKLOG_RETRY_MS) > 0)
             return -ECANCELED;
     }
-    return steal_fd(&fd);
+    return 0;
 in_progress:
     for (;;) {
         struct pollfd fds[2] = {
@@ -475,7 +472,7 @@ in_progress:
     len = sizeof(code);
     if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len) < 0)
         return -errno;
-    return code ? -code : steal_fd(&fd);
+    return -code;
 }
 
 struct socket_listener {

@@ -20,9 +20,10 @@ struct transport *socket_transport_new(int fd, bool tcp);
 
 /**
  * socket_connect - connect one socket to one address
- * Return: a connected non-blocking socket, or a negative errno (-ECANCELED and -ETIMEDOUT from @wait).
+ * @fd: non-blocking; the caller's
+ * Return: 0, or a negative errno (-ECANCELED and -ETIMEDOUT from @wait).
  */
-int socket_connect(const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait);
+int socket_connect(int fd, const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait);
 
 /**
  * socket_listener_new - make a listener of bound, listening sockets

@@ -29,34 +29,46 @@ static int resolve(const struct uri *uri, int flags, struct addrinfo **out, stru
     return 0;
 }
 
-/* Whether both ends of a connection have the same address, and so are on this machine. */
-static bool is_local(int fd)
+/* Whether an address is one of this machine's: then what is sent there has it as its source, too. */
+static bool is_local(const struct sockaddr *addr, socklen_t len)
 {
-    struct sockaddr_storage ours = {0}, theirs = {0};
-    socklen_t len = sizeof(ours);
+    /* No packet is sent: to connect a datagram socket is to look up the route. */
+    CLEANUP_FD int fd = socket(addr->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_storage source = {0};
+    socklen_t source_len = sizeof(source);
 
-    if (getsockname(fd, (struct sockaddr *)&ours, &len) < 0)
+    if (fd < 0 || connect(fd, addr, len) < 0 || getsockname(fd, (struct sockaddr *)&source, &source_len) < 0)
         return false;
-    len = sizeof(theirs);
-    if (getpeername(fd, (struct sockaddr *)&theirs, &len) < 0 || ours.ss_family != theirs.ss_family)
-        return false;
-    if (ours.ss_family == AF_INET6)
-        return !memcmp(&((struct sockaddr_in6 *)&ours)->sin6_addr, &((struct sockaddr_in6 *)&theirs)->sin6_addr,
+    if (addr->sa_family == AF_INET6)
+        return !memcmp(&((const struct sockaddr_in6 *)addr)->sin6_addr, &((struct sockaddr_in6 *)&source)->sin6_addr,
                        sizeof(struct in6_addr));
-    return ((struct sockaddr_in *)&ours)->sin_addr.s_addr == ((struct sockaddr_in *)&theirs)->sin_addr.s_addr;
+    return ((const struct sockaddr_in *)addr)->sin_addr.s_addr == ((struct sockaddr_in *)&source)->sin_addr.s_addr;
 }
 
 /*
  * Within a machine nothing is congested, and a congestion control that paces (BBR)
  * costs a sixth of the CPU time for timers. Reno is always there; where it may not
- * be used, the machine's default remains.
+ * be used, the machine's default remains. A connection that has been made with BBR
+ * goes on pacing with reno, so this comes before.
  */
-static void choose_congestion_control(int fd)
+static void choose_congestion_control(int fd, const struct sockaddr *addr, socklen_t len)
 {
     static const char reno[] = "reno";
 
-    if (is_local(fd))
+    if (is_local(addr, len))
         setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno) - 1);
+}
+
+/* A connected socket, or a negative errno. */
+static int connect_to(const struct addrinfo *ai, const struct transport_wait *wait)
+{
+    CLEANUP_FD int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return -errno;
+    choose_congestion_control(fd, ai->ai_addr, ai->ai_addrlen);
+    int ret = socket_connect(fd, ai->ai_addr, ai->ai_addrlen, wait);
+    return ret < 0 ? ret : steal_fd(&fd);
 }
 
 static int tcp_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
@@ -69,12 +81,11 @@ static int tcp_connect(const struct uri *uri, unsigned index, const struct trans
     if (resolve(uri, 0, &list, err) < 0)
         return -EIO;
     for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
-        fd = socket_connect(ai->ai_addr, ai->ai_addrlen, wait);
+        fd = connect_to(ai, wait);
     if (fd == -ECANCELED)
         return error_set(err, CAUSE_INTERRUPTED, "connecting to %s was interrupted", uri->text);
     if (fd < 0)
         return error_set_errno(err, fd, "cannot connect to %s", uri->text);
-    choose_congestion_control(fd);
     *out = socket_transport_new(fd, true);
     return *out ? 0 : error_set(err, CAUSE_NO_MEMORY, "out of memory");
 }

@@ -22,19 +22,28 @@ static struct sockaddr_un address_of(const struct uri *uri)
     return addr;
 }
 
+/* Non-blocking; or a negative errno. */
+static int unix_socket(void)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    return fd < 0 ? -errno : fd;
+}
+
 static int unix_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
                         struct transport **out, struct error *err)
 {
     struct sockaddr_un addr = address_of(uri);
-    int fd = socket_connect((struct sockaddr *)&addr, sizeof(addr), wait);
+    CLEANUP_FD int fd = unix_socket();
+    int ret = fd < 0 ? fd : socket_connect(fd, (struct sockaddr *)&addr, sizeof(addr), wait);
 
     (void)index;
     /* No socket there: nobody listens. */
-    if (fd == -ENOENT)
-        fd = -ECONNREFUSED;
-    if (fd < 0)
-        return error_set_errno(err, fd, "cannot connect to %s", uri->text);
-    *out = socket_transport_new(fd, false);
+    if (ret == -ENOENT)
+        ret = -ECONNREFUSED;
+    if (ret < 0)
+        return error_set_errno(err, ret, "cannot connect to %s", uri->text);
+    *out = socket_transport_new(steal_fd(&fd), false);
     return *out ? 0 : error_set(err, CAUSE_NO_MEMORY, "out of memory");
 }
 
@@ -45,18 +54,18 @@ static bool nobody_listens(const struct sockaddr_un *addr)
 
     if (lstat(addr->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
         return false;
-    CLEANUP_FD int fd = socket_connect((const struct sockaddr *)addr, sizeof(*addr), &now);
-    return fd == -ECONNREFUSED;
+    CLEANUP_FD int fd = unix_socket();
+    return fd >= 0 && socket_connect(fd, (const struct sockaddr *)addr, sizeof(*addr), &now) == -ECONNREFUSED;
 }
 
 static int unix_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
 {
     struct sockaddr_un addr = address_of(uri);
-    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    CLEANUP_FD int fd = unix_socket();
     int ret;
 
     if (fd < 0)
-        return error_set_errno(err, errno, "cannot make a socket");
+        return error_set_errno(err, fd, "cannot make a socket");
     if (nobody_listens(&addr))
         unlink(addr.sun_path);
     mode_t old = umask(0177);
