@@ -179,13 +179,12 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     return check;
 }
 
-uint64_t channel_add_from(struct channel *ch, struct packet *packet, int fd, off_t offset, uint64_t bytes,
+uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
                           struct channel_entry *entry)
 {
     uint64_t check = channel_add(ch, packet, NULL, bytes, entry);
 
-    entry->fd = fd;
-    entry->fd_offset = offset;
+    entry->pipe = pipe;
     return check;
 }
 
@@ -213,8 +212,8 @@ static bool can_send(const struct channel *ch)
     return ch->head && !ch->head->unprepared;
 }
 
-/* Whether an entry's payload is read from a descriptor. */
-static bool is_from_fd(const struct channel_entry *entry)
+/* Whether an entry's payload is in a pipe. */
+static bool is_piped(const struct channel_entry *entry)
 {
     return !entry->payload && entry->length > 0;
 }
@@ -233,7 +232,7 @@ struct batch {
     uint64_t bytes, large; /* that are copied: of iov, and of large payloads in it */
     uint64_t uncopied;     /* of other payloads */
     /* One of them, or none: the payload of the last entry, which is not in iov. */
-    const struct channel_entry *from_fd;
+    const struct channel_entry *piped;
     struct channel_entry *zerocopy;
 };
 
@@ -244,8 +243,8 @@ static void batch_add(struct batch *batch, const void *buf, size_t len)
 }
 
 /*
- * Takes up to CHANNEL_BATCH bytes of entries off the queue; one whose payload is
- * read from a descriptor is the last, and one that is sent without a copy is alone.
+ * Takes up to CHANNEL_BATCH bytes of entries off the queue; one whose payload is in
+ * a pipe is the last, and one that is sent without a copy is alone.
  */
 static void take_batch(struct channel *ch, struct batch *batch)
 {
@@ -254,9 +253,9 @@ static void take_batch(struct channel *ch, struct batch *batch)
     batch->entries = ch->head;
     batch->n = 0;
     batch->bytes = batch->large = batch->uncopied = 0;
-    batch->from_fd = NULL;
+    batch->piped = NULL;
     batch->zerocopy = NULL;
-    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH && !batch->from_fd &&
+    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH && !batch->piped &&
            !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
         bool zerocopy = is_large(entry) && zerocopy_may(&ch->zerocopy);
@@ -266,8 +265,8 @@ static void take_batch(struct channel *ch, struct batch *batch)
             batch_add(batch, &entry->header, sizeof(entry->header));
         if (zerocopy)
             batch->zerocopy = entry;
-        else if (is_from_fd(entry))
-            batch->from_fd = entry;
+        else if (is_piped(entry))
+            batch->piped = entry;
         else if (entry->length)
             batch_add(batch, entry->payload, entry->length);
         if (is_large(entry) && !zerocopy)
@@ -472,14 +471,14 @@ static int send_zerocopy(struct channel *ch, struct batch *batch)
 /* Called without the lock. */
 static int send_batch(struct channel *ch, struct batch *batch)
 {
-    const struct channel_entry *from = batch->from_fd;
+    const struct channel_entry *piped = batch->piped;
 
     if (batch->zerocopy)
         return send_zerocopy(ch, batch);
-    if (!from)
+    if (!piped)
         return transport_send(ch->transport, batch->iov, batch->n);
-    batch->uncopied = from->length;
-    return transport_send_fd(ch->transport, batch->iov, batch->n, from->fd, from->fd_offset, from->length);
+    batch->uncopied = piped->length;
+    return transport_send_pipe(ch->transport, batch->iov, batch->n, piped->pipe, piped->length);
 }
 
 /*
@@ -507,7 +506,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         pthread_mutex_lock(&ch->lock);
         if (ret == 0) {
             ch->wire_bytes += batch.bytes + batch.uncopied;
-            ch->fd_bytes += batch.from_fd ? batch.uncopied : 0;
+            ch->spliced_bytes += batch.piped ? batch.uncopied : 0;
             zerocopy_copied(&ch->zerocopy, batch.bytes, batch.large);
         } else {
             ch->lost = true;

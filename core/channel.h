@@ -68,9 +68,8 @@ struct channel_entry {
     struct channel_entry *next;
     struct channel_chunk *chunk; /* not NULL: a slice of a chunk, nobody owns it */
     struct wire_packet header;   /* of a large packet */
-    const void *payload;         /* of a slice: headers and all. NULL: it is read from fd when it is sent */
-    int fd;                      /* transport_send_fd()'s */
-    off_t fd_offset;
+    const void *payload;         /* of a slice: headers and all. NULL: it is in the pipe */
+    int pipe;
     uint32_t length;
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
@@ -113,7 +112,7 @@ struct channel {
     uint64_t left_sequence; /* everything up to here has been sent */
     uint64_t sent_sequence; /* and its buffers are free */
     uint64_t wire_bytes;    /* sent, headers and all */
-    uint64_t fd_bytes;      /* the part of it that came from descriptors */
+    uint64_t spliced_bytes; /* the part of it that came out of pipes */
 };
 
 /**
@@ -162,12 +161,12 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
                      struct channel_entry *entry);
 
 /**
- * channel_add_from - give a packet its place whose payload is read from a descriptor when it is sent
- * @fd, @offset: what transport_send_fd() takes; open until channel_finish()
+ * channel_add_pipe - give a packet its place whose payload is in a pipe
+ * @pipe: what transport_send_pipe() takes; open, and left alone, until channel_finish()
  *
  * As channel_add() with an entry.
  */
-uint64_t channel_add_from(struct channel *ch, struct packet *packet, int fd, off_t offset, uint64_t bytes,
+uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
                           struct channel_entry *entry);
 
 /**

@@ -31,6 +31,7 @@ struct file *file_new(uint32_t id, const char *name)
     if (!file)
         return NULL;
     file->id = id;
+    file->intact = UINT64_MAX;
     strncpy(file->name, name, sizeof(file->name) - 1);
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->arrived, NULL);
@@ -259,10 +260,20 @@ void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_
     }
 }
 
+/* What is prepared is there only as long as it was not given back. */
+static int punch(struct file *file, uint64_t offset, uint64_t len, struct error *err)
+{
+    uint64_t intact = counter_get(&file->intact);
+
+    while (offset < intact && !atomic_compare_exchange_weak(&file->intact, &intact, offset))
+        ;
+    return memory_discard(&file->memory, offset, len, err);
+}
+
 /* Makes a hole; pages that lie in it whole count as never received. */
 static int discard(struct file *file, uint64_t offset, uint64_t end, struct error *err)
 {
-    if (memory_discard(&file->memory, offset, end - offset, err) < 0)
+    if (punch(file, offset, end - offset, err) < 0)
         return -EIO;
     uint64_t first = (offset + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE, last = end / WIRE_PAGE_SIZE;
     if (file->id == WIRE_RAM && first < last) {
@@ -297,7 +308,7 @@ int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint
     /* From the first page that holds something: zero pages give their memory back, and what is not held is a hole already. */
     uint64_t page = page_map_next(&file->held, first, end, true);
     if (page < end) {
-        if (memory_discard(&file->memory, page * WIRE_PAGE_SIZE, (end - page) * WIRE_PAGE_SIZE, err) < 0)
+        if (punch(file, page * WIRE_PAGE_SIZE, (end - page) * WIRE_PAGE_SIZE, err) < 0)
             return -EIO;
         page_map_clear(&file->held, page, end - page);
     }
@@ -468,7 +479,7 @@ void *file_window(struct file *file, uint64_t offset, size_t len)
 
     if (file->id != WIRE_RAM)
         return NULL;
-    if (offset + len <= counter_get(&file->prepared))
+    if (offset + len <= counter_get(&file->prepared) && offset + len <= counter_get(&file->intact))
         return memory_window(&file->memory, offset, len);
     if (page_map_next(&file->held, first, first + pages, false) != first + pages)
         return NULL;

@@ -79,6 +79,7 @@ struct file {
      */
     struct page_map received, held;
     _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
+    _Atomic uint64_t intact;   /* no hole has been made before it */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
@@ -160,7 +161,7 @@ int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_
 /** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
 void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len);
 
-/** file_window - memory_window() of RAM whose pages are all held or prepared; else NULL */
+/** file_window - memory_window() of RAM whose pages are all held, or prepared and still there; else NULL */
 void *file_window(struct file *file, uint64_t offset, size_t len);
 
 /** file_receive_zero - whole pages of one stripe are zero: nothing is done where nothing is held */

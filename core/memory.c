@@ -300,10 +300,11 @@ void memory_map(struct memory *mem, uint64_t offset, size_t len)
      * whose move to another LRU list costs more than the faults.
      */
     struct range range = {window, window + len};
+    uint64_t within = offset % (uint64_t)getpagesize();
     if (mem->tmpfs)
         memory_guard(read_around, &range);
     else
-        madvise(window, len, MADV_POPULATE_WRITE);
+        madvise(window - within, within + len, MADV_POPULATE_WRITE);
 }
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)

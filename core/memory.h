@@ -68,8 +68,8 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
 /**
  * memory_window - where [offset, offset + len) is mapped, for recv(2)
  *
- * Only where all pages have been written before. NULL: use memory_write(), which also
- * makes the file longer.
+ * Only where all pages have been written or populated before, and are there. NULL:
+ * use memory_write(), which also makes the file longer.
  */
 void *memory_window(struct memory *mem, uint64_t offset, size_t len);
 

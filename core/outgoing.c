@@ -575,7 +575,7 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     if (entry && plan->ref)
         payload = plan->ref->map + packet->offset;
     uint64_t check = plan && plan->pipe >= 0
-                         ? channel_add_from(ch, packet, plan->pipe, TRANSPORT_PIPE, gate_share(plan, packet), entry)
+                         ? channel_add_pipe(ch, packet, plan->pipe, gate_share(plan, packet), entry)
                          : channel_add(ch, packet, payload, gate_share(plan, packet), entry);
     fc->last_sequence = packet->sequence;
     counter_add(&fc->packets, 1);
@@ -791,7 +791,7 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
-        const char *payload = buf + (packet->offset - offset);
+        const char *payload = buf ? buf + (packet->offset - offset) : NULL;
         struct channel *ch = home_of(out, file, packet->offset);
         struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
         if (piece) {
@@ -889,11 +889,11 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
 
 bool outgoing_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
 {
+    if (!is_ready(m->out) || !m->out->splices)
+        return false;
     bool looked_at = m->settings.zero_pages && file->id == WIRE_RAM;
-
     /* The parts of a write that goes to several channels could not all be first at the pipe. */
-    return is_ready(m->out) && m->out->splices && !looked_at && !channel_copies((uint32_t)len) &&
-           len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
+    return !looked_at && !channel_copies((uint32_t)len) && len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
 }
 
 int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size_t len, uint64_t offset,
@@ -1963,7 +1963,7 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
 const char *outgoing_path(struct migration *m)
 {
     struct outgoing *out = m->out;
-    uint64_t fd_bytes;
+    uint64_t spliced;
 
     if (!is_ready(out))
         return NULL;
@@ -1972,18 +1972,18 @@ const char *outgoing_path(struct migration *m)
     if (outgoing_splices(m, m->files[WIRE_RAM], WIRE_STRIPE_SIZE, 0))
         return "splice";
     for (unsigned c = 0; c < out->channel_count; c++) {
-        if (outgoing_zerocopy(m, c, &fd_bytes).bytes)
+        if (outgoing_zerocopy(m, c, &spliced).bytes)
             return "zero-copy";
     }
     return "copy";
 }
 
-struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes)
+struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *spliced)
 {
     struct channel *ch = &m->out->channels[index];
 
     SCOPED_LOCK(&ch->lock);
-    *fd_bytes = ch->fd_bytes;
+    *spliced = ch->spliced_bytes;
     return ch->zerocopy.counters;
 }
 

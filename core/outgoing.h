@@ -176,8 +176,8 @@ bool outgoing_is_committing(const struct migration *m);
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
 /** outgoing_path - which way RAM takes into the sockets: reference, splice, zero-copy or copy; NULL before the start */
 const char *outgoing_path(struct migration *m);
-/** outgoing_zerocopy - what channel @index has sent without a copy, and from descriptors (which is in no other counter) */
-struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *fd_bytes);
+/** outgoing_zerocopy - what channel @index has sent without a copy, and out of pipes (which is in no other counter) */
+struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *spliced);
 /** outgoing_queued - bytes that are accepted and not sent */
 uint64_t outgoing_queued(struct migration *m);
 /** outgoing_channels - how many data channels exist now */

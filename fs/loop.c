@@ -36,6 +36,7 @@
 #define WORKERS_MAX  2048 /* a blocked command, reader or writer takes one */
 #define WORKERS_IDLE 16
 #define KICK_MS      20
+#define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
 
 #define PAGE         4096u
 #define PIPE_SIZE    (2u << 20) /* slots for OPS_MAX_WRITE bytes, which need not begin with a page, and a header */
@@ -59,7 +60,8 @@ struct loop {
     int ended_fd;
     atomic_uint idle;        /* workers that wait for a request, or are about to */
     atomic_bool stopping;
-    atomic_bool pipes; /* requests are to come in pipes */
+    atomic_bool pipes;       /* requests are to come in pipes */
+    atomic_uint unspliced;   /* that came in pipes since the last write that was spliced */
     atomic_int code; /* why the connection was lost */
 
     pthread_mutex_t lock;
@@ -109,8 +111,12 @@ bool loop_can_splice(void)
 
 void loop_prefer_pipe(bool prefer)
 {
-    if (atomic_load_explicit(&current->loop->pipes, memory_order_relaxed) != prefer)
-        atomic_store_explicit(&current->loop->pipes, prefer, memory_order_relaxed);
+    struct loop *loop = current->loop;
+
+    if (atomic_load_explicit(&loop->pipes, memory_order_relaxed) != prefer)
+        atomic_store_explicit(&loop->pipes, prefer, memory_order_relaxed);
+    if (prefer)
+        atomic_store_explicit(&loop->unspliced, 0, memory_order_relaxed);
 }
 
 void *loop_buffer(void)
@@ -208,14 +214,25 @@ static void note_order(int fd)
 #endif
 }
 
+/* Whether the next request is to come in the worker's pipe. A user's pipes are counted: no longer than is needed. */
+static bool choose_pipe(struct worker *worker)
+{
+    struct loop *loop = worker->loop;
+    bool wanted = atomic_load_explicit(&loop->pipes, memory_order_relaxed);
+
+    if (!wanted)
+        close_pipe(worker->pipe);
+    else if (worker->pipe[0] < 0 && open_pipe(worker->pipe) < 0)
+        loop_prefer_pipe(false);
+    return worker->pipe[0] >= 0;
+}
+
 /* The next request's size; 0: there is none, try again; or -ECANCELED: there will not be any. */
 static ssize_t receive(struct worker *worker, struct fuse_buf *buf)
 {
     struct loop *loop = worker->loop;
     int fd = fuse_session_fd(loop->se);
-    /* Short of descriptors, one does without. */
-    bool piped = atomic_load_explicit(&loop->pipes, memory_order_relaxed) &&
-                 (worker->pipe[0] >= 0 || open_pipe(worker->pipe) == 0);
+    bool piped = choose_pipe(worker);
     ssize_t n = piped ? splice(fd, NULL, worker->pipe[1], NULL, BUFFER_SIZE, 0) : read(fd, worker->buffer, BUFFER_SIZE);
 
     if (n > 0) {
@@ -229,6 +246,11 @@ static ssize_t receive(struct worker *worker, struct fuse_buf *buf)
     /* ENOENT: it was interrupted before we had it. */
     if (n < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
         return 0;
+    /* splice(2) allocates, read(2) does not. */
+    if (piped && n < 0 && errno == ENOMEM) {
+        loop_prefer_pipe(false);
+        return 0;
+    }
     end(loop, n < 0 && errno != ENODEV ? -errno : 0);
     return -ECANCELED;
 }
@@ -259,15 +281,19 @@ static bool serve(struct worker *worker)
         return n == 0;
     if (atomic_fetch_sub(&loop->idle, 1) == 1)
         add_if_needed(loop);
+    bool piped = buf.flags & FUSE_BUF_IS_FD;
+    if (piped && atomic_fetch_add_explicit(&loop->unspliced, 1, memory_order_relaxed) >= PATIENCE)
+        loop_prefer_pipe(false);
     fuse_session_process_buf(loop->se, &buf);
     /* What was refused, or could not be sent, is no part of the next request. */
-    if (buf.flags & FUSE_BUF_IS_FD && (ioctl(buf.fd, FIONREAD, &left) < 0 || left))
+    if (piped && (ioctl(buf.fd, FIONREAD, &left) < 0 || left))
         close_pipe(worker->pipe);
     if (fuse_session_exited(loop->se)) {
         end(loop, 0);
         return false;
     }
-    return become_idle(loop);
+    /* While requests are waiting, nobody sleeps and is kicked. */
+    return !atomic_load(&loop->stopping) && become_idle(loop);
 }
 
 static void *run_worker(void *arg)

@@ -139,7 +139,7 @@ static void put_channel(struct writer *w, unsigned c, const char *what, uint64_t
 /* What was sent with and without a copy. */
 struct copies {
     struct zerocopy_counters counters;
-    uint64_t fd_bytes;
+    uint64_t spliced;
 };
 
 static struct copies add_up_copies(struct migration *m, unsigned first, unsigned end)
@@ -147,8 +147,8 @@ static struct copies add_up_copies(struct migration *m, unsigned first, unsigned
     struct copies sum = {0};
 
     for (unsigned c = first; c < end; c++) {
-        uint64_t fd_bytes;
-        struct zerocopy_counters one = outgoing_zerocopy(m, c, &fd_bytes);
+        uint64_t spliced;
+        struct zerocopy_counters one = outgoing_zerocopy(m, c, &spliced);
         sum.counters.sends += one.sends;
         sum.counters.bytes += one.bytes;
         sum.counters.copied_sends += one.copied_sends;
@@ -157,7 +157,7 @@ static struct copies add_up_copies(struct migration *m, unsigned first, unsigned
         sum.counters.kernel_copied_bytes += one.kernel_copied_bytes;
         sum.counters.refused += one.refused;
         sum.counters.missed += one.missed;
-        sum.fd_bytes += fd_bytes;
+        sum.spliced += spliced;
     }
     return sum;
 }
@@ -176,7 +176,7 @@ static void put_copies(struct writer *w, const char *prefix, const struct copies
         {"kernel-copied-sends", copies->counters.kernel_copied_sends},
         {"kernel-copied-bytes", copies->counters.kernel_copied_bytes},
         {"zero-copy-refused", copies->counters.refused},
-        {"spliced-bytes", copies->fd_bytes},
+        {"spliced-bytes", copies->spliced},
         {"dirty-sync-missed-zero-copy", copies->counters.missed},
     };
 

@@ -6,7 +6,7 @@
  * Sending and receiving can happen at the same time, so the count of bytes that
  * both share is an atomic: a cut at byte N lets exactly N bytes through.
  *
- * It has no send_fd and no zero-copy: it counts, cuts and breaks bytes, for which
+ * It has no send_pipe and no zero-copy: it counts, cuts and breaks bytes, for which
  * it must have them.
  */
 #include "transport.h"

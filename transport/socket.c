@@ -32,7 +32,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/sendfile.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
@@ -133,23 +133,30 @@ static int socket_send(struct transport *t, const struct iovec *iov, int n)
     return send_parts(t, iov, n, 0);
 }
 
-/* sendfile(2) and splice(2) hand pages to the socket; only the receiver copies them, even over loopback. */
-static int socket_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len)
+/* EAGAIN is the socket's, which can be waited for, or the pipe's. */
+static int wait_to_splice(struct socket_transport *s, int pipe)
+{
+    int left = 0;
+
+    if (ioctl(pipe, FIONREAD, &left) < 0)
+        return -errno;
+    return left ? wait_for(s, POLLOUT) : -ENODATA;
+}
+
+/* splice(2) hands pages to the socket; only the receiver copies them, even over loopback. */
+static int socket_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len)
 {
     struct socket_transport *s = (struct socket_transport *)t;
     int ret = send_parts(t, iov, n, MSG_MORE);
 
     while (ret == 0 && len > 0) {
-        ssize_t sent = offset == TRANSPORT_PIPE ? splice(fd, NULL, s->fd, NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
-                                                : sendfile(s->fd, fd, &offset, len);
+        ssize_t sent = splice(pipe, NULL, s->fd, NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
         if (sent > 0)
             len -= (size_t)sent;
         else if (sent == 0)
             ret = -ENODATA;
         else if (errno == EAGAIN)
-            ret = wait_for(s, POLLOUT);
-        else if (errno == EINVAL)
-            return transport_copy_fd(t, fd, offset, len); /* hugetlbfs */
+            ret = wait_to_splice(s, pipe);
         else if (errno != EINTR)
             ret = -errno;
     }
@@ -374,7 +381,7 @@ static void socket_close(struct transport *t)
 static const struct transport_ops socket_ops = {
     .name = "socket",
     .send = socket_send,
-    .send_fd = socket_send_fd,
+    .send_pipe = socket_send_pipe,
     .zerocopy = socket_zerocopy,
     .send_zerocopy = socket_send_zerocopy,
     .reap = socket_reap,

@@ -32,7 +32,8 @@ int transport_send(struct transport *t, const struct iovec *iov, int n)
     return t->ops->send(t, iov, n);
 }
 
-int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len)
+/* What transport_send_pipe() does where the transport cannot: reads, and sends. */
+static int copy_pipe(struct transport *t, int pipe, size_t len)
 {
     size_t size = len < COPY_SIZE ? len : COPY_SIZE;
     CLEANUP_FREE char *buf = malloc(size);
@@ -40,29 +41,26 @@ int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len)
     if (!buf)
         return -ENOMEM;
     while (len > 0) {
-        size_t want = len < size ? len : size;
-        ssize_t n = offset == TRANSPORT_PIPE ? read(fd, buf, want) : pread(fd, buf, want, offset);
+        ssize_t n = read(pipe, buf, len < size ? len : size);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return n < 0 ? -errno : -ENODATA;
+            return n < 0 && errno != EAGAIN ? -errno : -ENODATA;
         struct iovec iov = {buf, (size_t)n};
         int ret = t->ops->send(t, &iov, 1);
         if (ret < 0)
             return ret;
         len -= (size_t)n;
-        if (offset != TRANSPORT_PIPE)
-            offset += n;
     }
     return 0;
 }
 
-int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len)
+int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len)
 {
-    if (t->ops->send_fd)
-        return t->ops->send_fd(t, iov, n, fd, offset, len);
+    if (t->ops->send_pipe)
+        return t->ops->send_pipe(t, iov, n, pipe, len);
     int ret = t->ops->send(t, iov, n);
-    return ret < 0 ? ret : transport_copy_fd(t, fd, offset, len);
+    return ret < 0 ? ret : copy_pipe(t, pipe, len);
 }
 
 int transport_zerocopy(struct transport *t)

@@ -28,7 +28,6 @@
 
 #define TRANSPORT_PEER_MAX 128
 #define TRANSPORT_IOV_MAX  64
-#define TRANSPORT_PIPE     ((off_t)-1)
 
 struct transport;
 struct transport_listener;
@@ -66,10 +65,8 @@ struct transport_returns {
  *        and returns an error soon after @shutdown. The buffers belong to the
  *        caller again when it returns, unless the transport promises otherwise
  *        in @drain. 0 or a negative errno.
- * @send_fd: Sends all of @iov, and then exactly @len bytes of a descriptor: of a pipe
- *        that has them (@offset is TRANSPORT_PIPE), or of a file at @offset. Where the
- *        kernel can, their pages go out without a copy; what is written to the file
- *        meanwhile may then show in what arrives. Under the rules of @send.
+ * @send_pipe: Sends all of @iov, and then exactly @len bytes of a pipe that does not block
+ *        and has them; their pages go out without a copy. Under the rules of @send.
  *        -ENODATA: there were fewer bytes. After an error the connection cannot be used.
  *        NULL: it has nothing better than reading them.
  * @zerocopy: Prepares for @send_zerocopy, before the first of them. 0; -EOPNOTSUPP: there is no
@@ -103,7 +100,7 @@ struct transport_returns {
 struct transport_ops {
     const char *name;
     int (*send)(struct transport *t, const struct iovec *iov, int n);
-    int (*send_fd)(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len);
+    int (*send_pipe)(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len);
     int (*zerocopy)(struct transport *t);
     int (*send_zerocopy)(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                          struct transport_handed *handed);
@@ -172,13 +169,7 @@ int transport_connect(const struct uri *uri, unsigned index, const struct transp
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
 
 int transport_send(struct transport *t, const struct iovec *iov, int n);
-int transport_send_fd(struct transport *t, const struct iovec *iov, int n, int fd, off_t offset, size_t len);
-
-/**
- * transport_copy_fd - what transport_send_fd() does where the kernel cannot: reads, and sends
- * Return: as @send_fd.
- */
-int transport_copy_fd(struct transport *t, int fd, off_t offset, size_t len);
+int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len);
 
 /** transport_zerocopy - whether transport_send_zerocopy() and transport_reap() can be used; 0 or a negative errno */
 int transport_zerocopy(struct transport *t);

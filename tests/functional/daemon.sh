@@ -98,6 +98,17 @@ reaches src/vm failed
 exec {stream}>&- || true
 forget src/vm
 
+say "while many keep asking"
+jobs=()
+for i in {1..24}; do
+	(while [ -e src/.error ]; do [ ! -e src/nothing ]; done) 2>/dev/null &
+	jobs+=($!)
+done
+kill -TERM "${daemon[src]}"
+ended src 0
+wait "${jobs[@]}"
+migfs src
+
 say "unmounted by force while it runs"
 migfs dst -o "listen=$uri"
 outgoing vm

@@ -338,6 +338,26 @@ Test(file, discard_past_the_end)
     }
 }
 
+/* Memory that was prepared can be given back: what comes then is written, so that a full file system is an error. */
+Test(file, prepared_and_discarded)
+{
+    struct file *file = make(WIRE_RAM, 2, 4 * STRIPE);
+    struct error err;
+
+    cr_expect(zero(ptr, file_window(file, STRIPE, 100)));
+    while (file_receive_prepare(file))
+        ;
+    cr_expect(not(zero(ptr, file_window(file, STRIPE, 100))));
+    cr_expect(not(zero(ptr, file_window(file, 3 * STRIPE, STRIPE))));
+    CHECK_OK(file_receive_discard(file, 1, STRIPE + 8192, 4096, &err));
+    cr_expect(not(zero(ptr, file_window(file, STRIPE, 8192))));
+    cr_expect(zero(ptr, file_window(file, STRIPE, 8193)));
+    cr_expect(zero(ptr, file_window(file, STRIPE + 8192, 4096)));
+    apply_fill(file, STRIPE + 8192, 'a', 4096);
+    cr_expect(not(zero(ptr, file_window(file, STRIPE + 8192, 4096))), "it is there again");
+    discard_file(file);
+}
+
 /*
  * Zero pages, and the map of what has arrived
  */

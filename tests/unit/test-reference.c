@@ -31,7 +31,7 @@ static void set_up(void)
     char text[128];
 
     scratch_make();
-    signal(SIGPIPE, SIG_IGN); /* as the daemon has it: sendfile(2) knows no MSG_NOSIGNAL */
+    signal(SIGPIPE, SIG_IGN); /* as the daemon has it: splice(2) knows no MSG_NOSIGNAL */
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     rig_init(&rig, text, NULL);
     memory_fd = memfd_create("ram", 0);
@@ -273,7 +273,7 @@ Test(reference, stopped)
     end();
 }
 
-/* Shorter than it was: by a look, with a checksum, and by sendfile(2). Nothing of that is ever completed. */
+/* Shorter than it was: by a look, with a checksum, and by send(2). Nothing of that is ever completed. */
 static void become_shorter(enum checksum_choice checksum, bool zero_pages)
 {
     const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
