@@ -47,6 +47,11 @@ finish_with() {
 	same image "dst/$1/ram"
 	forget "src/$1" "dst/$1"
 }
+# The first requests of a series find workers that read into memory: up to 16.
+write_image() {
+	local i
+	for i in {1..4}; do overwrite image "src/$1/ram" "bs=${2:-1M}"; done
+}
 plain=(zero-page-detection off)
 
 say "which path"
@@ -67,16 +72,15 @@ tell src/far sync
 tell src/far complete
 forget src/far dst/far
 
-# The first request of a series finds the workers reading into memory.
 say "what arrives"
 for uri in "$unix" "$tcp" "faulty:delay=1:$unix"; do
 	for channels in 1 3; do
 		for block in 1M 64K 100000 4096; do
 			begin data "$uri" $channels splice "${plain[@]}" splice on
-			overwrite image src/data/ram bs=$block
+			write_image data $block
 			case $block-$uri in
 			*-faulty* | 4096-*) finish_with data 0 ;;
-			1M-*) finish_with data $((size / 4)) ;;
+			1M-*) finish_with data $((size / 2)) ;;
 			*) finish_with data 1 ;;
 			esac
 		done
@@ -103,7 +107,7 @@ outgoing vm 1 "$unix"
 expect ok write src/vm/zero-page-detection off
 truncate -s "$size" src/vm/ram
 tell src/vm start
-overwrite image src/vm/ram bs=1M
+write_image vm
 for i in {1..20}; do
 	refused EFBIG src/vm/error declared pwrite src/vm/ram "$size" 300000
 	overwrite image src/vm/ram bs=1M count=1 skip=$((i % 8)) seek=$((i % 8))
@@ -113,7 +117,7 @@ finish_with vm $((size / 4))
 say "a writer that is interrupted, and a destination that is gone"
 remember_resources
 begin vm "$unix" 2 splice "${plain[@]}"
-overwrite image src/vm/ram bs=1M
+write_image vm
 tell src/vm sync
 stop_migfs dst
 head -c "$size" image >src/vm/ram 2>writer.err & writer=$!
@@ -122,7 +126,7 @@ eventually "the writer is blocked" blocked
 kill -TERM $writer
 wait $writer || true
 continue_migfs dst
-overwrite image src/vm/ram bs=1M
+write_image vm
 finish_with vm $((size / 4))
 begin vm "$unix" 2 splice "${plain[@]}"
 stop_migfs dst
@@ -137,5 +141,5 @@ umount -l dst
 rm -f "$dir/socket"
 migfs dst -o "listen=unix:$dir/socket"
 begin vm "$unix" 2 splice "${plain[@]}"
-overwrite image src/vm/ram bs=1M
+write_image vm
 finish_with vm $((size / 4))
