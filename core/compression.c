@@ -27,14 +27,25 @@ struct buffer {
     struct buffer *next;
 };
 
+/* A payload that waits for a context; its owner's. */
+struct job {
+    struct job *next;
+    const char *raw;
+    size_t len;
+    void *out;
+    size_t size;
+    bool done;
+    pthread_cond_t wake;
+};
+
 struct compressor {
     int level;
     size_t buffer_size;
     atomic_bool futile; /* the last payload did not shrink; a hint, relaxed */
     pthread_mutex_t lock; /* a leaf lock; guards what follows */
-    pthread_cond_t released;
-    struct context *idle;
+    struct context *idle; /* only while no job waits */
     unsigned contexts, contexts_max;
+    struct job *first, **last;
     struct buffer *buffers;
 };
 
@@ -49,7 +60,7 @@ struct compressor *compressor_new(int level)
     c->buffer_size = ZSTD_compressBound(COMPRESSION_RAW_MAX);
     c->contexts_max = cpus > 1 ? (unsigned)cpus : 1;
     pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->released, NULL);
+    c->last = &c->first;
     return c;
 }
 
@@ -68,7 +79,6 @@ void compressor_free(struct compressor *c)
         c->buffers = buffer->next;
         free(buffer);
     }
-    pthread_cond_destroy(&c->released);
     pthread_mutex_destroy(&c->lock);
     free(c);
 }
@@ -110,28 +120,18 @@ static struct context *context_new(int level)
     return context;
 }
 
-/* A context; NULL only when memory runs out. */
+/* Called with the lock held: an idle context, or a new one; NULL: there are enough, or memory runs out. */
 static struct context *acquire(struct compressor *c)
 {
-    SCOPED_LOCK(&c->lock);
-    while (!c->idle && c->contexts == c->contexts_max)
-        pthread_cond_wait(&c->released, &c->lock);
-    if (c->idle) {
-        struct context *context = c->idle;
-        c->idle = context->next;
-        return context;
-    }
-    struct context *context = context_new(c->level);
-    c->contexts += context != NULL;
-    return context;
-}
+    struct context *context = c->idle;
 
-static void release(struct compressor *c, struct context *context)
-{
-    SCOPED_LOCK(&c->lock);
-    context->next = c->idle;
-    c->idle = context;
-    pthread_cond_signal(&c->released);
+    if (context) {
+        c->idle = context->next;
+    } else if (c->contexts < c->contexts_max) {
+        context = context_new(c->level);
+        c->contexts += context != NULL;
+    }
+    return context;
 }
 
 static size_t pack(struct compressor *c, struct context *context, const char *raw, size_t len, void *out)
@@ -155,24 +155,59 @@ static bool is_futile(struct compressor *c, struct context *context, const char 
     return !size || size > SAMPLE - SAMPLE / 16;
 }
 
-size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out)
+static size_t run(struct compressor *c, struct context *context, const char *raw, size_t len, void *out)
 {
-    const char *p = raw;
-    struct context *context = acquire(c);
+    bool futile = atomic_load_explicit(&c->futile, memory_order_relaxed);
     size_t size = 0;
 
-    if (!context)
-        return 0;
-    bool futile = atomic_load_explicit(&c->futile, memory_order_relaxed);
-    futile = futile && len > 4 * SAMPLE && is_futile(c, context, p, len, out);
+    futile = futile && len > 4 * SAMPLE && is_futile(c, context, raw, len, out);
     if (!futile)
-        size = pack(c, context, p, len, out);
+        size = pack(c, context, raw, len, out);
     /* A few bytes less are not worth the work at the other side. */
     if (size > len - len / 64)
         size = 0;
     atomic_store_explicit(&c->futile, size == 0, memory_order_relaxed);
-    release(c, context);
     return size;
+}
+
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, struct context **lease)
+{
+    if (!*lease) {
+        SCOPED_LOCK(&c->lock);
+        *lease = acquire(c);
+        if (!*lease && !c->contexts)
+            return 0;
+        if (!*lease) {
+            struct job job = {.raw = raw, .len = len, .out = out, .wake = PTHREAD_COND_INITIALIZER};
+            *c->last = &job;
+            c->last = &job.next;
+            while (!job.done)
+                pthread_cond_wait(&job.wake, &c->lock);
+            pthread_cond_destroy(&job.wake);
+            return job.size;
+        }
+    }
+    return run(c, *lease, raw, len, out);
+}
+
+void compressor_help(struct compressor *c, struct context *lease)
+{
+    if (!lease)
+        return;
+    SCOPED_LOCK(&c->lock);
+    while (c->first) {
+        struct job *job = c->first;
+        c->first = job->next;
+        if (!c->first)
+            c->last = &c->first;
+        pthread_mutex_unlock(&c->lock);
+        job->size = run(c, lease, job->raw, job->len, job->out);
+        pthread_mutex_lock(&c->lock);
+        job->done = true;
+        pthread_cond_signal(&job->wake);
+    }
+    lease->next = c->idle;
+    c->idle = lease;
 }
 
 struct decompressor {

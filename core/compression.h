@@ -4,8 +4,8 @@
  *
  * The source has a few contexts for all channels of a migration, as many as
  * compress at once on this machine, and buffers for what waits to be sent; both
- * are reused. A context is held only while it compresses: who holds one waits
- * for nobody.
+ * are reused. Who gets a context compresses for all who wait for one, before it is
+ * given back: to hand it from thread to thread leaves processors idle.
  */
 #ifndef MIGFS_COMPRESSION_H
 #define MIGFS_COMPRESSION_H
@@ -24,6 +24,7 @@
 #define COMPRESSION_RAW_MAX (WIRE_STRIPE_SIZE + WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 8)
 
 struct compressor;
+struct context;
 
 /** compressor_new - contexts for @level; NULL when memory runs out */
 struct compressor *compressor_new(int level);
@@ -39,10 +40,15 @@ void compressor_return(struct compressor *c, void *buffer);
  * compressor_pack - compress a payload
  * @raw: at most COMPRESSION_RAW_MAX bytes
  * @out: a buffer of compressor_buffer()
+ * @lease: NULL at first; a context, if this thread got one, which it uses again, and gives to
+ *         compressor_help() soon: without waiting for anybody, for others wait for it
  *
  * Return: the packed size; 0 when it would not be smaller.
  */
-size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out);
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, struct context **lease);
+
+/** compressor_help - compress what others wait for, and give the lease back; NULL is fine */
+void compressor_help(struct compressor *c, struct context *lease);
 
 struct decompressor;
 

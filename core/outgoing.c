@@ -1056,7 +1056,7 @@ static uint32_t gather(const char *raw, uint64_t range, char *out)
  * Makes the payload that is sent: compressed, if it shrinks. Returns it, with
  * the packet's lengths and flags filled in; NULL when memory runs out.
  */
-static const char *pack(struct compressor *c, struct outgoing_piece *piece)
+static const char *pack(struct compressor *c, struct outgoing_piece *piece, struct context **lease)
 {
     struct packet *packet = &piece->packet;
     const char *payload = piece->raw;
@@ -1069,7 +1069,7 @@ static const char *pack(struct compressor *c, struct outgoing_piece *piece)
     }
     packet->length = packet->raw_length;
     piece->packed = c ? compressor_buffer(c) : NULL;
-    size_t packed = piece->packed ? compressor_pack(c, payload, packet->raw_length, piece->packed) : 0;
+    size_t packed = piece->packed ? compressor_pack(c, payload, packet->raw_length, piece->packed, lease) : 0;
     if (!packed)
         return payload;
     packet->length = (uint32_t)packed;
@@ -1078,12 +1078,12 @@ static const char *pack(struct compressor *c, struct outgoing_piece *piece)
 }
 
 /* What was left for after the writer was answered; then the packet can be sent. */
-static void prepare(struct outgoing_write *write, struct outgoing_piece *piece)
+static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, struct context **lease)
 {
     struct migration *m = write->m;
     struct packet *packet = &piece->packet;
     struct file_channel *fc = &write->file->per_channel[piece->channel->index];
-    const char *payload = pack(m->out->compressor, piece);
+    const char *payload = pack(m->out->compressor, piece, lease);
 
     if (!payload) {
         struct error failure = {0};
@@ -1109,12 +1109,15 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece)
 void outgoing_write_end(struct outgoing_write *write)
 {
     struct outgoing *out = write->m->out;
+    struct context *lease = NULL;
 
     /* All are prepared before any is waited for: others wait for them. */
     for (unsigned i = 0; i < write->n; i++) {
         if (write->pieces[i].later)
-            prepare(write, &write->pieces[i]);
+            prepare(write, &write->pieces[i], &lease);
     }
+    /* Whoever is helped sends what comes before its own. */
+    compressor_help(out->compressor, lease);
     for (unsigned i = 0; i < write->n; i++) {
         struct outgoing_piece *piece = &write->pieces[i];
         channel_finish(piece->channel, &piece->entry);

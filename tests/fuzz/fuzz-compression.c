@@ -80,7 +80,9 @@ static void round_trip(struct input *in, bool damage)
     MUST(compressors[i]);
     uint8_t *out = compressor_buffer(compressors[i]);
     MUST(out);
-    size_t packed = compressor_pack(compressors[i], raw, size, out);
+    struct context *lease = NULL;
+    size_t packed = compressor_pack(compressors[i], raw, size, out, &lease);
+    compressor_help(compressors[i], lease);
     MUST(!packed || packed < size);
     if (packed && damage) {
         out[at % packed] ^= (uint8_t)flip;

@@ -816,9 +816,12 @@ static void make_payload(uint8_t *out, size_t len, uint32_t seed)
 /* The same packet, compressed; the packed payload is in @packed. */
 static struct packet compressed(struct packet packet, const void *raw)
 {
+    struct context *lease = NULL;
+
     packet.flags = WIRE_PACKET_ZSTD;
     packet.raw_length = packet.length;
-    packet.length = (uint32_t)compressor_pack(packer, raw, packet.raw_length, packed);
+    packet.length = (uint32_t)compressor_pack(packer, raw, packet.raw_length, packed, &lease);
+    compressor_help(packer, lease);
     cr_assert(ne(u32, packet.length, 0));
     return packet;
 }
