@@ -2,11 +2,11 @@
 /* The sending side of a data channel; see channel.h. */
 #include "channel.h"
 #include "cleanup.h"
+#include "clock.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
 /* A write can alternate between small and large packets: a chunk serves as many slices as that. */
 #define SLICES 64
@@ -37,11 +37,7 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
     ch->in_flight_tail = &ch->in_flight;
     pthread_mutex_init(&ch->lock, NULL);
     pthread_cond_init(&ch->progress, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&ch->more, &attr);
-    pthread_condattr_destroy(&attr);
+    clock_cond_init(&ch->more);
 }
 
 int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode)
@@ -570,12 +566,8 @@ static bool is_too_little(const struct channel *ch)
 /* Called and left with the lock held. */
 static void linger(struct channel *ch)
 {
-    struct timespec until;
+    struct timespec until = clock_timespec(clock_ns() + CHANNEL_LINGER_US * 1000);
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += CHANNEL_LINGER_US * 1000;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
     ch->lingering = true;
     while (is_too_little(ch) && pthread_cond_timedwait(&ch->more, &ch->lock, &until) != ETIMEDOUT)
         ;

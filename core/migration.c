@@ -37,11 +37,7 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
         .zero_pages = true,
     };
     pthread_mutex_init(&m->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&m->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    clock_cond_init(&m->changed);
     SCOPED_LOCK(&host->lock);
     host->living++;
     return m;

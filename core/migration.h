@@ -36,23 +36,21 @@ struct incoming;
 
 enum role { ROLE_OUTGOING, ROLE_INCOMING };
 
-/* Whether payloads carry a checksum. Auto: where the daemon looks at most of them anyway. */
-enum checksum_choice { CHECKSUM_AUTO, CHECKSUM_ON, CHECKSUM_OFF };
-
-/* Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that has been seen to be faster. */
-enum splice_choice { SPLICE_AUTO, SPLICE_ON, SPLICE_OFF };
+enum choice { CHOICE_AUTO, CHOICE_ON, CHOICE_OFF };
 
 struct settings {
     struct uri uri; /* text empty: not set */
     unsigned channels;
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
-    enum checksum_choice checksum_choice;
+    /* Whether payloads carry a checksum. Auto: where the daemon looks at most of them anyway. */
+    enum choice checksum_choice;
     bool checksum; /* what came of the choice at the start; incoming: what the source has chosen */
     bool compress;   /* with zstd */
     int zstd_level;
     enum zerocopy_mode zero_copy;
-    enum splice_choice splice;
+    /* Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that is known to be faster. */
+    enum choice splice;
     bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 

@@ -278,7 +278,7 @@ static int announce_file(struct migration *m, struct file *file, bool in_setup, 
     }
     if (ret < 0)
         return ret;
-    struct timespec until = {deadline / 1000, deadline % 1000 * 1000000};
+    struct timespec until = clock_timespec(deadline * 1000000);
     SCOPED_LOCK(&m->lock);
     /* Not interruptible any more: the destination may have made the file. */
     while (!out->attempt.reply.there && m->state == STATE_ACTIVE) {
@@ -318,9 +318,9 @@ static int check_quota(const struct outgoing *out, const struct file *file, uint
 static bool wants_splice(const struct migration *m)
 {
     const struct settings *settings = &m->settings;
-    bool pays = settings->splice == SPLICE_ON || m->out->channels[0].transport->splices;
+    bool pays = settings->splice == CHOICE_ON || m->out->channels[0].transport->splices;
 
-    return settings->splice != SPLICE_OFF && pays && m->host->splices && !settings->compress && !settings->checksum &&
+    return settings->splice != CHOICE_OFF && pays && m->host->splices && !settings->compress && !settings->checksum &&
            settings->zero_copy != ZEROCOPY_REQUIRE;
 }
 
@@ -403,7 +403,7 @@ static int may_start(struct migration *m, struct error *err)
     if (m->settings.device_channels >= m->settings.channels)
         return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
                          m->settings.device_channels, m->settings.channels);
-    if (m->settings.splice == SPLICE_ON && !m->host->splices)
+    if (m->settings.splice == CHOICE_ON && !m->host->splices)
         return error_set(err, CAUSE_UNSUPPORTED,
                          "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
     return m->out->reference ? check_reference(m->out->reference, m->files[WIRE_RAM], err) : 0;
@@ -412,8 +412,8 @@ static int may_start(struct migration *m, struct error *err)
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
 static bool wants_checksum(const struct settings *settings, bool by_reference)
 {
-    if (settings->checksum_choice != CHECKSUM_AUTO)
-        return settings->checksum_choice == CHECKSUM_ON;
+    if (settings->checksum_choice != CHOICE_AUTO)
+        return settings->checksum_choice == CHOICE_ON;
     return settings->compress || (settings->zero_pages && !by_reference);
 }
 

@@ -17,6 +17,7 @@
  */
 #include "loop.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "ops.h"
 
 #include <errno.h>
@@ -30,7 +31,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define WORKERS_MAX  2048 /* a blocked command, reader or writer takes one */
@@ -76,20 +76,6 @@ struct loop {
 
 static _Thread_local struct worker *current;
 
-/* A large enough one; or -errno. */
-static int open_pipe(int pipe[2])
-{
-    if (pipe2(pipe, O_CLOEXEC | O_NONBLOCK) < 0)
-        return -errno;
-    if (fcntl(pipe[0], F_SETPIPE_SZ, PIPE_SIZE) >= 0)
-        return 0;
-    int ret = -errno;
-    close(pipe[0]);
-    close(pipe[1]);
-    pipe[0] = pipe[1] = -1;
-    return ret;
-}
-
 static void close_pipe(int pipe[2])
 {
     if (pipe[0] >= 0) {
@@ -99,14 +85,25 @@ static void close_pipe(int pipe[2])
     pipe[0] = pipe[1] = -1;
 }
 
+/* Whether a large enough one could be had. */
+static bool open_pipe(int pipe[2])
+{
+    if (pipe2(pipe, O_CLOEXEC | O_NONBLOCK) < 0)
+        return false;
+    if (fcntl(pipe[0], F_SETPIPE_SZ, PIPE_SIZE) >= 0)
+        return true;
+    close_pipe(pipe);
+    return false;
+}
+
 bool loop_can_splice(void)
 {
     int pipe[2];
-    int ret = open_pipe(pipe);
+    bool can = open_pipe(pipe);
 
-    if (ret == 0)
+    if (can)
         close_pipe(pipe);
-    return ret == 0;
+    return can;
 }
 
 void loop_prefer_pipe(bool prefer)
@@ -222,7 +219,7 @@ static bool choose_pipe(struct worker *worker)
 
     if (!wanted)
         close_pipe(worker->pipe);
-    else if (worker->pipe[0] < 0 && open_pipe(worker->pipe) < 0)
+    else if (worker->pipe[0] < 0 && !open_pipe(worker->pipe))
         loop_prefer_pipe(false);
     return worker->pipe[0] >= 0;
 }
@@ -324,7 +321,6 @@ static void *run_worker(void *arg)
 int loop_start(struct fuse_session *se, struct loop **out)
 {
     struct loop *loop = calloc(1, sizeof(*loop));
-    pthread_condattr_t attr;
 
     if (!loop)
         return -ENOMEM;
@@ -336,10 +332,7 @@ int loop_start(struct fuse_session *se, struct loop **out)
         return ret;
     }
     pthread_mutex_init(&loop->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&loop->gone, &attr);
-    pthread_condattr_destroy(&attr);
+    clock_cond_init(&loop->gone);
     pthread_mutex_lock(&loop->lock);
     int ret = add_worker(loop);
     pthread_mutex_unlock(&loop->lock);
@@ -357,18 +350,13 @@ int loop_ended_fd(const struct loop *loop)
 
 int loop_stop(struct loop *loop)
 {
-    struct timespec until;
-
     atomic_store(&loop->stopping, true);
     pthread_mutex_lock(&loop->lock);
     while (loop->count) {
         /* A worker may be about to wait when it is kicked: once is not enough. */
         for (struct worker *worker = loop->workers; worker; worker = worker->next)
             pthread_kill(worker->thread, SIGUSR1);
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += KICK_MS * 1000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = clock_timespec(clock_ns() + KICK_MS * 1000000);
         pthread_cond_timedwait(&loop->gone, &loop->lock, &until);
     }
     pthread_mutex_unlock(&loop->lock);

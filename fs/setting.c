@@ -92,27 +92,22 @@ static void format_switch(bool value, char *out, size_t size)
     snprintf(out, size, value ? "on" : "off");
 }
 
-/* In the order of both enums of choices. */
-static const char *const choice_names[] = {"auto", "on", "off"};
-_Static_assert(CHECKSUM_ON == 1 && CHECKSUM_OFF == 2 && SPLICE_ON == 1 && SPLICE_OFF == 2, "choice_names");
+static const char *const choice_names[] = {[CHOICE_AUTO] = "auto", [CHOICE_ON] = "on", [CHOICE_OFF] = "off"};
 
-/* The choice, or -EIO with @err. */
-static int parse_choice(const char *text, struct error *err)
+static int parse_choice(const char *text, enum choice *out, struct error *err)
 {
-    for (int choice = 0; choice < 3; choice++) {
-        if (!strcmp(text, choice_names[choice]))
-            return choice;
+    for (enum choice choice = CHOICE_AUTO; choice <= CHOICE_OFF; choice++) {
+        if (!strcmp(text, choice_names[choice])) {
+            *out = choice;
+            return 0;
+        }
     }
     return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither auto nor on nor off", text);
 }
 
 static int parse_checksum(struct settings *settings, const char *text, struct error *err)
 {
-    int choice = parse_choice(text, err);
-
-    if (choice >= 0)
-        settings->checksum_choice = (enum checksum_choice)choice;
-    return choice < 0 ? choice : 0;
+    return parse_choice(text, &settings->checksum_choice, err);
 }
 
 static void format_checksum(const struct settings *settings, char *out, size_t size)
@@ -122,11 +117,7 @@ static void format_checksum(const struct settings *settings, char *out, size_t s
 
 static int parse_splice(struct settings *settings, const char *text, struct error *err)
 {
-    int choice = parse_choice(text, err);
-
-    if (choice >= 0)
-        settings->splice = (enum splice_choice)choice;
-    return choice < 0 ? choice : 0;
+    return parse_choice(text, &settings->splice, err);
 }
 
 static void format_splice(const struct settings *settings, char *out, size_t size)

@@ -237,7 +237,7 @@ Test(migration, over_tcp_ipv6)
 
 static void no_checksum(struct settings *settings)
 {
-    settings->checksum_choice = CHECKSUM_OFF;
+    settings->checksum_choice = CHOICE_OFF;
 }
 
 Test(migration, without_checksums)
@@ -268,7 +268,7 @@ Test(migration, compressed)
 static void with_zstd_and_nothing_else(struct settings *settings)
 {
     settings->compress = true;
-    settings->checksum_choice = CHECKSUM_OFF;
+    settings->checksum_choice = CHOICE_OFF;
     settings->zero_pages = false;
 }
 

@@ -104,7 +104,7 @@ Test(outgoing, hello_says_what_was_set)
 {
     m->settings.channels = 5;
     m->settings.device_channels = 2;
-    m->settings.checksum_choice = CHECKSUM_OFF;
+    m->settings.checksum_choice = CHOICE_OFF;
     m->settings.compress = true;
     m->settings.timeout_ms = 12345;
     start_begin();

@@ -274,7 +274,7 @@ Test(reference, stopped)
 }
 
 /* Shorter than it was: by a look, with a checksum, and by send(2). Nothing of that is ever completed. */
-static void become_shorter(enum checksum_choice checksum, bool zero_pages)
+static void become_shorter(enum choice checksum, bool zero_pages)
 {
     const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
     struct error err = {0};
@@ -301,21 +301,21 @@ static void become_shorter(enum checksum_choice checksum, bool zero_pages)
 
 Test(reference, shorter_than_a_look)
 {
-    become_shorter(CHECKSUM_OFF, true);
+    become_shorter(CHOICE_OFF, true);
 }
 
 Test(reference, shorter_than_a_checksum)
 {
-    become_shorter(CHECKSUM_ON, false);
+    become_shorter(CHOICE_ON, false);
 }
 
 Test(reference, shorter_than_what_is_sent)
 {
-    become_shorter(CHECKSUM_OFF, false);
+    become_shorter(CHOICE_OFF, false);
 }
 
 /* Memory that the guest has never touched stays so, here and there. */
-static void leave_holes(enum checksum_choice checksum, bool compress)
+static void leave_holes(enum choice checksum, bool compress)
 {
     const uint64_t size = 16 * (uint64_t)WIRE_STRIPE_SIZE;
     struct error err = {0};
@@ -345,17 +345,17 @@ static void leave_holes(enum checksum_choice checksum, bool compress)
 
 Test(reference, holes_are_looked_at)
 {
-    leave_holes(CHECKSUM_OFF, false);
+    leave_holes(CHOICE_OFF, false);
 }
 
 Test(reference, holes_with_a_checksum)
 {
-    leave_holes(CHECKSUM_ON, false);
+    leave_holes(CHOICE_ON, false);
 }
 
 Test(reference, holes_that_are_compressed)
 {
-    leave_holes(CHECKSUM_OFF, true);
+    leave_holes(CHOICE_OFF, true);
 }
 
 /* The size of RAM, where nobody has declared it, is that of the last file. */
