@@ -20,6 +20,7 @@
 #include "clock.h"
 #include "ops.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -39,6 +40,8 @@
 #define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
 
 #define PAGE         4096u
+#define HUGE_PAGE    (2u << 20)
+#define LARGE        (OPS_MAX_WRITE / 4) /* a request that shows that a huge page pays */
 #define PIPE_SIZE    (2u << 20) /* slots for OPS_MAX_WRITE bytes, which need not begin with a page, and a header */
 #define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
@@ -50,8 +53,9 @@ struct worker {
      * Where requests are read to. Such that the data of a write begins with a page: from an
      * aligned writer's pages, the kernel then copies each into one of ours.
      */
-    char *buffer;
+    char *buffer, *data;
     char *mapping;
+    bool huge; /* the data is in a huge page, if the kernel had one */
     int pipe[2]; /* for requests that may be spliced; -1: there is none yet */
 };
 
@@ -72,7 +76,9 @@ struct loop {
 };
 
 #define BUFFER_SIZE  (WRITE_HEADER + OPS_MAX_WRITE)
-#define MAPPING_SIZE (PAGE + OPS_MAX_WRITE)
+#define MAPPING_SIZE (2 * HUGE_PAGE) /* in it, a huge page and the page before it; the rest is never touched */
+
+static_assert(OPS_MAX_WRITE <= HUGE_PAGE, "the data of a write is in one huge page");
 
 static _Thread_local struct worker *current;
 
@@ -118,7 +124,7 @@ void loop_prefer_pipe(bool prefer)
 
 void *loop_buffer(void)
 {
-    return current->mapping + PAGE;
+    return current->data;
 }
 
 static void worker_free(struct worker *worker)
@@ -138,13 +144,26 @@ static struct worker *worker_new(struct loop *loop)
         return NULL;
     worker->loop = loop;
     worker->pipe[0] = worker->pipe[1] = -1;
-    worker->mapping = mmap(NULL, MAPPING_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    worker->mapping =
+        mmap(NULL, MAPPING_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (worker->mapping == MAP_FAILED) {
         free(worker);
         return NULL;
     }
-    worker->buffer = worker->mapping + PAGE - WRITE_HEADER;
+    worker->data = worker->mapping + HUGE_PAGE - (uintptr_t)worker->mapping % HUGE_PAGE;
+    worker->buffer = worker->data - WRITE_HEADER;
     return worker;
+}
+
+/*
+ * For each page of data that is read, the kernel looks up the page it goes to, and
+ * marks it: faster within a huge page. A daemon that has little to do needs none.
+ */
+static void use_huge_page(struct worker *worker)
+{
+    worker->huge = true;
+    if (madvise(worker->data, HUGE_PAGE, MADV_HUGEPAGE) == 0)
+        madvise(worker->data, HUGE_PAGE, MADV_DONTNEED); /* the small pages that are in its place */
 }
 
 static void worker_join(struct worker *worker)
@@ -285,6 +304,8 @@ static bool serve(struct worker *worker)
     /* What was refused, or could not be sent, is no part of the next request. */
     if (piped && (ioctl(buf.fd, FIONREAD, &left) < 0 || left))
         close_pipe(worker->pipe);
+    if (n >= LARGE && !worker->huge)
+        use_huge_page(worker);
     if (fuse_session_exited(loop->se)) {
         end(loop, 0);
         return false;
