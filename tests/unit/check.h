@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Assertions on calls that take a struct error, which is the caller's variable `err`. */
+/*
+ * Assertions on calls that take a struct error, which is the caller's variable `err`.
+ *
+ * Criterion 2.4.1's gt(T, a, b) also holds when both are equal: write a > b.
+ */
 #ifndef MIGFS_TEST_CHECK_H
 #define MIGFS_TEST_CHECK_H
 

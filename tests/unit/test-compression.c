@@ -45,7 +45,7 @@ Test(compression, round_trip)
                 fill(raw, lengths[i], true);
             size_t size = pack(c, raw, lengths[i], packed);
             if (levels[level] > 0)
-                cr_expect(gt(sz, size, 0), "%zu bytes at level %d", lengths[i], levels[level]);
+                cr_expect(size > 0, "%zu bytes at level %d", lengths[i], levels[level]);
             cr_expect(lt(sz, size, lengths[i]));
             if (size) {
                 memset(got, 0xee, COMPRESSION_RAW_MAX);
@@ -73,7 +73,7 @@ Test(compression, what_does_not_shrink)
     for (int i = 0; i < 3; i++) {
         cr_expect(eq(sz, pack(c, noise, sizeof(noise), packed), 0));
         cr_expect(eq(sz, pack(c, noise, 4096, packed), 0));
-        cr_expect(gt(sz, pack(c, text, sizeof(text), packed), 0));
+        cr_expect(pack(c, text, sizeof(text), packed) > 0);
     }
     compressor_return(c, packed);
     compressor_return(c, NULL);
@@ -118,7 +118,7 @@ Test(compression, nothing_is_written_past_the_end)
     fill(raw, sizeof(raw), true);
     packed = compressor_buffer(c);
     size_t size = pack(c, raw, LENGTH, packed);
-    cr_assert(gt(sz, size, 100));
+    cr_assert(size > 100);
     copy = malloc(size);
     memcpy(copy, packed, size);
 

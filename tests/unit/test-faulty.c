@@ -178,7 +178,7 @@ Test(faulty, short_receives)
     size_t left = LENGTH;
     while (left > 0) {
         ssize_t n = transport_recv(link.a, got, sizeof(got), 0);
-        cr_assert(gt(long, n, 0));
+        cr_assert(n > 0);
         cr_expect(le(long, n, 7));
         left -= (size_t)n;
     }

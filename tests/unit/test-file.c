@@ -121,7 +121,7 @@ Test(file, home_bytes)
                                   "file %u, channel %u, %u for devices", id, c, devices);
                 }
             }
-            cr_expect(gt(u64, file_home_bytes(file, file_home(file, 0), 0, WIRE_OFFSET_MAX), 0), "and no time for a huge one");
+            cr_expect(file_home_bytes(file, file_home(file, 0), 0, WIRE_OFFSET_MAX) > 0, "and no time for a huge one");
             file_free(file, false);
         }
     }
@@ -850,7 +850,7 @@ Test(file, follow_a_stream)
     while (at < STREAM_LENGTH) {
         char buf[70000];
         ssize_t n = file_read(stream, at, buf, sizeof(buf), false, NULL);
-        cr_assert(gt(long, n, 0));
+        cr_assert(n > 0);
         for (ssize_t i = 0; i < n; i++)
             cr_assert(buf[i] == byte_at(at + (uint64_t)i), "at %llu", (unsigned long long)at + i);
         at += (uint64_t)n;
