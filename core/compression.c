@@ -40,11 +40,12 @@ struct job {
 
 struct compressor {
     int level;
+    unsigned cpus;
     size_t buffer_size;
     atomic_bool futile; /* the last payload did not shrink; a hint, relaxed */
     pthread_mutex_t lock; /* a leaf lock; guards what follows */
     struct context *idle; /* only while no job waits */
-    unsigned contexts, contexts_max;
+    unsigned contexts;
     struct job *first, **last;
     struct buffer *buffers;
 };
@@ -58,7 +59,7 @@ struct compressor *compressor_new(int level)
         return NULL;
     c->level = level;
     c->buffer_size = ZSTD_compressBound(COMPRESSION_RAW_MAX);
-    c->contexts_max = cpus > 1 ? (unsigned)cpus : 1;
+    c->cpus = cpus > 1 ? (unsigned)cpus : 1;
     pthread_mutex_init(&c->lock, NULL);
     c->last = &c->first;
     return c;
@@ -121,13 +122,14 @@ static struct context *context_new(int level)
 }
 
 /* Called with the lock held: an idle context, or a new one; NULL: there are enough, or memory runs out. */
-static struct context *acquire(struct compressor *c)
+static struct context *acquire(struct compressor *c, bool eager)
 {
     struct context *context = c->idle;
+    unsigned max = c->cpus + eager;
 
     if (context) {
         c->idle = context->next;
-    } else if (c->contexts < c->contexts_max) {
+    } else if (c->contexts < max) {
         context = context_new(c->level);
         c->contexts += context != NULL;
     }
@@ -170,11 +172,11 @@ static size_t run(struct compressor *c, struct context *context, const char *raw
     return size;
 }
 
-size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, struct context **lease)
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, bool eager, struct context **lease)
 {
     if (!*lease) {
         SCOPED_LOCK(&c->lock);
-        *lease = acquire(c);
+        *lease = acquire(c, eager);
         if (!*lease && !c->contexts)
             return 0;
         if (!*lease) {

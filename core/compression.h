@@ -40,12 +40,16 @@ void compressor_return(struct compressor *c, void *buffer);
  * compressor_pack - compress a payload
  * @raw: at most COMPRESSION_RAW_MAX bytes
  * @out: a buffer of compressor_buffer()
+ * @eager: of a thread that only compresses and sends. There are as many contexts as processors, and one more for
+ *         eager threads: the kernel may leave two threads on one processor for milliseconds while another one is
+ *         idle, which a thread that waits for a context cannot use
  * @lease: NULL at first; a context, if this thread got one, which it uses again, and gives to
  *         compressor_help() soon: without waiting for anybody, for others wait for it
  *
  * Return: the packed size; 0 when it would not be smaller.
  */
-size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, struct context **lease);
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, bool eager,
+                       struct context **lease);
 
 /** compressor_help - compress what others wait for, and give the lease back; NULL is fine */
 void compressor_help(struct compressor *c, struct context *lease);

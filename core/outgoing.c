@@ -820,6 +820,7 @@ static int begin_write(struct migration *m, struct file *file, const struct plan
     write->pieces = write->few;
     memset(write->need, 0, sizeof(write->need));
     write->channels = 0;
+    write->eager = false;
     for (unsigned i = 0; i < plan->n; i++) {
         bool *need = &write->need[file_home(file, plan->packets[i].offset)];
         write->channels += !*need;
@@ -1012,6 +1013,7 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
     end_plan(&plan, buffer, offset);
     if (begin_write(m, ram, &plan, write, err) < 0)
         return -EIO;
+    write->eager = true;
     int ret = place(m, ram, buffer, offset, &plan, NULL, write, err);
     if (ret < 0 && write->pieces != write->few)
         free(write->pieces);
@@ -1056,7 +1058,7 @@ static uint32_t gather(const char *raw, uint64_t range, char *out)
  * Makes the payload that is sent: compressed, if it shrinks. Returns it, with
  * the packet's lengths and flags filled in; NULL when memory runs out.
  */
-static const char *pack(struct compressor *c, struct outgoing_piece *piece, struct context **lease)
+static const char *pack(struct compressor *c, struct outgoing_piece *piece, bool eager, struct context **lease)
 {
     struct packet *packet = &piece->packet;
     const char *payload = piece->raw;
@@ -1069,7 +1071,7 @@ static const char *pack(struct compressor *c, struct outgoing_piece *piece, stru
     }
     packet->length = packet->raw_length;
     piece->packed = c ? compressor_buffer(c) : NULL;
-    size_t packed = piece->packed ? compressor_pack(c, payload, packet->raw_length, piece->packed, lease) : 0;
+    size_t packed = piece->packed ? compressor_pack(c, payload, packet->raw_length, piece->packed, eager, lease) : 0;
     if (!packed)
         return payload;
     packet->length = (uint32_t)packed;
@@ -1083,7 +1085,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
     struct migration *m = write->m;
     struct packet *packet = &piece->packet;
     struct file_channel *fc = &write->file->per_channel[piece->channel->index];
-    const char *payload = pack(m->out->compressor, piece, lease);
+    const char *payload = pack(m->out->compressor, piece, write->eager, lease);
 
     if (!payload) {
         struct error failure = {0};

@@ -50,6 +50,7 @@ struct outgoing_write {
     struct file *file;
     bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
     unsigned channels;            /* how many do */
+    bool eager;                   /* who ends it has nothing else to do */
     unsigned n;
     struct outgoing_piece *pieces; /* few, or allocated */
     struct outgoing_piece few[4];

@@ -81,7 +81,7 @@ static void round_trip(struct input *in, bool damage)
     uint8_t *out = compressor_buffer(compressors[i]);
     MUST(out);
     struct context *lease = NULL;
-    size_t packed = compressor_pack(compressors[i], raw, size, out, &lease);
+    size_t packed = compressor_pack(compressors[i], raw, size, out, false, &lease);
     compressor_help(compressors[i], lease);
     MUST(!packed || packed < size);
     if (packed && damage) {

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static uint64_t random_state = 99;
 
@@ -21,7 +22,7 @@ static void fill(uint8_t *buf, size_t len, bool compressible)
 static size_t pack(struct compressor *c, const void *raw, size_t len, void *out)
 {
     struct context *lease = NULL;
-    size_t size = compressor_pack(c, raw, len, out, &lease);
+    size_t size = compressor_pack(c, raw, len, out, false, &lease);
 
     compressor_help(c, lease);
     return size;
@@ -148,6 +149,28 @@ Test(compression, nothing_is_written_past_the_end)
     free(out);
 }
 
+/* As many leases as processors are taken, and an eager thread gets one all the same. */
+Test(compression, eager, .timeout = 60)
+{
+    struct compressor *c = compressor_new(1);
+    char raw[30000] = {0};
+    void *packed = compressor_buffer(c);
+    struct context *leases[256] = {0}, *lease = NULL;
+    size_t cpus = (size_t)sysconf(_SC_NPROCESSORS_ONLN);
+
+    for (size_t i = 0; i < cpus && i < ARRAY_LENGTH(leases); i++) {
+        cr_assert(compressor_pack(c, raw, sizeof(raw), packed, false, &leases[i]) > 0);
+        cr_assert(leases[i] != NULL);
+    }
+    cr_expect(compressor_pack(c, raw, sizeof(raw), packed, true, &lease) > 0);
+    cr_expect(lease != NULL);
+    compressor_help(c, lease);
+    for (size_t i = 0; i < ARRAY_LENGTH(leases); i++)
+        compressor_help(c, leases[i]);
+    compressor_return(c, packed);
+    compressor_free(c);
+}
+
 /* More threads than processors share the contexts. */
 static struct compressor *shared;
 static atomic_uint wrong;
@@ -165,7 +188,7 @@ static void *pack_and_unpack(void *arg)
         struct context *lease = NULL;
         size_t size = 0;
         for (int times = 0; times <= i % 3; times++)
-            size = compressor_pack(shared, raw, LENGTH, packed, &lease);
+            size = compressor_pack(shared, raw, LENGTH, packed, i % 2, &lease);
         compressor_help(shared, lease);
         if (!size || decompressor_unpack(d, packed, size, got, LENGTH, NULL) < 0 || memcmp(raw, got, LENGTH))
             atomic_fetch_add(&wrong, 1);

@@ -820,7 +820,7 @@ static struct packet compressed(struct packet packet, const void *raw)
 
     packet.flags = WIRE_PACKET_ZSTD;
     packet.raw_length = packet.length;
-    packet.length = (uint32_t)compressor_pack(packer, raw, packet.raw_length, packed, &lease);
+    packet.length = (uint32_t)compressor_pack(packer, raw, packet.raw_length, packed, false, &lease);
     compressor_help(packer, lease);
     cr_assert(ne(u32, packet.length, 0));
     return packet;
