@@ -304,7 +304,7 @@ static bool serve(struct worker *worker)
     /* What was refused, or could not be sent, is no part of the next request. */
     if (piped && (ioctl(buf.fd, FIONREAD, &left) < 0 || left))
         close_pipe(worker->pipe);
-    if (n >= LARGE && !worker->huge)
+    if (n >= LARGE && !piped && !worker->huge)
         use_huge_page(worker);
     if (fuse_session_exited(loop->se)) {
         end(loop, 0);
