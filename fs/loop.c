@@ -39,7 +39,6 @@
 #define KICK_MS      20
 #define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
 
-#define PAGE         4096u
 #define HUGE_PAGE    (2u << 20)
 #define LARGE        (OPS_MAX_WRITE / 4) /* a request that shows that a huge page pays */
 #define PIPE_SIZE    (2u << 20) /* slots for OPS_MAX_WRITE bytes, which need not begin with a page, and a header */
@@ -49,12 +48,12 @@ struct worker {
     struct loop *loop;
     pthread_t thread;
     struct worker *prev, *next;
-    /*
-     * Where requests are read to. Such that the data of a write begins with a page: from an
-     * aligned writer's pages, the kernel then copies each into one of ours.
-     */
-    char *buffer, *data;
     char *mapping;
+    /*
+     * Where the data of a write is read to, its header just before it. It begins with a page: from
+     * an aligned writer's pages, the kernel then copies each into one of ours.
+     */
+    char *data;
     bool huge; /* the data is in a huge page, if the kernel had one */
     int pipe[2]; /* for requests that may be spliced; -1: there is none yet */
 };
@@ -151,7 +150,6 @@ static struct worker *worker_new(struct loop *loop)
         return NULL;
     }
     worker->data = worker->mapping + HUGE_PAGE - (uintptr_t)worker->mapping % HUGE_PAGE;
-    worker->buffer = worker->data - WRITE_HEADER;
     return worker;
 }
 
@@ -248,12 +246,13 @@ static ssize_t receive(struct worker *worker, struct fuse_buf *buf)
 {
     struct loop *loop = worker->loop;
     int fd = fuse_session_fd(loop->se);
+    char *buffer = worker->data - WRITE_HEADER;
     bool piped = choose_pipe(worker);
-    ssize_t n = piped ? splice(fd, NULL, worker->pipe[1], NULL, BUFFER_SIZE, 0) : read(fd, worker->buffer, BUFFER_SIZE);
+    ssize_t n = piped ? splice(fd, NULL, worker->pipe[1], NULL, BUFFER_SIZE, 0) : read(fd, buffer, BUFFER_SIZE);
 
     if (n > 0) {
         note_order(fd);
-        *buf = (struct fuse_buf){.size = (size_t)n, .mem = piped ? NULL : worker->buffer, .fd = worker->pipe[0]};
+        *buf = (struct fuse_buf){.size = (size_t)n, .mem = piped ? NULL : buffer, .fd = worker->pipe[0]};
         buf->flags = piped ? FUSE_BUF_IS_FD : 0;
         return n;
     }

@@ -9,9 +9,8 @@ helper pages
 pages=$helper
 limit=120
 
-# Minor faults and resident bytes (all of them, as the kernel adds them up) of the destination's daemon.
+# Minor faults of the destination's daemon. Its resident bytes, below, are all of them, as the kernel adds them up.
 faults() { sed 's/.*) //' /proc/"${daemon[dst]}"/stat | cut -d ' ' -f 8; }
-resident() { awk '$1 == "Rss:" { print $2 * 1024 }' /proc/"${daemon[dst]}"/smaps_rollup; }
 
 # held NAME: bytes of memory that its image takes at the destination, by the kernel and by the mount alike
 held() {
@@ -58,11 +57,11 @@ eighths() {
 	tell "src/$name" sync
 	local faults resident
 	faults=$(faults)
-	resident=$(resident)
+	resident=$(memory_of dst Rss)
 	overwrite image "src/$name/ram" bs="$4" skip=8M seek=8M iflag=skip_bytes oflag=seek_bytes
 	tell "src/$name" sync
 	faults=$(($(faults) - faults))
-	resident=$(($(resident) - resident))
+	resident=$(($(memory_of dst Rss) - resident))
 	say "$name: $((data / 4096)) data pages of $all: $faults faults, $resident bytes more"
 	is "$name: memory of the image" "$data" "$(held "$name")"
 	is "$name: data pages" $((data / 4096)) "$(status "dst/$name" normal)"
@@ -84,7 +83,7 @@ eighths() {
 	is "$name: first arrivals after zeros" $all "$(status "dst/$name" first-arrivals)"
 	is "$name: data after zeros" ENXIO "$(attempt seek "dst/$name/ram" data 0 && echo "$got")"
 	if [ -z "$MIGFS_SLOW" ]; then
-		at_most "$name: resident memory after zeros" $((16 << 20)) $(($(resident) - resident))
+		at_most "$name: resident memory after zeros" $((16 << 20)) $(($(memory_of dst Rss) - resident))
 	fi
 	finish_both "$name"
 	rm image

@@ -341,8 +341,8 @@ count_fds() {
 # Threads of the daemon of mount $1, but for FUSE's workers.
 count_threads() { cat /proc/"${daemon[$1]}"/task/*/comm 2>/dev/null | awk '/^mig-/ { n++ } END { print n + 0 }'; }
 
-# memory_of NAME KEY: bytes, from /proc/PID/status: VmHWM, RssAnon, RssFile
-memory_of() { awk -v key="$2:" '$1 == key { print $2 * 1024 }' /proc/"${daemon[$1]}"/status; }
+# memory_of NAME KEY: bytes, from /proc/PID/status (VmHWM, RssAnon, RssFile) or smaps_rollup (Rss, AnonHugePages)
+memory_of() { awk -v key="$2:" '$1 == key { print $2 * 1024; exit }' /proc/"${daemon[$1]}"/{status,smaps_rollup}; }
 
 # ---- Migrations ----
 

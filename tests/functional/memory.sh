@@ -6,7 +6,6 @@
 . "$(dirname "$0")/functions.sh"
 [ -z "$MIGFS_SLOW" ] || skip "sanitizers take memory of their own"
 
-huge_pages() { awk '$1 == "AnonHugePages:" { print $2 }' /proc/"${daemon[src]}"/smaps_rollup; }
 grep -q '\[madvise\]' /sys/kernel/mm/transparent_hugepage/enabled && by_request=1 || by_request=
 
 pair
@@ -15,7 +14,10 @@ outgoing vm 4
 truncate -s 1G src/vm/ram
 tell src/vm start
 for ((i = 0; i < 40; i++)); do cat src/vm/status >/dev/null; done
-[ -z "$by_request" ] || [ "$(huge_pages)" = 0 ] || fail "the daemon of src has $(huge_pages) KiB of huge pages before there was a write"
+if [ -n "$by_request" ]; then
+	huge=$(memory_of src AnonHugePages)
+	[ "$huge" = 0 ] || fail "the daemon of src has $huge bytes of huge pages before there was a write"
+fi
 pids=()
 for part in 0 1 2 3; do
 	overwrite image src/vm/ram bs=1M skip=$((part * 256)) seek=$((part * 256)) count=256 &
@@ -27,8 +29,9 @@ same image dst/vm/ram
 tell src/vm complete
 same image dst/vm/ram
 if [ -n "$by_request" ]; then
-	say "huge pages: $(huge_pages) KiB"
-	[ "$(huge_pages)" -gt 0 ] || fail "large writes came in small pages"
+	huge=$(memory_of src AnonHugePages)
+	say "huge pages: $((huge >> 20)) MiB"
+	[ "$huge" -gt 0 ] || fail "large writes came in small pages"
 fi
 for name in src dst; do
 	peak=$(memory_of $name VmHWM)
