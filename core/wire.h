@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WIRE_VERSION      1
+#define WIRE_VERSION      2
 #define WIRE_PAGE_SIZE    4096u
 #define WIRE_STRIPE_SIZE  (1u << 20)
 #define WIRE_CHANNELS_MAX 128

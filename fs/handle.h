@@ -18,7 +18,6 @@ struct handle {
     uid_t uid; /* who opened it */
     gid_t gid;
     bool writer;       /* counted among the file's writers */
-    atomic_bool wrote;
     bool cached;       /* through the page cache: a completed image */
     pthread_mutex_t lock; /* guards the text; held while a new one is made, so outside of migration.lock */
     char *text;        /* a snapshot, made by a read at offset 0 */

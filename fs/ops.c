@@ -281,12 +281,18 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
     return 0;
 }
 
-/* The flags of an answer to OPEN. libfuse 3.14 has no field for parallel direct writes, the kernel has. */
+/*
+ * The flags of an answer to OPEN. libfuse 3.14 has no field for parallel direct writes, the kernel has.
+ *
+ * close(2) never fails, since there are VMMs that end when it does: it is not asked
+ * about (FOPEN_NOFLUSH, also when the daemon is gone), and a kernel before 5.16,
+ * which asks, learns that there is no such operation, and does not ask again.
+ */
 static struct fuse_open_out open_out(const struct handle *handle)
 {
     return (struct fuse_open_out){
         .fh = (uint64_t)(uintptr_t)handle,
-        .open_flags = handle->cached ? 0 : FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
+        .open_flags = FOPEN_NOFLUSH | (handle->cached ? 0 : FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES),
     };
 }
 
@@ -392,22 +398,6 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     (void)ino;
     abandon(handle_of(fi));
     fuse_reply_err(req, 0);
-}
-
-/* close(2) of a handle that wrote: an error that came after the writes were answered shows here too. */
-static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-    struct node *node = node_of(ino);
-    struct handle *handle = handle_of(fi);
-    struct error err = {0};
-
-    if (handle->writer && handle->wrote) {
-        pthread_mutex_lock(&node->m->lock);
-        if (node->m->state == STATE_FAILED || node->m->state == STATE_CANCELLED)
-            err = node->m->failure;
-        pthread_mutex_unlock(&node->m->lock);
-    }
-    fuse_reply_err(req, errno_of(err.cause));
 }
 
 static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
@@ -614,7 +604,6 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const char *bu
     struct waiting waiting;
     struct error err = {0};
 
-    atomic_store_explicit(&handle->wrote, true, memory_order_relaxed);
     wait_begin(req, &waiting, m);
     int ret = buf ? outgoing_write_begin(m, node_file(node), buf, size, (uint64_t)offset, &waiting.interrupt, &write, &err)
                   : outgoing_splice_begin(m, node_file(node), pipe, size, (uint64_t)offset, &waiting.interrupt, &write,
@@ -840,7 +829,6 @@ const struct fuse_lowlevel_ops ops_table = {
     .open = op_open,
     .create = op_create,
     .release = op_release,
-    .flush = op_flush,
     .fsync = op_fsync,
     .read = op_read,
     .write_buf = op_write_buf,

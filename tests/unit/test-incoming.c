@@ -44,7 +44,7 @@ static const struct {
     size_t offset, size;
     uint64_t value;
 } bad_hellos[] = {
-    {"another version", offsetof(struct wire_hello, version), 2, 2},
+    {"another version", offsetof(struct wire_hello, version), 2, 1},
     {"129 channels", offsetof(struct wire_hello, channels), 2, 129},
     {"no channels", offsetof(struct wire_hello, channels), 2, 0},
     {"an unknown feature", offsetof(struct wire_hello, features), 8, 1ull << 40},

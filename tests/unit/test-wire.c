@@ -129,7 +129,7 @@ Test(wire, hello_layout)
 
     wire_hello_encode(&hello, &wire);
     cr_expect(zero(int, memcmp(p, "migfs\r\n\x1a", 8)));
-    cr_expect(zero(int, memcmp(p + 8, "\x01\0\x01\0\x03\0\x07\0", 8)), "version, kind, channel, channels");
+    cr_expect(zero(int, memcmp(p + 8, "\x02\0\x01\0\x03\0\x07\0", 8)), "version, kind, channel, channels");
     cr_expect(zero(int, memcmp(p + 40, "\0\x10\0\0\0\0\x10\0\x39\x30\0\0\x04\0\x02\0", 16)),
               "page size, stripe size, timeout, length of the name, device channels");
     cr_expect(zero(int, memcmp(p + 56, "vm-1\0", 5)));
@@ -140,7 +140,7 @@ static const struct change hello_changes[] = {
     {"magic", 0, 1, 'M', false},
     {"magic, last byte", 7, 1, 0, false},
     {"version 0", FIELD(wire_hello, version), 0, false},
-    {"version 2", FIELD(wire_hello, version), 2, false},
+    {"version 1", FIELD(wire_hello, version), 1, false},
     {"version 65535", FIELD(wire_hello, version), 65535, false},
     {"kind 3", FIELD(wire_hello, kind), 3, false},
     {"kind 65535", FIELD(wire_hello, kind), 65535, false},
@@ -261,7 +261,7 @@ static const struct change reply_changes[] = {
     {"nothing", FIELD(wire_hello_reply, timeout_ms), 7, true},
     {"magic", 0, 1, 'm', false},
     {"version 0", FIELD(wire_hello_reply, version), 0, false},
-    {"version 2", FIELD(wire_hello_reply, version), 2, false},
+    {"version 1", FIELD(wire_hello_reply, version), 1, false},
     {"the longest text", FIELD(wire_hello_reply, text_length), 255, true},
     {"a text that is too long", FIELD(wire_hello_reply, text_length), 256, false},
     {"a text that is much too long", FIELD(wire_hello_reply, text_length), 65535, false},
@@ -286,7 +286,7 @@ Test(wire, reply_fields)
 /* A refusal is readable whatever version it comes from; causes and outcomes of the future mean something safe. */
 Test(wire, reply_of_the_future)
 {
-    static const struct change version = {"version", FIELD(wire_hello_reply, version), 2, true};
+    static const struct change version = {"version", FIELD(wire_hello_reply, version), 1, true};
     static const struct change cause = {"cause", FIELD(wire_hello_reply, cause), 999, true};
     static const struct change outcome = {"outcome", FIELD(wire_hello_reply, outcome), 77, true};
     struct hello_reply reply = good_reply(), got;
