@@ -178,10 +178,20 @@ void migration_shut_down(struct migration *m)
 
 void migration_note_error(struct migration *m, const struct error *err)
 {
+    struct error refusal = *err;
+
     if (!error_is_set(err))
         return;
-    SCOPED_LOCK(&m->lock);
-    m->last_error = *err;
+    pthread_mutex_lock(&m->lock);
+    bool over = state_is_final(m->state) && error_is_set(&m->failure);
+    bool same = !strcmp(m->failure.message, err->message);
+    if (!over)
+        m->last_error = *err;
+    pthread_mutex_unlock(&m->lock);
+    if (over && !same) {
+        error_prefix(&refusal, "%s", m->name);
+        host_note_error(m->host, refusal.message);
+    }
 }
 
 void migration_kick(struct migration *m)

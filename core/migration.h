@@ -145,7 +145,12 @@ void migration_fail(struct migration *m, const struct error *failure);
 /** migration_shut_down - the daemon is going away; no lock held */
 void migration_shut_down(struct migration *m);
 
-/** migration_note_error - what `error` shows next; no lock held. No error leaves it as it is. */
+/**
+ * migration_note_error - what `error` shows next; no lock held. No error leaves it as it is.
+ *
+ * Why a migration failed or was cancelled stays until it is started again: what is refused meanwhile
+ * goes to host_note_error(), with the migration's name.
+ */
 void migration_note_error(struct migration *m, const struct error *err);
 
 /** migration_kick - make all who wait look at their interrupts; no lock held */

@@ -69,7 +69,13 @@ static void wait_end(fuse_req_t req)
     fuse_req_interrupt_func(req, NULL, NULL);
 }
 
-/* Answers with an error, and keeps its sentence for `error`. */
+/* Answers a request that only looks: it leaves no sentence, whoever makes it. */
+static void reply_looking(fuse_req_t req, enum cause cause)
+{
+    fuse_reply_err(req, errno_of(cause));
+}
+
+/* Answers a request that would have changed something with an error, and keeps its sentence for `error`. */
 static void reply_error(fuse_req_t req, struct migration *m, const struct error *err)
 {
     bool noteworthy = err->cause != CAUSE_INTERRUPTED && err->cause != CAUSE_AGAIN;
@@ -440,7 +446,7 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
     if (m)
         wait_end(req);
     if (n < 0)
-        reply_error(req, m, &err);
+        reply_looking(req, err.cause);
     else
         fuse_reply_buf(req, text, (size_t)n);
 }
@@ -455,18 +461,16 @@ static void read_received(fuse_req_t req, struct node *node, size_t size, off_t 
         fuse_reply_buf(req, buf, file_read_received_map(migration_file(node->m, WIRE_RAM), (uint64_t)offset, buf, size));
 }
 
-static enum cause cause_of_read(ssize_t code)
+/* What file_read() fails with. -ECONNRESET: of what the migration has failed. */
+static enum cause cause_of_read(struct migration *m, ssize_t code)
 {
-    switch (code) {
-    case -EAGAIN:
+    if (code == -EAGAIN)
         return CAUSE_AGAIN;
-    case -EINTR:
-        return CAUSE_INTERRUPTED;
-    case -ECONNRESET:
-        return CAUSE_RESET;
-    default:
-        return error_cause_of_errno((int)code);
+    if (code == -ECONNRESET) {
+        SCOPED_LOCK(&m->lock);
+        return error_is_set(&m->failure) ? m->failure.cause : CAUSE_RESET;
     }
+    return error_cause_of_errno((int)code);
 }
 
 static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags)
@@ -474,7 +478,6 @@ static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t 
     struct node *node = handle->node;
     CLEANUP_FREE char *buf = malloc(size);
     struct waiting waiting;
-    struct error err = {0};
 
     if (!buf) {
         fuse_reply_err(req, ENOMEM);
@@ -484,13 +487,7 @@ static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t 
     ssize_t n = file_read(node_file(node), (uint64_t)offset, buf, size, flags & O_NONBLOCK, &waiting.interrupt);
     wait_end(req);
     if (n < 0) {
-        if (n == -ECONNRESET) {
-            pthread_mutex_lock(&node->m->lock);
-            err = node->m->failure;
-            pthread_mutex_unlock(&node->m->lock);
-        }
-        error_set(&err, cause_of_read(n), "reading: %s", strerror((int)-n));
-        reply_error(req, node->m, &err);
+        reply_looking(req, cause_of_read(node->m, n));
         return;
     }
     atomic_store(&handle->position, (uint64_t)offset + (uint64_t)n);
@@ -504,11 +501,11 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     if (node->kind == NODE_RECEIVED)
         read_received(req, node, size, offset);
     else if (node->kind == NODE_DIRTY)
-        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "a dirty bitmap is written, and not read back");
+        reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset);
     else if (node->m->role == ROLE_OUTGOING)
-        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "an outgoing file cannot be read back");
+        reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else
         read_data(req, handle_of(fi), size, offset, fi->flags);
 }

@@ -357,3 +357,27 @@ Test(host, before_start)
     migration_put(m);
     end(host);
 }
+
+/* Why a migration has failed stays until it is started again: what is refused meanwhile is said elsewhere. */
+Test(host, a_failure_stays)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm");
+    struct error err, failure = {0}, refusal = {0};
+
+    CHECK_OK(uri_parse("unix:/nowhere/at/all", &m->settings.uri, &err));
+    error_set(&refusal, CAUSE_SYNTAX, "not so");
+    migration_note_error(m, &refusal);
+    cr_expect(eq(str, m->last_error.message, "not so"), "there is no failure yet");
+    cr_assert(lt(int, outgoing_start(m, NULL, &failure), 0));
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    cr_expect(eq(str, m->last_error.message, failure.message));
+    migration_note_error(m, &refusal);
+    cr_expect(eq(str, m->last_error.message, failure.message));
+    cr_expect(eq(str, host->last_error, "vm: not so"));
+    host_note_error(host, "");
+    migration_note_error(m, &failure);
+    cr_expect(eq(str, host->last_error, ""), "the failure itself is no news");
+    migration_put(m);
+    end(host);
+}
