@@ -488,6 +488,26 @@ void *file_window(struct file *file, uint64_t offset, size_t len)
     return memory_window(&file->memory, offset, len);
 }
 
+/*
+ * A device has no map of what is held: its memory knows what was stored. From the
+ * frontier of a stream that has not ended on everything is still to come, and counts as data:
+ * whoever copies sparsely must not take for a hole what has not arrived.
+ */
+static int64_t seek_device(struct file *file, uint64_t offset, uint64_t size, bool data)
+{
+    pthread_mutex_lock(&file->lock);
+    uint64_t known = file->ended || file->frontier > size ? size : file->frontier;
+    pthread_mutex_unlock(&file->lock);
+    if (offset >= known)
+        return (int64_t)(data ? offset : size);
+    int64_t found = memory_seek(&file->memory, offset, data);
+    if (found < 0 && found != -ENXIO)
+        return found;
+    if (found >= 0 && (uint64_t)found < known)
+        return found;
+    return !data ? (int64_t)size : known < size ? (int64_t)known : -ENXIO;
+}
+
 int64_t file_seek(struct file *file, uint64_t offset, bool data)
 {
     uint64_t size = file_received_size(file);
@@ -495,7 +515,7 @@ int64_t file_seek(struct file *file, uint64_t offset, bool data)
     if (offset >= size)
         return -ENXIO;
     if (file->id != WIRE_RAM)
-        return (int64_t)(data ? offset : size);
+        return seek_device(file, offset, size, data);
     uint64_t page = offset / WIRE_PAGE_SIZE, end = (size + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
     uint64_t found = page_map_next(&file->held, page, end, data);
     if (found == page)

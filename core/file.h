@@ -206,7 +206,9 @@ ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, boo
 /**
  * file_seek - lseek(2)'s SEEK_DATA and SEEK_HOLE over what has arrived
  * @data: the next byte that is held, or the next hole
- * Return: the offset, or -ENXIO.
+ *
+ * Past the frontier of a stream that has not ended everything is data.
+ * Return: the offset, -ENXIO, or another negative errno.
  */
 int64_t file_seek(struct file *file, uint64_t offset, bool data);
 

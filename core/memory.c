@@ -324,6 +324,16 @@ ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)
     return (ssize_t)got;
 }
 
+int64_t memory_seek(const struct memory *mem, uint64_t offset, bool data)
+{
+    /* It moves the position of the descriptor, which nobody uses. */
+    off_t found = lseek(mem->fd, (off_t)offset, data ? SEEK_DATA : SEEK_HOLE);
+
+    if (found >= 0 || errno != ENXIO)
+        return found >= 0 ? found : -errno;
+    return data ? -ENXIO : (int64_t)offset;
+}
+
 int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err)
 {
     if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) < 0)

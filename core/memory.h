@@ -103,6 +103,13 @@ void memory_guard_setup(void);
 /** memory_read - what is there; the count, 0 past the end, or a negative errno */
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len);
 
+/**
+ * memory_seek - lseek(2)'s SEEK_DATA and SEEK_HOLE; what lies past its end is a hole
+ * @data: the next byte that is stored, or the next hole
+ * Return: the offset, -ENXIO when nothing more is stored, or another negative errno.
+ */
+int64_t memory_seek(const struct memory *mem, uint64_t offset, bool data);
+
 /** memory_discard - make a range read as zeros and give its pages back */
 int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
 

@@ -467,10 +467,49 @@ Test(file, seek)
     cr_expect(eq(i64, file_seek(file, 4 * PAGE, true), (int64_t)(10 * PAGE)));
     cr_expect(eq(i64, file_seek(file, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)), "the end is a hole");
     apply_fill(dev, 0, 'x', 10);
-    cr_expect(eq(i64, file_seek(dev, 4, true), 4), "a stream is all data");
+    cr_expect(eq(i64, file_seek(dev, 4, true), 4));
     cr_expect(eq(i64, file_seek(dev, 4, false), 10));
     file_free(dev, false);
     discard_file(file);
+}
+
+/* A stream that has ended shows what is held of it; before, what can be read without waiting, and the rest as data. */
+Test(file, seek_in_a_device)
+{
+    struct file *dev = make(DEVICE, 2, 0);
+    int64_t size = (int64_t)(5 * STRIPE);
+    struct error err;
+
+    cr_expect(eq(i64, file_seek(dev, 0, true), -ENXIO), "it is empty");
+    apply_fill(dev, 0, 'x', STRIPE);
+    apply_fill(dev, 3 * STRIPE, 'x', STRIPE);
+    for (unsigned c = 0; c < 2; c++)
+        CHECK_OK(file_receive_size(dev, c, 5 * STRIPE, UNLIMITED, &err));
+    cr_expect(eq(i64, file_seek(dev, 0, true), 0));
+    cr_expect(eq(i64, file_seek(dev, 0, false), size), "what may still come is no hole");
+    cr_expect(eq(i64, file_seek(dev, 2 * STRIPE, true), (int64_t)(2 * STRIPE)));
+    CHECK_OK(file_receive_discard(dev, file_home(dev, 0), STRIPE / 4, STRIPE / 4, &err));
+    cr_expect(eq(i64, file_seek(dev, 0, false), (int64_t)(STRIPE / 4)), "a hole before the frontier");
+    cr_expect(eq(i64, file_seek(dev, STRIPE / 4, true), (int64_t)(STRIPE / 2)));
+    for (unsigned c = 0; c < 2; c++)
+        CHECK_OK(file_receive_discard(dev, c, 0, STRIPE, &err));
+    cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)STRIPE), "the frontier");
+
+    file_receive_end(dev, true);
+    cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)(3 * STRIPE)));
+    cr_expect(eq(i64, file_seek(dev, 0, false), 0));
+    cr_expect(eq(i64, file_seek(dev, 3 * STRIPE, false), (int64_t)(4 * STRIPE)));
+    cr_expect(eq(i64, file_seek(dev, 4 * STRIPE, false), (int64_t)(4 * STRIPE)), "past the end of the memory, too");
+    cr_expect(eq(i64, file_seek(dev, 4 * STRIPE, true), -ENXIO));
+    cr_expect(eq(i64, file_seek(dev, 5 * STRIPE, false), -ENXIO));
+
+    /* The memory is longer than the file. */
+    for (unsigned c = 0; c < 2; c++)
+        CHECK_OK(file_receive_truncate(dev, c, 3 * STRIPE + 10, 1, UNLIMITED, &err));
+    file_receive_end(dev, true);
+    cr_expect(eq(i64, file_seek(dev, 3 * STRIPE, false), (int64_t)(3 * STRIPE + 10)));
+    cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)(3 * STRIPE)));
+    discard_file(dev);
 }
 
 /* What a truncation cut off has not arrived, and nothing is held of it, when the file grows again. */
