@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices)
@@ -171,9 +172,12 @@ void migration_shut_down(struct migration *m)
     if (committing)
         outgoing_doom(m, &failure, 0);
     bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
+    pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     if (moved)
         ended(m);
+    else
+        migration_announce(m);
 }
 
 void migration_note_error(struct migration *m, const struct error *err)
@@ -192,6 +196,48 @@ void migration_note_error(struct migration *m, const struct error *err)
         error_prefix(&refusal, "%s", m->name);
         host_note_error(m->host, refusal.message);
     }
+}
+
+/* Called with the lock held. */
+static bool is_over(struct migration *m, char *verdict)
+{
+    enum state state = m->state;
+    const char *reason = m->failure.message;
+
+    if (!state_is_final(state) && m->removed) {
+        state = STATE_CANCELLED;
+        reason = "the migration was removed before it was started";
+    } else if (!state_is_running(state) && !state_is_final(state) && atomic_load(&m->host->closed)) {
+        state = STATE_FAILED;
+        reason = "the daemon is going away";
+    }
+    if (!state_is_final(state))
+        return false;
+    bool completed = state == STATE_COMPLETED;
+    snprintf(verdict, MIGRATION_VERDICT_MAX, "%s%s%s\n", state_names[state], completed ? "" : ": ",
+             completed ? "" : reason);
+    return true;
+}
+
+bool migration_is_over(struct migration *m, char *verdict)
+{
+    SCOPED_LOCK(&m->lock);
+    return is_over(m, verdict);
+}
+
+int migration_await_end(struct migration *m, bool nowait, const struct interrupt *interrupt, struct error *err)
+{
+    char verdict[MIGRATION_VERDICT_MAX];
+
+    SCOPED_LOCK(&m->lock);
+    while (!is_over(m, verdict)) {
+        if (nowait)
+            return error_set(err, CAUSE_AGAIN, "the migration is not over");
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+    return 0;
 }
 
 void migration_kick(struct migration *m)

@@ -153,6 +153,23 @@ void migration_shut_down(struct migration *m);
  */
 void migration_note_error(struct migration *m, const struct error *err);
 
+/* A line of migration_is_over(): the state and a sentence. */
+#define MIGRATION_VERDICT_MAX (ERROR_MESSAGE_MAX + 16)
+
+/**
+ * migration_is_over - whether it has ended, so that nothing more comes of it unless it is started again
+ * @verdict: if it has, a line in MIGRATION_VERDICT_MAX bytes: "completed", or "failed: " or "cancelled: " and why
+ *
+ * A migration that was removed before it was started, and one whose daemon goes away, has ended, too.
+ */
+bool migration_is_over(struct migration *m, char *verdict);
+
+/**
+ * migration_await_end - wait until migration_is_over()
+ * @nowait: CAUSE_AGAIN instead of waiting
+ */
+int migration_await_end(struct migration *m, bool nowait, const struct interrupt *interrupt, struct error *err);
+
 /** migration_kick - make all who wait look at their interrupts; no lock held */
 void migration_kick(struct migration *m);
 

@@ -123,6 +123,12 @@ static char *make_text(struct handle *handle, struct host *host, const struct in
         snprintf(buf, sizeof(buf), "%s", host->last_error);
         pthread_mutex_unlock(&host->lock);
         return error_text(buf, size);
+    case NODE_WAIT:
+        if (!migration_is_over(node->m, buf)) {
+            error_set(err, CAUSE_AGAIN, "the migration is not over");
+            return NULL;
+        }
+        break;
     case NODE_RAM_SOURCE:
         outgoing_reference_text(node->m, buf, sizeof(buf) - 1);
         strcat(buf, *buf ? "\n" : "");

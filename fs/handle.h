@@ -40,7 +40,7 @@ void handle_free_all(void);
  * handle_read_text - read from the text of a node that has one
  * @out: a copy, the caller's to free
  * Return: its size, or negative with @err. A read at offset 0 takes a new snapshot;
- * that of `digest` may take a while.
+ * that of `digest` may take a while. CAUSE_AGAIN: that of `wait` is not there.
  */
 int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size,
                      const struct interrupt *interrupt, char **out, struct error *err);

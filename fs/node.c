@@ -133,6 +133,7 @@ static mode_t mode_of(const struct node *node)
     case NODE_ERROR:
     case NODE_RECEIVED:
     case NODE_DIGEST:
+    case NODE_WAIT:
         return S_IFREG | 0444;
     case NODE_CONTROL:
     case NODE_RAM:
@@ -192,7 +193,7 @@ static const struct {
     {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"digest", NODE_DIGEST},
     {"dirty", NODE_DIRTY},       {"error", NODE_ERROR},               {"ram", NODE_RAM},
     {"ram-source", NODE_RAM_SOURCE}, {"received", NODE_RECEIVED},     {"status", NODE_STATUS},
-    {"status.json", NODE_STATUS_JSON},
+    {"status.json", NODE_STATUS_JSON}, {"wait", NODE_WAIT},
 };
 #define FIXED_COUNT (sizeof(fixed) / sizeof(fixed[0]))
 

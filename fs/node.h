@@ -34,6 +34,7 @@ enum node_kind {
     NODE_DIGEST,
     NODE_RAM_SOURCE,
     NODE_DIRTY,
+    NODE_WAIT,
 };
 
 struct node {

@@ -433,7 +433,25 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
  * Reading
  */
 
-static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset)
+/* The handle's lock is not held while `wait` waits. */
+static int await_text(struct handle *handle, struct host *host, size_t size, off_t offset, bool nowait,
+                      const struct interrupt *interrupt, char **text, struct error *err)
+{
+    for (;;) {
+        struct error early = {0};
+        int n = handle_read_text(handle, host, (uint64_t)offset, size, interrupt, text, &early);
+        if (n >= 0)
+            return n;
+        if (early.cause != CAUSE_AGAIN) {
+            *err = early;
+            return n;
+        }
+        if (migration_await_end(handle->node->m, nowait, interrupt, err) < 0)
+            return -EIO;
+    }
+}
+
+static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset, bool nowait)
 {
     CLEANUP_FREE char *text = NULL;
     struct migration *m = handle->node->m;
@@ -442,7 +460,7 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
 
     if (m)
         wait_begin(req, &waiting, m);
-    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, m ? &waiting.interrupt : NULL, &text, &err);
+    int n = await_text(handle, host_of(req), size, offset, nowait, m ? &waiting.interrupt : NULL, &text, &err);
     if (m)
         wait_end(req);
     if (n < 0)
@@ -503,7 +521,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     else if (node->kind == NODE_DIRTY)
         reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
-        read_text(req, handle_of(fi), size, offset);
+        read_text(req, handle_of(fi), size, offset, fi->flags & O_NONBLOCK);
     else if (node->m->role == ROLE_OUTGOING)
         reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else

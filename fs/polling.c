@@ -18,6 +18,7 @@ static unsigned ready_events(struct handle *handle)
 {
     struct node *node = handle->node;
     struct migration *m = node->m;
+    char verdict[MIGRATION_VERDICT_MAX];
     bool ready = true;
 
     switch (node->kind) {
@@ -27,6 +28,8 @@ static unsigned ready_events(struct handle *handle)
         ready = m->generation != handle->generation;
         pthread_mutex_unlock(&m->lock);
         return ready ? POLLIN | POLLRDNORM | POLLPRI : 0;
+    case NODE_WAIT:
+        return migration_is_over(m, verdict) ? POLLIN | POLLRDNORM : 0;
     case NODE_DEVICE:
         if (m->role == ROLE_OUTGOING)
             return POLLOUT | POLLWRNORM;

@@ -3,8 +3,8 @@
  * poll(2) on the files of the tree: who waits for what, and who is told.
  *
  * `status` is readable when the state has changed since it was last read
- * through the same handle; a device's stream when reading on would not wait;
- * everything else always.
+ * through the same handle; `wait` when the migration is over; a device's stream
+ * when reading on would not wait; everything else always.
  */
 #ifndef MIGFS_POLLING_H
 #define MIGFS_POLLING_H
