@@ -70,6 +70,12 @@ struct incoming {
     struct barrier *first, **tail; /* mig-in's */
     unsigned barriers;             /* mig-in's */
     struct manifest manifest;      /* mig-in's */
+    /*
+     * What has been announced, by the number that the source gives it; [0] is RAM. mig-in adds
+     * entries, and they stay; receivers read them.
+     */
+    struct file *_Atomic *files;
+    _Atomic uint32_t file_count;
     bool peer_aborted;             /* mig-in's */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     uint32_t digest_file;          /* its file; written before the thread is made */
@@ -92,7 +98,10 @@ struct incoming *incoming_new(struct migration *m)
     in->channel_count = n;
     in->tail = &in->first;
     in->receivers = calloc(n, sizeof(*in->receivers));
-    if (!in->receivers) {
+    in->files = calloc(m->host->limits.max_devices + 1, sizeof(*in->files));
+    if (!in->receivers || !in->files) {
+        free(in->receivers);
+        free(in->files);
         free(in);
         return NULL;
     }
@@ -142,7 +151,14 @@ void incoming_free(struct incoming *in)
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
+    free(in->files);
     free(in);
+}
+
+/* The file of a number, or NULL: it has not been announced. */
+static struct file *announced_file(const struct incoming *in, uint32_t id)
+{
+    return id < in->file_count ? in->files[id] : NULL;
 }
 
 /*
@@ -501,7 +517,7 @@ static void wake_for_barrier(struct receiver *r)
 static int apply(struct receiver *r, const struct packet *packet, struct error *err)
 {
     struct migration *m = r->m;
-    struct file *file = migration_file(m, packet->file);
+    struct file *file = announced_file(m->in, packet->file);
     uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;
     int ret;
 
@@ -598,7 +614,7 @@ static bool is_passed(struct incoming *in, const uint64_t *counts)
 
 static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
 {
-    struct file *file = migration_file(m, entry->file);
+    struct file *file = announced_file(m->in, entry->file);
 
     if (!file)
         return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
@@ -633,7 +649,7 @@ static int check_manifest(struct migration *m, struct error *err)
 
     if (!manifest->id || manifest->prepared || !is_passed(in, manifest->counts))
         return 0;
-    if (!is_exactly_applied(in) || manifest->entries < m->file_count) {
+    if (!is_exactly_applied(in) || manifest->entries < in->file_count) {
         forget_manifest(in);
         return 0;
     }
@@ -749,6 +765,7 @@ static void *mig_prepare(void *arg)
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
 {
     const struct limits *limits = &m->host->limits;
+    struct incoming *in = m->in;
 
     if (id > limits->max_devices)
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
@@ -757,7 +774,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (migration_find_device(m, name))
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
     struct file *file = file_new(id, id == WIRE_RAM ? "ram" : name);
-    if (!file || file_set_channels(file, m->in->channel_count, m->settings.device_channels) < 0) {
+    if (!file || file_set_channels(file, in->channel_count, m->settings.device_channels) < 0) {
         file_free(file, false);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
@@ -772,6 +789,8 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     pthread_mutex_lock(&m->lock);
     migration_add_file(m, file);
     pthread_mutex_unlock(&m->lock);
+    in->files[id] = file;
+    atomic_fetch_add(&in->file_count, 1);
     /* Without it the memory comes when it is needed. */
     struct error unimportant = {0};
     if (id == WIRE_RAM && size && limits->preallocate && migration_start_thread(m, mig_prepare, &unimportant) < 0)
@@ -789,7 +808,7 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
 
     wire_read_text(body, name, WIRE_NAME_MAX);
-    if (!wire_read_done(body) || id != m->file_count || size > WIRE_OFFSET_MAX)
+    if (!wire_read_done(body) || id != m->in->file_count || size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
     make_file(m, id, size, name, &refusal);
     if (error_is_set(&refusal))
@@ -824,7 +843,7 @@ static void forget_end(struct incoming *in, const struct file *file)
 static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
     uint32_t id = wire_read_u32(body);
-    struct file *file = id == WIRE_RAM ? NULL : migration_file(m, id);
+    struct file *file = id == WIRE_RAM ? NULL : announced_file(m->in, id);
     struct barrier *barrier = NULL;
 
     if (message->type == WIRE_FILE_END) {
@@ -867,10 +886,10 @@ static int on_complete(struct migration *m, uint64_t id, struct wire_reader *bod
     for (unsigned c = 0; c < in->channel_count; c++)
         manifest->counts[c] = wire_read_u64(body);
     manifest->entries = wire_read_u32(body);
-    if (body->bad || !id || manifest->entries > m->file_count ||
+    if (body->bad || !id || manifest->entries > in->file_count ||
         body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
         return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
-                         manifest->entries, m->file_count);
+                         manifest->entries, in->file_count);
     manifest->entry = calloc(manifest->entries + 1, sizeof(*manifest->entry));
     if (!manifest->entry)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
@@ -897,7 +916,7 @@ static void *mig_digest(void *arg)
     uint8_t buf[4 + DIGEST_SIZE] = {0};
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
     pthread_setname_np(pthread_self(), "mig-digest");
-    int ret = file_digest(m->files[in->digest_file], buf + 4);
+    int ret = file_digest(announced_file(in, in->digest_file), buf + 4);
     uint64_t id = in->digest_id;
 
     wire_write_u32(&body, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE);
@@ -912,7 +931,7 @@ static int on_digest(struct migration *m, uint64_t id, struct wire_reader *body,
     struct incoming *in = m->in;
     uint32_t file = wire_read_u32(body);
 
-    if (!wire_read_done(body) || file >= m->file_count)
+    if (!wire_read_done(body) || !announced_file(in, file))
         return error_set(err, CAUSE_PROTOCOL, "a question about a file that does not exist");
     if (atomic_exchange(&in->digesting, true))
         return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
@@ -953,12 +972,13 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 
     /* From here on the image is the user's, and nothing may be stored in it. */
     end_receivers(m);
-    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != m->file_count ||
+    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->file_count ||
         !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        if (memory_resize(&m->files[i]->memory, file_received_size(m->files[i]), err) < 0)
+    for (uint32_t i = 0; i < in->file_count; i++) {
+        struct file *file = in->files[i];
+        if (memory_resize(&file->memory, file_received_size(file), err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->host->lock);
