@@ -107,7 +107,7 @@ static int enlist(struct host *host, struct migration *m, bool visible, struct m
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (old) {
         enum state state = old->state;
-        if (m->role == ROLE_OUTGOING || old->role == ROLE_OUTGOING || !state_is_final(state) ||
+        if (m->role != ROLE_INCOMING || old->role != ROLE_INCOMING || !state_is_final(state) ||
             state == STATE_COMPLETED)
             return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name,
                              state_names[state]);
@@ -135,7 +135,7 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
 
     if (name_check("migration", name, err) < 0)
         return -EIO;
-    m = migration_new(host, ROLE_OUTGOING, name, WIRE_DEVICES_MAX);
+    m = migration_new(host, ROLE_NONE, name, WIRE_DEVICES_MAX);
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     m->uid = uid;
@@ -215,7 +215,7 @@ int host_remove(struct host *host, struct migration *m, struct error *err)
         return error_set(err, CAUSE_STATE, "the migration is %s: write 'cancel' to control first", state_names[state]);
     if (!removed)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone already");
-    if (m->in)
+    if (migration_is_incoming(m))
         incoming_release(m);
     migration_announce(m);
     migration_put(m);

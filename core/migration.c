@@ -48,7 +48,7 @@ static void migration_free(struct migration *m)
 {
     struct host *host = m->host;
     /* A completed image is the user's: only rmdir takes it away, and that removes the file itself. */
-    bool keep = m->role == ROLE_INCOMING && m->state == STATE_COMPLETED;
+    bool keep = migration_is_incoming(m) && m->state == STATE_COMPLETED;
 
     outgoing_free(m->out);
     incoming_free(m->in);
@@ -143,10 +143,10 @@ void migration_announce(struct migration *m)
 static void ended(struct migration *m)
 {
     log_error("%s: %s: %s", m->name, state_names[m->state], m->failure.message);
-    if (m->out)
-        outgoing_ended(m);
-    else
+    if (migration_is_incoming(m))
         incoming_ended(m);
+    else
+        outgoing_ended(m);
     migration_announce(m);
 }
 
@@ -273,10 +273,23 @@ void migration_add_file(struct migration *m, struct file *file)
     atomic_fetch_add(&m->file_count, 1);
 }
 
+int migration_allows(struct migration *m, enum command command, struct error *err)
+{
+    if (m->role == ROLE_INCOMING)
+        return error_set(err, CAUSE_READ_ONLY, "the migration is incoming: this is for the source to do");
+    return state_allows(m->state, command, &m->failure, err);
+}
+
+void migration_become_outgoing(struct migration *m)
+{
+    if (m->role == ROLE_NONE)
+        atomic_store_explicit(&m->role, ROLE_OUTGOING, memory_order_release);
+}
+
 int migration_stop(struct migration *m, struct error *err)
 {
     SCOPED_LOCK(&m->lock);
-    if (state_allows(m->state, COMMAND_STOP, &m->failure, err) < 0)
+    if (migration_allows(m, COMMAND_STOP, err) < 0)
         return -EIO;
     m->stopped = true;
     m->times.switchover = clock_ms();
@@ -288,7 +301,7 @@ int migration_cancel(struct migration *m, struct error *err)
     struct error failure = {0};
     bool moved = false;
 
-    error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s", m->out ? "source" : "destination");
+    error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s", migration_is_incoming(m) ? "destination" : "source");
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_CANCEL, &m->failure, err);
     if (ret == 0 && m->out && outgoing_is_committing(m))

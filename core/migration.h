@@ -34,7 +34,8 @@ struct host;
 struct outgoing;
 struct incoming;
 
-enum role { ROLE_OUTGOING, ROLE_INCOMING };
+/* None: it was made here, and it is not decided yet. `uri` and `ram-source` decide that it is outgoing. */
+enum role { ROLE_NONE, ROLE_OUTGOING, ROLE_INCOMING };
 
 enum choice { CHOICE_AUTO, CHOICE_ON, CHOICE_OFF };
 
@@ -74,7 +75,11 @@ struct migration {
     struct migration *next; /* in the host's list; guarded by host.lock */
     bool listed;            /* whether it is in the list; guarded by host.lock */
     bool visible;           /* whether users are shown it; guarded by host.lock */
-    enum role role;
+    /*
+     * Written with the lock held, and once from none to what it then stays. Who sees the role without
+     * the lock sees what belongs to it, too; who sees none checks again with the lock held.
+     */
+    _Atomic enum role role;
     char name[WIRE_NAME_MAX + 1];
     uid_t uid;
     gid_t gid;
@@ -104,8 +109,8 @@ struct migration {
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
 
-    struct outgoing *out; /* one of them, by role; constant */
-    struct incoming *in;
+    struct outgoing *out; /* not NULL when it was made here; constant */
+    struct incoming *in;  /* set before the role becomes incoming; then constant */
 };
 
 /** migration_get - another reference */
@@ -118,6 +123,12 @@ int migration_start_thread(struct migration *m, void *(*run)(void *), struct err
 
 /** migration_put - drop a reference; the last one frees. NULL is fine. */
 void migration_put(struct migration *m);
+
+/** migration_is_incoming - whether a peer sends it, and m->in is there; if not, m->out is */
+static inline bool migration_is_incoming(const struct migration *m)
+{
+    return atomic_load_explicit(&m->role, memory_order_acquire) == ROLE_INCOMING;
+}
 
 /** migration_new - for host.c: state none, one reference, no role-specific part */
 struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices);
@@ -181,6 +192,15 @@ struct file *migration_find_device(struct migration *m, const char *name);
 
 /** migration_add_file - publish a file; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);
+
+/**
+ * migration_allows - whether a command of the source may be given; the caller holds the lock
+ * @err: why not
+ */
+int migration_allows(struct migration *m, enum command command, struct error *err);
+
+/** migration_become_outgoing - what the user has set makes no sense otherwise; the caller holds the lock */
+void migration_become_outgoing(struct migration *m);
 
 /** migration_stop - the command `stop`: the VM has been stopped, and the downtime counts from here */
 int migration_stop(struct migration *m, struct error *err);

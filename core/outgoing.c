@@ -190,7 +190,7 @@ static int refuse(struct migration *m, enum command command, const struct interr
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         pthread_cond_wait(&m->changed, &m->lock);
     }
-    return state_allows(m->state, command, &m->failure, err);
+    return migration_allows(m, command, err);
 }
 
 /*
@@ -289,7 +289,7 @@ static int announce_file(struct migration *m, struct file *file, bool in_setup, 
         }
     }
     if (!out->attempt.reply.there)
-        return state_allows(m->state, COMMAND_WRITE, &m->failure, err) < 0
+        return migration_allows(m, COMMAND_WRITE, err) < 0
                    ? -EIO
                    : error_set(err, CAUSE_RESET, "the connection is lost");
     if (error_is_set(&out->attempt.reply.refusal)) {
@@ -393,7 +393,7 @@ static int may_start(struct migration *m, struct error *err)
 {
     if (m->removed)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone");
-    if (state_allows(m->state, COMMAND_START, &m->failure, err) < 0)
+    if (migration_allows(m, COMMAND_START, err) < 0)
         return -EIO;
     if (m->was_active)
         return error_set(err, CAUSE_STATE, "the migration has %s: rmdir it and make it again",
@@ -433,6 +433,7 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
         out->starter = interrupt;
+        migration_become_outgoing(m);
         m->settings.checksum = wants_checksum(&m->settings, out->reference);
         migration_move(m, STATE_SETUP, NULL);
     }
@@ -630,13 +631,14 @@ static int check_size(struct migration *m, const struct file *file, uint64_t off
     return check_quota(m->out, file, offset + len, err);
 }
 
-/* The state allows data, so that out->channels and the limits are there. */
+/* Data is allowed, so that out->channels and the limits are there. */
 static int check_active(struct migration *m, struct error *err)
 {
-    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE)
+    /* Not ready, and active: the migration has become incoming. */
+    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE && is_ready(m->out))
         return 0;
     SCOPED_LOCK(&m->lock);
-    return state_allows(m->state, COMMAND_WRITE, &m->failure, err);
+    return migration_allows(m, COMMAND_WRITE, err);
 }
 
 static int enter_gate(struct migration *m, uint64_t bytes, const struct interrupt *interrupt, struct error *err)
@@ -1274,7 +1276,7 @@ static void count_accepted(struct outgoing *out, const struct file *file, uint64
 static int check_command(struct migration *m, enum command command, struct error *err)
 {
     SCOPED_LOCK(&m->lock);
-    return state_allows(m->state, command, &m->failure, err);
+    return migration_allows(m, command, err);
 }
 
 /* Whether channel_flush() says that zero-copy is required in vain: the data may be there, but the migration fails. */
@@ -1349,7 +1351,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
     pthread_mutex_lock(&m->lock);
-    int ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
+    int ret = migration_allows(m, COMMAND_SYNC, err);
     if (ret == 0) {
         waiter.id = ++out->attempt.last_id;
         waiter.next = out->waiters;
@@ -1405,7 +1407,7 @@ int outgoing_digest(struct migration *m, struct file *file, const struct interru
     /* The destination answers one question at a time; a question that nobody waits for any more is still open. */
     while (m->state == STATE_ACTIVE && out->attempt.digest.id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    ret = state_allows(m->state, COMMAND_SYNC, &m->failure, err);
+    ret = migration_allows(m, COMMAND_SYNC, err);
     if (ret == 0 && interrupt_is_hit(interrupt))
         ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
     uint64_t id = ret == 0 ? ++out->attempt.last_id : 0;
@@ -1481,7 +1483,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     /* No device may be on its way to being made while the files are counted. */
     pthread_mutex_lock(&out->announce_lock);
     pthread_mutex_lock(&m->lock);
-    int ret = state_allows(m->state, COMMAND_COMPLETE, &m->failure, err);
+    int ret = migration_allows(m, COMMAND_COMPLETE, err);
     uint64_t id = ++out->attempt.last_id;
     if (ret == 0)
         migration_move(m, STATE_COMPLETING, NULL);
@@ -1571,7 +1573,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
     }
     pthread_mutex_lock(&m->lock);
     bool before_start = outgoing_setting_writable(m, NULL) == 0;
-    int ret = before_start ? 0 : state_allows(m->state, COMMAND_WRITE, &m->failure, err);
+    int ret = before_start ? 0 : migration_allows(m, COMMAND_WRITE, err);
     uint32_t id = m->file_count;
     uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
     if (ret == 0 && (id > max || id > WIRE_DEVICES_MAX))
@@ -1612,7 +1614,7 @@ static void announce_stream(struct migration *m, struct file *file)
     SCOPED_LOCK(&out->announce_lock);
     pthread_mutex_lock(&m->lock);
     bool open = file->writers > 0;
-    bool active = m->state == STATE_ACTIVE;
+    bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING;
     pthread_mutex_unlock(&m->lock);
     if (!active || open == file->announced_open)
         return;
@@ -1870,6 +1872,8 @@ void outgoing_kick(struct migration *m)
 
 int outgoing_setting_writable(struct migration *m, struct error *err)
 {
+    if (m->role == ROLE_INCOMING)
+        return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
     if (m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED && !m->was_active))
         return 0;
     return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
@@ -1911,7 +1915,7 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, const str
         return ret;
     }
     pthread_mutex_lock(&m->lock);
-    if (m->state == STATE_ACTIVE) {
+    if (m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING) {
         ret = start_reference(m, ref, err);
         if (ret == 0)
             old = NULL;
@@ -1919,6 +1923,8 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, const str
         ret = outgoing_setting_writable(m, err);
         if (ret == 0) {
             old = atomic_exchange(&m->out->reference, ref);
+            if (ref)
+                migration_become_outgoing(m);
             if (!atomic_load(&ram->size) || m->out->sized_by_reference) {
                 ram->size = ram->declared = ref ? reference_file_size(ref) : 0;
                 m->out->sized_by_reference = ref;

@@ -85,7 +85,7 @@ int control_run(struct migration *m, const struct control_line *line, const stru
 
     if (line->command == COMMAND_CANCEL)
         return migration_cancel(m, err);
-    if (m->role == ROLE_INCOMING)
+    if (migration_is_incoming(m))
         return error_set(err, CAUSE_UNSUPPORTED, "'%s' is for the source: this migration is incoming",
                          command_names[line->command]);
     if (find_target(m, line->target, &file, err) < 0)

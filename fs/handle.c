@@ -77,12 +77,12 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         struct file *file = m->files[i];
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
-        if (m->role == ROLE_OUTGOING) {
-            ret = outgoing_digest(m, file, interrupt, digest, err);
-        } else {
+        if (migration_is_incoming(m)) {
             ret = file_digest(file, digest);
             if (ret < 0)
                 error_set_errno(err, ret, "reading '%.64s'", file->name);
+        } else {
+            ret = outgoing_digest(m, file, interrupt, digest, err);
         }
         if (ret == 0) {
             digest_text(digest, hex);

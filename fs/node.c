@@ -120,7 +120,7 @@ bool node_is_directory(const struct node *node)
 
 static mode_t mode_of(const struct node *node)
 {
-    bool outgoing = node->m && node->m->role == ROLE_OUTGOING;
+    bool incoming = node->m && migration_is_incoming(node->m);
 
     switch (node->kind) {
     case NODE_ROOT:
@@ -141,7 +141,7 @@ static mode_t mode_of(const struct node *node)
     case NODE_DIRTY:
         return S_IFREG | 0200;
     case NODE_DEVICE:
-        return S_IFREG | (outgoing ? 0600 : 0400);
+        return S_IFREG | (incoming ? 0400 : 0600);
     default:
         return S_IFREG | 0644;
     }
@@ -152,7 +152,7 @@ static void stat_file(const struct node *node, const struct file *file, struct s
 {
     struct stat stored;
 
-    if (node->m->role == ROLE_OUTGOING) {
+    if (!migration_is_incoming(node->m)) {
         st->st_size = (off_t)atomic_load(&file->size);
         st->st_blocks = (st->st_size + 511) / 512;
     } else {
@@ -199,9 +199,9 @@ static const struct {
 
 static bool is_shown(const struct migration *m, enum node_kind kind)
 {
-    if (kind == NODE_RECEIVED && m->role == ROLE_OUTGOING)
+    if (kind == NODE_RECEIVED && !migration_is_incoming(m))
         return false;
-    if ((kind == NODE_RAM_SOURCE || kind == NODE_DIRTY) && m->role == ROLE_INCOMING)
+    if ((kind == NODE_RAM_SOURCE || kind == NODE_DIRTY) && migration_is_incoming(m))
         return false;
     return (kind != NODE_RAM && kind != NODE_RECEIVED) || m->file_count > 0;
 }
@@ -214,7 +214,7 @@ static int lookup_in_migration(struct migration *m, const char *name, enum node_
             return 0;
         }
     }
-    for (uint32_t i = 0; m->role == ROLE_OUTGOING && i < settings_count; i++) {
+    for (uint32_t i = 0; !migration_is_incoming(m) && i < settings_count; i++) {
         if (!strcmp(name, settings_table[i].name)) {
             *kind = NODE_SETTING;
             *index = i;
@@ -290,7 +290,7 @@ int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, c
         if (is_shown(m, fixed[i].kind))
             ret = add(arg, fixed[i].name, fixed[i].kind == NODE_DEVICE_STATE ? S_IFDIR : S_IFREG);
     }
-    for (uint32_t i = 0; m->role == ROLE_OUTGOING && i < settings_count && ret == 0; i++)
+    for (uint32_t i = 0; !migration_is_incoming(m) && i < settings_count && ret == 0; i++)
         ret = add(arg, settings_table[i].name, S_IFREG);
     return ret;
 }

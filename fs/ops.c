@@ -162,7 +162,7 @@ static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struc
 {
     struct waiting waiting;
 
-    if (node->m->role == ROLE_INCOMING)
+    if (migration_is_incoming(node->m))
         return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
     wait_begin(req, &waiting, node->m);
     int ret = outgoing_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
@@ -274,7 +274,7 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
     struct node *node = handle->node;
     bool writes = (flags & O_ACCMODE) != O_RDONLY;
 
-    if (node->m->role == ROLE_INCOMING) {
+    if (migration_is_incoming(node->m)) {
         handle->cached = node->kind == NODE_RAM && node->m->state == STATE_COMPLETED;
         return writes ? check_incoming_writer(node, flags, err) : 0;
     }
@@ -362,7 +362,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
         return;
     }
-    if (dir->m->role == ROLE_INCOMING) {
+    if (migration_is_incoming(dir->m)) {
         reply_cause(req, dir->m, CAUSE_READ_ONLY, "devices are made at the source");
         return;
     }
@@ -415,7 +415,7 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 
     (void)datasync, (void)fi;
     /* Before `start` nothing has been accepted, and after `complete` all of it has been applied. */
-    if (!file || node->m->role == ROLE_INCOMING || node->m->state == STATE_NONE ||
+    if (!file || migration_is_incoming(node->m) || node->m->state == STATE_NONE ||
         node->m->state == STATE_COMPLETED) {
         fuse_reply_err(req, 0);
         return;
@@ -522,7 +522,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
         reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset, fi->flags & O_NONBLOCK);
-    else if (node->m->role == ROLE_OUTGOING)
+    else if (!migration_is_incoming(node->m))
         reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else
         read_data(req, handle_of(fi), size, offset, fi->flags);
@@ -537,7 +537,7 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
     (void)fi;
     node_stat(host_of(req), node, &st);
     int64_t found = offset >= st.st_size ? -ENXIO : whence == SEEK_DATA ? offset : st.st_size;
-    if (file && node->m->role == ROLE_INCOMING)
+    if (file && migration_is_incoming(node->m))
         found = file_seek(file, (uint64_t)offset, whence == SEEK_DATA);
     if (found < 0)
         fuse_reply_err(req, (int)-found);
@@ -639,7 +639,12 @@ static void write_completed(fuse_req_t req, struct node *node, const char *buf, 
     struct file *file = node_file(node);
     struct error err = {0};
 
-    if ((uint64_t)offset + size > file_received_size(file))
+    /* It may have been opened before a peer came. */
+    if (node->kind == NODE_DEVICE)
+        error_set(&err, CAUSE_READ_ONLY, "a device's stream is written at the source");
+    else if (node->m->state != STATE_COMPLETED)
+        error_set(&err, CAUSE_STATE, "the image can be written when the migration has completed");
+    else if ((uint64_t)offset + size > file_received_size(file))
         error_set(&err, CAUSE_TOO_BIG, "a received image does not grow");
     else
         memory_write(&file->memory, (uint64_t)offset, buf, size, &err);
@@ -655,10 +660,10 @@ static void write_memory(fuse_req_t req, struct node *node, const char *buf, siz
     struct error err = {0};
 
     if (node_file(node)) {
-        if (node->m->role == ROLE_OUTGOING)
-            write_outgoing(req, handle_of(fi), buf, -1, size, offset);
-        else
+        if (migration_is_incoming(node->m))
             write_completed(req, node, buf, size, offset);
+        else
+            write_outgoing(req, handle_of(fi), buf, -1, size, offset);
     } else if (write_text(req, handle_of(fi), buf, size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
@@ -673,7 +678,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     struct node *node = node_of(ino);
     struct file *file = node_file(node);
     const struct fuse_buf *data = &in->buf[0];
-    bool splices = file && node->m->role == ROLE_OUTGOING &&
+    bool splices = file && !migration_is_incoming(node->m) &&
                    outgoing_splices(node->m, file, data->size, (uint64_t)offset);
     bool piped = data->flags & FUSE_BUF_IS_FD;
 
@@ -705,7 +710,7 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
     int ret = 0;
 
     (void)fi;
-    if (!file || node->m->role == ROLE_INCOMING || offset < 0 || length <= 0 ||
+    if (!file || migration_is_incoming(node->m) || offset < 0 || length <= 0 ||
         mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
         reply_cause(req, node->m, CAUSE_UNSUPPORTED, "this kind of fallocate is not supported here");
         return;

@@ -207,7 +207,10 @@ int setting_write(struct migration *m, const struct setting *setting, const char
     SCOPED_LOCK(&m->lock);
     if (outgoing_setting_writable(m, err) < 0)
         return -EIO;
-    return setting->parse(&m->settings, line, err);
+    int ret = setting->parse(&m->settings, line, err);
+    if (m->settings.uri.text[0])
+        migration_become_outgoing(m);
+    return ret;
 }
 
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size)

@@ -15,8 +15,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+static const char *const role_names[] = {
+    [ROLE_NONE] = "none",
+    [ROLE_OUTGOING] = "outgoing",
+    [ROLE_INCOMING] = "incoming",
+};
+
 struct snapshot {
     enum state state;
+    enum role role;
     struct milestones times;
     struct settings settings;
     struct error failure;
@@ -123,7 +130,7 @@ static struct sums add_up(struct migration *m, const struct snapshot *s, unsigne
             struct file_totals totals = file_channel_totals(m->files[i], c);
             file_totals_add(i == WIRE_RAM ? &sums.ram : &sums.devices, &totals);
         }
-        sums.wire_bytes += m->role == ROLE_OUTGOING ? outgoing_wire_bytes(m, (int)c) : incoming_wire_bytes(m, c);
+        sums.wire_bytes += s->role == ROLE_INCOMING ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
     }
     return sums;
 }
@@ -198,7 +205,7 @@ static void put_channels(struct writer *w, struct migration *m, const struct sna
         put_channel(w, c, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
         put_channel(w, c, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
         put_channel(w, c, "device-bytes", sums.devices.bytes);
-        if (m->role == ROLE_OUTGOING) {
+        if (s->role != ROLE_INCOMING) {
             struct copies copies = add_up_copies(m, c, c + 1);
             char prefix[24];
             snprintf(prefix, sizeof(prefix), "channel-%u-", c);
@@ -226,7 +233,7 @@ static void put_rounds(struct writer *w, struct migration *m, const struct snaps
 
 static void put_counters(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
 {
-    bool outgoing = m->role == ROLE_OUTGOING;
+    bool outgoing = s->role != ROLE_INCOMING;
     uint64_t main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
     struct sums sums = add_up(m, s, 0, channels);
     struct file *ram = s->files ? m->files[WIRE_RAM] : NULL;
@@ -261,6 +268,7 @@ static struct snapshot take_snapshot(struct migration *m)
     pthread_mutex_lock(&m->lock);
     struct snapshot s = {
         .state = m->state,
+        .role = m->role,
         .times = m->times,
         .settings = m->settings,
         .failure = m->failure,
@@ -276,7 +284,7 @@ static struct snapshot take_snapshot(struct migration *m)
 char *status_text(struct migration *m, bool json, size_t *size, uint64_t *generation)
 {
     struct snapshot s = take_snapshot(m);
-    unsigned channels = m->role == ROLE_OUTGOING ? outgoing_channels(m) : incoming_channels(m);
+    unsigned channels = s.role == ROLE_INCOMING ? incoming_channels(m) : outgoing_channels(m);
     char *text = NULL;
     struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
 
@@ -285,7 +293,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (json)
         fputc('{', w.out);
     put_text(&w, "status", state_names[s.state]);
-    put_text(&w, "role", m->role == ROLE_OUTGOING ? "outgoing" : "incoming");
+    put_text(&w, "role", role_names[s.role]);
     put_text(&w, "name", m->name);
     if (error_is_set(&s.failure) && (s.state == STATE_FAILED || s.state == STATE_CANCELLED))
         put_text(&w, "error-desc", s.failure.message);
@@ -293,15 +301,15 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "uri", s.settings.uri.text);
     put_number(&w, "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
-    if (m->role == ROLE_INCOMING || s.times.started)
+    if (s.role == ROLE_INCOMING || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
-    if (m->role == ROLE_OUTGOING)
+    if (s.role != ROLE_INCOMING)
         put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
-    const char *way = m->role == ROLE_OUTGOING ? outgoing_path(m) : NULL;
+    const char *way = s.role == ROLE_INCOMING ? NULL : outgoing_path(m);
     if (way)
         put_text(&w, "path", way);
-    if (m->role == ROLE_INCOMING) {
+    if (s.role == ROLE_INCOMING) {
         char path[4096];
         incoming_ram_path(m, path, sizeof(path));
         if (*path)

@@ -49,6 +49,13 @@ outgoing "$name" 3
 agree "src/$name"
 [ "$(status "src/$name" status)" = none ]
 [ "$(status "src/$name" role)" = outgoing ]
+expect ok mkdir src/undecided
+[ "$(status src/undecided role)" = none ]
+expect EINVAL write src/undecided/uri nonsense
+[ "$(status src/undecided role)" = none ]
+expect ok write src/undecided/uri "$uri"
+[ "$(status src/undecided role)" = outgoing ]
+forget src/undecided
 [ "$(status "src/$name" name)" = "$name" ]
 [ -z "$(cat "src/$name/error")" ]
 truncate -s 20M "src/$name/ram"

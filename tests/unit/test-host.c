@@ -49,7 +49,7 @@ Test(host, add_find_remove)
     cr_expect(eq(str, m->name, "vm-1"));
     cr_expect(eq(uint, m->uid, 11));
     cr_expect(eq(uint, m->gid, 22));
-    cr_expect(eq(int, (int)m->role, ROLE_OUTGOING));
+    cr_expect(eq(int, (int)m->role, ROLE_NONE));
     cr_expect(eq(int, (int)m->state, STATE_NONE));
     cr_expect(eq(uint, m->file_count, 1), "it has RAM");
     cr_expect(eq(str, migration_file(m, WIRE_RAM)->name, "ram"));
