@@ -622,6 +622,14 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
     return ret == 0 && ch->lost ? -ECONNRESET : ret;
 }
 
+bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved)
+{
+    SCOPED_LOCK(&ch->lock);
+    uint64_t done = applied < ch->sent_sequence ? applied : ch->sent_sequence;
+    *moved = ch->wire_bytes + ch->left_sequence + ch->sent_sequence;
+    return ch->busy || ch->left_sequence > done;
+}
+
 void channel_close(struct channel *ch, enum channel_closed closed)
 {
     SCOPED_LOCK(&ch->lock);

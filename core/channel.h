@@ -204,6 +204,15 @@ void channel_hurry(struct channel *ch);
  */
 int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt *interrupt);
 
+/**
+ * channel_is_owed - whether the channel waits for the other side
+ * @applied: how many packets the other side says that it has applied
+ * @moved: a number that grows when something leaves, or a buffer comes back
+ *
+ * What its owner still prepares, or nobody has begun to send, is owed by this side.
+ */
+bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved);
+
 /** channel_close - seal the channel, or declare it dead and wake everybody; a dead channel stays dead */
 void channel_close(struct channel *ch, enum channel_closed closed);
 

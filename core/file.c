@@ -22,6 +22,7 @@
 
 _Static_assert(WIRE_STRIPE_SIZE / MEMORY_MAP_UNIT == 16, "file.mapped");
 
+#define HOLE_SIZE    (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
 #define PREPARE_SIZE (16u << 20) /* at a time; the thread that does it looks up in between */
 
 struct file *file_new(uint32_t id, const char *name)
@@ -267,7 +268,13 @@ static int punch(struct file *file, uint64_t offset, uint64_t len, struct error 
 
     while (offset < intact && !atomic_compare_exchange_weak(&file->intact, &intact, offset))
         ;
-    return memory_discard(&file->memory, offset, len, err);
+    for (uint64_t done = 0, part; done < len; done += part) {
+        part = len - done < HOLE_SIZE ? len - done : HOLE_SIZE;
+        if (memory_discard(&file->memory, offset + done, part, err) < 0)
+            return -EIO;
+        atomic_fetch_add_explicit(&file->work, part, memory_order_relaxed);
+    }
+    return 0;
 }
 
 /* Makes a hole; pages that lie in it whole count as never received. */
@@ -531,6 +538,7 @@ static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len
     struct file *file = arg;
     uint64_t first = offset / WIRE_PAGE_SIZE, end = (offset + len + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
 
+    atomic_fetch_add_explicit(&file->work, len, memory_order_relaxed);
     if (file->id == WIRE_RAM && page_map_next(&file->held, first, end, true) == end)
         return 0;
     return memory_read(&file->memory, offset, buf, len);

@@ -81,6 +81,7 @@ struct file {
     _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
     _Atomic uint64_t intact;   /* no hole has been made before it */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
+    _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     struct budget *budget;
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */

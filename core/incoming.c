@@ -7,6 +7,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "stall.h"
 #include "xxh3.h"
 
 #include <endian.h>
@@ -20,6 +21,7 @@
 #define BUFFER_SIZE    (256u << 10)
 #define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
 #define BARRIERS_MAX   4096 /* that may wait at once */
+#define PATIENCE       2    /* times the longer timeout: the source, which knows more, gives up before this side does */
 
 /* A data channel. Its thread's, but for what is marked. */
 struct receiver {
@@ -77,6 +79,8 @@ struct incoming {
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
     bool peer_aborted;             /* mig-in's */
+    uint32_t patience_ms;          /* how long what a barrier waits for may stand still; constant */
+    struct stall_watch watch;      /* mig-in's */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     uint32_t digest_file;          /* its file; written before the thread is made */
     uint64_t digest_id;
@@ -746,6 +750,39 @@ static int add_barrier(struct migration *m, struct barrier *barrier, struct erro
     return check_barriers(m, err);
 }
 
+/* Tells the source what has arrived, and looks whether all stands still that a barrier waits for. */
+static int look(struct migration *m, struct error *err)
+{
+    struct incoming *in = m->in;
+    uint8_t buf[8 + 16 * WIRE_CHANNELS_MAX];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct stall_sight all = {0};
+    unsigned awaited = 0;
+    uint64_t work = 0;
+
+    for (uint32_t i = 0; i < m->file_count; i++)
+        work += counter_get(&m->files[i]->work);
+    wire_write_u64(&body, work);
+    all.mark = work;
+    for (unsigned c = in->channel_count; c-- > 0;) {
+        if (atomic_load(&in->receivers[c].target)) {
+            all.awaited = true;
+            awaited = c;
+        }
+    }
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        uint64_t received = counter_get(&in->receivers[c].wire_bytes), applied = atomic_load(&in->receivers[c].applied);
+        wire_write_u64(&body, received);
+        wire_write_u64(&body, applied);
+        all.mark += received + applied;
+    }
+    session_send(&in->session, WIRE_PROGRESS, 0, buf, wire_written(&body));
+    if (stall_look(&in->watch, clock_ms(), &all, 1) < 0)
+        return 0;
+    return error_set(err, CAUSE_TIMEOUT, "channel %u has stalled: a barrier waits for it, and nothing has come for %u ms",
+                     awaited, in->patience_ms);
+}
+
 /*
  * The main channel
  */
@@ -1087,6 +1124,8 @@ static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
     int ret = session_step(&in->session, deadline, handle_message, m, err);
     if (ret == 0 && !setup)
         ret = check_barriers(m, err);
+    if (ret == 0 && m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
+        ret = look(m, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
         ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
     if (ret == 0 && suspected && clock_ms() >= deadline)
@@ -1150,6 +1189,9 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (session_init(&in->session, transport, m->host->limits.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    uint32_t longer = m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
+    in->patience_ms = PATIENCE * longer;
+    stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
     pthread_mutex_lock(&m->lock);
     in->has_session = true;
     int ret = migration_start_thread(m, mig_in, err);

@@ -10,6 +10,9 @@
  *   it never waits for another one. A barrier is a vector of counts that mig-in
  *   keeps until every receiver has passed its own; a receiver that passes the
  *   next count that anybody waits for wakes mig-in.
+ *
+ *   As often as it sends its heartbeat, mig-in tells the source what has arrived,
+ *   and looks whether anything still does while a barrier waits (stall.h).
  */
 #ifndef MIGFS_INCOMING_H
 #define MIGFS_INCOMING_H

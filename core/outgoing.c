@@ -7,6 +7,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "stall.h"
 #include "zero.h"
 
 #include <assert.h>
@@ -37,6 +38,7 @@ struct attempt {
     struct error doom;
     int64_t doom_at;
     uint64_t prepared_id; /* the last manifest that the destination has everything of */
+    uint64_t manifest_id; /* the last manifest that was sent */
     uint64_t commit_id;   /* not 0: the destination has been told to complete */
     bool peer_aborted;    /* the destination said why; it needs no goodbye */
     struct round round_start; /* the sums when the current round began */
@@ -53,6 +55,14 @@ struct attempt {
     } reply; /* to the announcement of a file */
 };
 
+/* What the destination has last said of itself. */
+struct progress {
+    uint64_t work; /* that moves no channel */
+    struct {
+        uint64_t received, applied; /* bytes, packets */
+    } channel[WIRE_CHANNELS_MAX];
+};
+
 struct outgoing {
     int cancel_fd; /* an eventfd: readable when `start` is to give up */
     struct gate gate;
@@ -64,6 +74,9 @@ struct outgoing {
     bool splices; /* constant when ready: what comes in a pipe and is not looked at goes out of it */
     /* Release when all of the above is there; then they stay until outgoing_free(). */
     atomic_bool ready;
+
+    struct progress progress; /* mig-out's */
+    struct stall_watch watch; /* mig-out's */
 
     /*
      * Of the RAM, or NULL. Changed with migration.lock held: at will before the
@@ -176,6 +189,47 @@ static void channel_failed(void *arg, unsigned index, int code)
     }
     SCOPED_LOCK(&m->lock);
     outgoing_doom(m, &reason, delay_ms);
+}
+
+/* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
+static bool is_answer_due(const struct outgoing *out)
+{
+    const struct attempt *attempt = &out->attempt;
+
+    return out->waiters || (attempt->digest.id && !attempt->digest.there) ||
+           (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
+}
+
+/*
+ * Ends the migration when a channel, or the destination as a whole, stands still while
+ * something is due. In mig-out. After the commit the migration's doom bounds the wait.
+ */
+static void look_for_stall(struct migration *m)
+{
+    struct outgoing *out = m->out;
+    struct stall_sight sights[STALL_MAX];
+    struct stall_sight *answers = &sights[out->channel_count];
+    struct error reason = {0};
+
+    answers->mark = 0;
+    for (unsigned c = 0; c < out->channel_count; c++) {
+        uint64_t applied = out->progress.channel[c].applied;
+        sights[c].awaited = channel_is_owed(&out->channels[c], applied, &sights[c].mark);
+        sights[c].mark += out->progress.channel[c].received + applied + out->progress.work;
+        answers->mark += sights[c].mark;
+    }
+    SCOPED_LOCK(&m->lock);
+    answers->awaited = is_answer_due(out);
+    int stalled = stall_look(&out->watch, clock_ms(), sights, out->channel_count + 1);
+    if (stalled < 0 || out->attempt.commit_id)
+        return;
+    if ((unsigned)stalled < out->channel_count)
+        error_set(&reason, CAUSE_TIMEOUT, "channel %d has stalled: nothing has moved on it for %u ms", stalled,
+                  m->settings.timeout_ms);
+    else
+        error_set(&reason, CAUSE_TIMEOUT, "the destination is there, but has not answered for %u ms",
+                  m->settings.timeout_ms);
+    outgoing_doom(m, &reason, 0);
 }
 
 /*
@@ -432,6 +486,7 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
     if (ret == 0) {
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
+        out->progress = (struct progress){0};
         out->starter = interrupt;
         migration_become_outgoing(m);
         m->settings.checksum = wants_checksum(&m->settings, out->reference);
@@ -477,6 +532,8 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
     pthread_mutex_lock(&m->lock);
     out->starter = NULL;
     eventfd_read(out->cancel_fd, &drained);
+    /* What the destination shows comes up to a step later, and is looked at up to a step after that. */
+    stall_init(&out->watch, (int64_t)m->settings.timeout_ms + 2 * out->session.ping_ms, out->session.ping_ms);
     atomic_store_explicit(&out->ready, true, memory_order_release);
     bool active = m->state == STATE_SETUP && migration_move(m, STATE_ACTIVE, NULL);
     if (!active) {
@@ -1516,10 +1573,12 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
         session_send(&m->out->session, WIRE_COMPLETE, id, manifest, length);
 
     pthread_mutex_lock(&m->lock);
+    out->attempt.manifest_id = sent ? id : 0;
     while (m->state == STATE_COMPLETING && out->attempt.prepared_id != id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
     bool interrupted = m->state == STATE_COMPLETING && out->attempt.prepared_id != id;
     if (interrupted) {
+        out->attempt.manifest_id = 0;
         resume_from_completing(m);
     } else if (m->state == STATE_COMPLETING) {
         struct error silent = {0};
@@ -1712,6 +1771,20 @@ static int on_committed(struct migration *m, uint64_t id, struct error *err)
     return 0;
 }
 
+static int on_progress(struct migration *m, struct wire_reader *body, struct error *err)
+{
+    struct progress progress = {.work = wire_read_u64(body)};
+
+    for (unsigned c = 0; c < m->out->channel_count; c++) {
+        progress.channel[c].received = wire_read_u64(body);
+        progress.channel[c].applied = wire_read_u64(body);
+    }
+    if (!wire_read_done(body))
+        return error_set(err, CAUSE_PROTOCOL, "progress of another number of channels");
+    m->out->progress = progress;
+    return 0;
+}
+
 /* Runs in mig-out, and in the thread of `start` before that exists. */
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
 {
@@ -1729,6 +1802,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         pthread_cond_broadcast(&m->changed);
         return 0;
     }
+    case WIRE_PROGRESS:
+        return on_progress(m, body, err);
     case WIRE_DIGEST_REPLY:
         return on_digest_reply(m, message->id, body, err);
     case WIRE_COMMITTED:
@@ -1816,6 +1891,8 @@ static void *mig_out(void *arg)
         int ret = session_step(&out->session, deadline, handle_message, m, &err);
         if (state_is_final(m->state))
             break;
+        if (stall_is_due(&out->watch, clock_ms()))
+            look_for_stall(m);
         bool doomed = error_is_set(&doom) && clock_ms() >= deadline;
         if (ret == 0 && !doomed)
             continue;

@@ -20,6 +20,9 @@
  *   lost after `commit` was sent, the source connects once more and asks what
  *   became of it.
  *
+ *   The destination says from time to time what has arrived. mig-out looks whether
+ *   what is owed still moves (stall.h), so that nothing waits for ever.
+ *
  *   When a data channel breaks, the main channel usually says why a moment
  *   later; the failure waits for that (SUSPECT_MS).
  */

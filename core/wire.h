@@ -65,6 +65,7 @@ enum wire_message_type {
     WIRE_PING = 12,       /* either: still there */
     WIRE_DIGEST = 13,     /* source: what is the digest of this file? One question at a time */
     WIRE_DIGEST_REPLY = 14,
+    WIRE_PROGRESS = 15, /* destination: what has arrived on each channel so far, and what else it has done */
     WIRE_MESSAGE_MAX
 };
 

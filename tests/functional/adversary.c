@@ -416,7 +416,7 @@ static struct wire_message get_message(struct session *s, char *body)
             fail("the main channel ended without a word");
         if (message.magic != 0x4d47494d || message.length > BODY_MAX || !get(s->main, body, message.length))
             fail("what comes on the main channel is no message");
-        if (message.type != WIRE_PING)
+        if (message.type != WIRE_PING && message.type != WIRE_PROGRESS)
             return message;
     }
 }

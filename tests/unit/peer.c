@@ -11,6 +11,8 @@
 
 static const struct transport_wait forever = {.cancel_fd = -1, .deadline_ms = INT64_MAX};
 
+uint32_t peer_timeout_ms = 60000;
+
 struct hello peer_hello(const char *name, unsigned channels)
 {
     static unsigned sessions;
@@ -20,7 +22,7 @@ struct hello peer_hello(const char *name, unsigned channels)
         .features = WIRE_FEATURE_CHECKSUM,
         .page_size = WIRE_PAGE_SIZE,
         .stripe_size = WIRE_STRIPE_SIZE,
-        .timeout_ms = 60000,
+        .timeout_ms = peer_timeout_ms,
     };
 
     sessions++;
@@ -110,7 +112,7 @@ int peer_receive(struct transport *t, struct message *message, uint8_t *body)
         if (ret < 0)
             return ret;
         cr_assert(wire_message_check(&header, body, message->length));
-    } while (message->type == WIRE_PING);
+    } while (message->type == WIRE_PING || message->type == WIRE_PROGRESS);
     return 0;
 }
 

@@ -16,6 +16,9 @@ struct peer {
     uint32_t files; /* announced */
 };
 
+/* What a source's hello says of how long the destination may be silent. */
+extern uint32_t peer_timeout_ms;
+
 /** peer_hello - a good one for the main channel */
 struct hello peer_hello(const char *name, unsigned channels);
 

@@ -199,7 +199,7 @@ Test(incoming, channels_that_never_arrive)
     int ret = -EAGAIN;
     struct transport_wait wait = {.cancel_fd = -1};
     struct wire_message header;
-    while (ret == -EAGAIN || ret == -ETIMEDOUT || message.type == WIRE_PING) {
+    while (ret == -EAGAIN || ret == -ETIMEDOUT || message.type == WIRE_PING || message.type == WIRE_PROGRESS) {
         peer_send(t, WIRE_PING, 0, NULL, 0);
         wait.deadline_ms = clock_ms() + 20;
         ret = transport_recv_all(t, &header, sizeof(header), &wait);
@@ -1021,6 +1021,45 @@ Test(incoming, questions)
     cr_expect(eq(int, (int)ask(&peer.hello), WIRE_OUTCOME_COMPLETED), "it is remembered");
     migration_put(m);
     rig_fini(&rig);
+}
+
+/* A source that is alive, and whose channel carries nothing more that a barrier waits for. */
+Test(incoming, barrier_that_stands_still)
+{
+    struct limits limits = rig_limits();
+    struct message message = {0};
+    uint8_t *got = malloc(WIRE_BODY_MAX);
+    struct wire_writer w = body();
+    uint64_t received = 0, applied = 0;
+
+    limits.timeout_ms = peer_timeout_ms = 300;
+    rig_init(&rig, place(), &limits);
+    struct migration *m = open_all("vm");
+    peer_packet(&peer, 1, data(0, STRIPE, 10), payload);
+    counts(&w, 0, 2);
+    say(&peer, WIRE_SYNC, 1, &w);
+    while (message.type != WIRE_ABORT) {
+        struct wire_message header;
+        peer_send(peer.main, WIRE_PING, 0, NULL, 0);
+        cr_assert(zero(int, transport_recv_all(peer.main, &header, sizeof(header), NULL)));
+        cr_assert(zero(int, wire_message_decode(&header, &message, NULL)));
+        cr_assert(zero(int, transport_recv_all(peer.main, got, message.length, NULL)));
+        if (message.type == WIRE_PROGRESS) {
+            struct wire_reader r = {.p = got + 24, .left = message.length - 24};
+            cr_assert(eq(u32, message.length, 8 + 2 * 16));
+            received = wire_read_u64(&r);
+            applied = wire_read_u64(&r);
+        }
+    }
+    cr_expect(eq(u64, received, sizeof(struct wire_packet) + 10), "of channel 1");
+    cr_expect(eq(u64, applied, 1));
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(int, (int)m->failure.cause, CAUSE_TIMEOUT), "%s", m->failure.message);
+    cr_expect(eq(int, strncmp(m->failure.message, "channel 1 has stalled", 21), 0), "%s", m->failure.message);
+    peer_close(&peer);
+    migration_put(m);
+    rig_fini(&rig);
+    free(got);
 }
 
 /* Random bytes on either kind of channel, at every stage. */

@@ -10,6 +10,7 @@
 #include "scratch.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -333,6 +334,11 @@ static void digest_unasked(void)
     peer_send(fake.main, WIRE_DIGEST_REPLY, 1, body_buf, 4 + DIGEST_SIZE);
 }
 
+static void progress_of_too_few_channels(void)
+{
+    peer_send(fake.main, WIRE_PROGRESS, 0, body_buf, 8 + 16);
+}
+
 static void noise(void)
 {
     struct iovec iov = {body_buf, 1000};
@@ -381,6 +387,7 @@ static const struct {
     CASE(answer_about_no_file, STATE_FAILED, CAUSE_PROTOCOL),
     CASE(half_an_answer, STATE_FAILED, CAUSE_PROTOCOL),
     CASE(digest_unasked, STATE_FAILED, CAUSE_PROTOCOL),
+    CASE(progress_of_too_few_channels, STATE_FAILED, CAUSE_PROTOCOL),
     CASE(noise, STATE_FAILED, CAUSE_PROTOCOL),
     CASE(hang_up, STATE_FAILED, CAUSE_RESET),
     CASE(give_up, STATE_FAILED, CAUSE_NO_SPACE),
@@ -603,10 +610,6 @@ Test(outgoing, blocked_writer_is_interrupted)
     end();
 }
 
-/*
- * The last step. The connection is lost after `commit`: the source asks once more, and believes the answer.
- */
-
 static void await_message(enum wire_message_type type, uint64_t *id)
 {
     struct message message;
@@ -616,6 +619,130 @@ static void await_message(enum wire_message_type type, uint64_t *id)
     } while (message.type != type);
     *id = message.id;
 }
+
+/*
+ * A destination that is alive, and of whose channels some move and some do not
+ */
+
+/* What the destination says next: bytes received and packets applied on either channel. */
+static struct {
+    uint64_t work, received[2], applied[2];
+} report;
+
+static void tell_progress(void)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+    /* Not faster than a destination of this timeout would. */
+    struct pollfd nothing = {.fd = -1};
+
+    wire_write_u64(&w, report.work);
+    for (unsigned c = 0; c < 2; c++) {
+        wire_write_u64(&w, report.received[c]);
+        wire_write_u64(&w, report.applied[c]);
+    }
+    peer_send(fake.main, WIRE_PROGRESS, 0, body_buf, wire_written(&w));
+    poll(&nothing, 1, 25);
+}
+
+#define SHORT_MS 400
+
+/* A packet on each channel, and a command that waits for both. */
+static void wait_for_two_packets(void (*command)(void *))
+{
+    memset(&report, 0, sizeof(report));
+    m->settings.timeout_ms = fake.reply.timeout_ms = SHORT_MS;
+    become_active();
+    rig_write(m, ram, "x", 1, 0);
+    rig_write(m, ram, "y", 1, WIRE_STRIPE_SIZE);
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, command, &waiter);
+}
+
+/* The command fails because of what has stalled, which the sentence names. */
+static void ends_stalled(const char *what)
+{
+    /* What the source says at the end is not read: it is closed, and sending fails. */
+    while (!atomic_load(&waiter.worker.done))
+        tell_progress();
+    worker_join(&waiter.worker);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_TIMEOUT), "%s", waiter.err.message);
+    cr_expect(eq(int, strncmp(waiter.err.message, what, strlen(what)), 0), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    end();
+}
+
+Test(outgoing, stalled_channel_ends_a_sync)
+{
+    wait_for_two_packets(sync_all);
+    report.applied[0] = 1;
+    ends_stalled("channel 1 has stalled");
+}
+
+Test(outgoing, stalled_channel_ends_complete)
+{
+    wait_for_two_packets(complete);
+    report.applied[1] = 1;
+    ends_stalled("channel 0 has stalled");
+}
+
+/* Also when nobody has said anything of channels. */
+Test(outgoing, destination_that_tells_nothing)
+{
+    wait_for_two_packets(sync_all);
+    while (!atomic_load(&waiter.worker.done)) {
+        struct pollfd nothing = {.fd = -1};
+        peer_send(fake.main, WIRE_PING, 0, NULL, 0);
+        poll(&nothing, 1, 25);
+    }
+    ends_stalled("channel 0 has stalled");
+}
+
+Test(outgoing, destination_that_has_all_and_does_not_answer)
+{
+    wait_for_two_packets(sync_all);
+    report.applied[0] = report.applied[1] = 1;
+    ends_stalled("the destination is there, but has not answered");
+}
+
+Test(outgoing, digest_that_stands_still)
+{
+    wait_for_two_packets(digest);
+    report.applied[0] = report.applied[1] = 1;
+    ends_stalled("the destination is there, but has not answered");
+}
+
+/* One byte, or one hole, now and then is enough, and nothing that is not owed is awaited. */
+Test(outgoing, slow_channel_is_waited_for)
+{
+    unsigned rounds = 0;
+    uint64_t id;
+
+    wait_for_two_packets(sync_all);
+    await_message(WIRE_SYNC, &id);
+    for (int64_t end_ms = clock_ms() + 4 * SHORT_MS; clock_ms() < end_ms;) {
+        report.received[rounds++ % 2]++;
+        tell_progress();
+    }
+    report.applied[0] = 1;
+    for (int64_t end_ms = clock_ms() + 4 * SHORT_MS; clock_ms() < end_ms;) {
+        report.work++;
+        tell_progress();
+    }
+    cr_expect(not(atomic_load(&waiter.worker.done)), "%s", waiter.err.message);
+    report.applied[1] = 1;
+    say(WIRE_SYNC_ACK, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    for (int64_t end_ms = clock_ms() + 4 * SHORT_MS; clock_ms() < end_ms;)
+        tell_progress();
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE), "%s", m->failure.message);
+    end();
+}
+
+/*
+ * The last step. The connection is lost after `commit`: the source asks once more, and believes the answer.
+ */
 
 static void run_to_commit(void)
 {
