@@ -244,7 +244,7 @@ void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_
         return;
     }
     SCOPED_LOCK(&file->lock);
-    /* Data after the end: the stream goes on, and the news of it is on its way. */
+    /* The stream goes on; the news that it has ended names a later packet. */
     file->ended = false;
     if (stripe >= file->stripes) {
         uint64_t stripes = stripe + 1 > 2 * file->stripes ? stripe + 1 : 2 * file->stripes;
@@ -353,6 +353,7 @@ int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, ui
     if (discard_home(file, channel, size, stored_end(file), err) < 0)
         return -EIO;
     SCOPED_LOCK(&file->lock);
+    file->ended = false;
     atomic_store_explicit(&fc->end, size, memory_order_relaxed);
     fc->truncation = number;
     if (number > file->truncation)
@@ -369,11 +370,22 @@ int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, ui
     return 0;
 }
 
-void file_receive_end(struct file *file, bool ended)
+void file_receive_end(struct file *file, const uint64_t *counts)
 {
     SCOPED_LOCK(&file->lock);
-    file->ended = ended;
+    /* A packet that is not seen here yet resumes the stream after this. */
+    for (unsigned c = 0; counts && c < file->channels; c++) {
+        if (counter_get(&file->per_channel[c].last_sequence) > counts[c])
+            return;
+    }
+    file->ended = true;
     pthread_cond_broadcast(&file->arrived);
+}
+
+void file_receive_resume(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    file->ended = false;
 }
 
 void file_receive_over(struct file *file, bool broken)

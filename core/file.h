@@ -34,7 +34,8 @@ struct file_channel {
     _Atomic uint64_t first_pages;     /* destination, RAM: pages that arrived for the first time, data or zero */
     _Atomic uint64_t discarded_bytes; /* in holes; a truncation is none */
     _Atomic uint64_t digest;  /* the sum of the packets' checks */
-    uint64_t last_sequence;   /* source: of the last packet for this file */
+    /* Of the last packet for this file. Source: guarded by the channel's lock; destination: written by the receiver. */
+    _Atomic uint64_t last_sequence;
     uint64_t truncation;      /* destination: the last truncation applied */
     _Atomic uint64_t end;     /* destination: where the data of this channel ends, as far as it knows */
 };
@@ -68,6 +69,7 @@ struct file {
     uint64_t declared;    /* source, RAM: what was declared before `start`; writes past it are refused. 0: nothing */
     uint64_t truncations; /* source: how many there were; guarded by the locks of all channels */
     unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
+    atomic_bool touched;  /* source: has got something since it was made or emptied: it can end; relaxed */
     bool announced_open;  /* source: whether the destination expects more; guarded by outgoing.announce_lock */
 
     /* Destination only. */
@@ -175,8 +177,14 @@ int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, u
 int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, uint64_t number, uint64_t limit,
                           struct error *err);
 
-/** file_receive_end - the stream has ended (or goes on); all its data has been applied */
-void file_receive_end(struct file *file, bool ended);
+/**
+ * file_receive_end - the stream has ended; all its data has been applied
+ * @counts: of each channel, its last packet then: where more has been applied, the stream goes on. NULL: it does not
+ */
+void file_receive_end(struct file *file, const uint64_t *counts);
+
+/** file_receive_resume - the stream goes on */
+void file_receive_resume(struct file *file);
 
 /** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
 void file_receive_over(struct file *file, bool broken);

@@ -534,6 +534,7 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     if (!file_is_home(file, r->index) || (placed && file_home(file, packet->offset) != r->index))
         return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
                          (unsigned long long)packet->offset);
+    atomic_store_explicit(&file->per_channel[r->index].last_sequence, sequence, memory_order_relaxed);
     switch (packet->type) {
     case WIRE_DATA:
         ret = apply_data(r, file, packet, err);
@@ -671,7 +672,7 @@ static void reach(struct migration *m, struct barrier *barrier)
     if (barrier->type == WIRE_SYNC) {
         session_send(&m->in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
     } else {
-        file_receive_end(barrier->file, true);
+        file_receive_end(barrier->file, barrier->counts);
         migration_announce(m);
     }
 }
@@ -897,7 +898,7 @@ static int on_stream(struct migration *m, const struct message *message, struct 
     forget_end(m->in, file);
     if (barrier)
         return add_barrier(m, barrier, err);
-    file_receive_end(file, false);
+    file_receive_resume(file);
     return 0;
 }
 

@@ -429,7 +429,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
     return out->reference ? reference_start(out->reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
 }
 
-static void announce_stream(struct migration *m, struct file *file);
+static void announce_stream(struct migration *m, struct file *file, bool again);
 static void *mig_out(void *arg);
 
 /* Whether the RAM's file has all of the RAM. */
@@ -546,8 +546,6 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
     if (!active)
         return -EIO;
     log_info("%s: active, %u channels to %s", m->name, out->channel_count, m->settings.uri.text);
-    for (uint32_t i = 1; i < m->file_count; i++)
-        announce_stream(m, m->files[i]);
     return 0;
 }
 
@@ -635,7 +633,7 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     uint64_t check = plan && plan->pipe >= 0
                          ? channel_add_pipe(ch, packet, plan->pipe, gate_share(plan, packet), entry)
                          : channel_add(ch, packet, payload, gate_share(plan, packet), entry);
-    fc->last_sequence = packet->sequence;
+    atomic_store_explicit(&fc->last_sequence, packet->sequence, memory_order_relaxed);
     counter_add(&fc->packets, 1);
     counter_add(&fc->digest, check);
     switch (packet->type) {
@@ -666,13 +664,16 @@ static void add_unprepared(struct file *file, const struct plan *plan, const str
     piece->raw = raw;
     piece->gathered = piece->packed = NULL;
     channel_add_unprepared(piece->channel, &piece->packet, gate_share(plan, packet), &piece->entry);
-    fc->last_sequence = piece->packet.sequence;
+    atomic_store_explicit(&fc->last_sequence, piece->packet.sequence, memory_order_relaxed);
 }
 
+/* Called with the channel's lock held. */
 static void grow(struct file *file, uint64_t end)
 {
     uint64_t size = atomic_load_explicit(&file->size, memory_order_relaxed);
 
+    if (!atomic_load_explicit(&file->touched, memory_order_relaxed))
+        atomic_store_explicit(&file->touched, true, memory_order_relaxed);
     while (end > size && !atomic_compare_exchange_weak(&file->size, &size, end))
         ;
 }
@@ -1279,6 +1280,7 @@ static void make_truncate(struct file *file, uint64_t size, uint64_t range, stru
 {
     (void)range;
     atomic_store(&file->size, size);
+    atomic_store_explicit(&file->touched, size > 0, memory_order_relaxed);
     *packet = (struct packet){.type = WIRE_TRUNCATE, .offset = size, .range = ++file->truncations};
 }
 
@@ -1312,7 +1314,10 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
         return error_set(err, CAUSE_STATE, "the size of RAM by reference does not change");
     for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
         need[c] = file_is_home(file, c);
-    return broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err);
+    if (broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err) < 0)
+        return -EIO;
+    announce_stream(m, file, true);
+    return 0;
 }
 
 /*
@@ -1325,7 +1330,7 @@ static void count_accepted(struct outgoing *out, const struct file *file, uint64
     for (unsigned c = 0; c < out->channel_count; c++) {
         struct channel *ch = &out->channels[c];
         SCOPED_LOCK(&ch->lock);
-        counts[c] = file ? file->per_channel[c].last_sequence : ch->last_sequence;
+        counts[c] = file ? counter_get(&file->per_channel[c].last_sequence) : ch->last_sequence;
         channel_hurry(ch);
     }
 }
@@ -1591,7 +1596,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (interrupted) {
         migration_announce(m);
         for (uint32_t i = 1; i < m->file_count; i++)
-            announce_stream(m, m->files[i]);
+            announce_stream(m, m->files[i], false);
         return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     }
     if (commit)
@@ -1660,8 +1665,11 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
     return ret;
 }
 
-/* Tells the destination whether a device's stream has ended, when that has changed. */
-static void announce_stream(struct migration *m, struct file *file)
+/*
+ * Tells the destination whether a device's stream has ended, when that has changed.
+ * @again: something was done to it by somebody who is no writer, so an end is told once more
+ */
+static void announce_stream(struct migration *m, struct file *file, bool again)
 {
     struct outgoing *out = m->out;
     uint64_t counts[WIRE_CHANNELS_MAX];
@@ -1672,10 +1680,10 @@ static void announce_stream(struct migration *m, struct file *file)
         return;
     SCOPED_LOCK(&out->announce_lock);
     pthread_mutex_lock(&m->lock);
-    bool open = file->writers > 0;
+    bool open = file->writers > 0 || !atomic_load_explicit(&file->touched, memory_order_relaxed);
     bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING;
     pthread_mutex_unlock(&m->lock);
-    if (!active || open == file->announced_open)
+    if (!active || (open == file->announced_open && (open || !again)))
         return;
     wire_write_u32(&body, file->id);
     count_accepted(out, file, counts);
@@ -1691,12 +1699,7 @@ void outgoing_open_writer(struct migration *m, struct file *file)
     bool first = file->writers++ == 0;
     pthread_mutex_unlock(&m->lock);
     if (first)
-        announce_stream(m, file);
-}
-
-void outgoing_touch_device(struct migration *m, struct file *file)
-{
-    announce_stream(m, file);
+        announce_stream(m, file, false);
 }
 
 void outgoing_close_writer(struct migration *m, struct file *file)
@@ -1705,7 +1708,7 @@ void outgoing_close_writer(struct migration *m, struct file *file)
     bool last = --file->writers == 0;
     pthread_mutex_unlock(&m->lock);
     if (last)
-        announce_stream(m, file);
+        announce_stream(m, file, false);
 }
 
 /*

@@ -163,12 +163,14 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
                            struct file **out, struct error *err);
 
-/** outgoing_open_writer, outgoing_close_writer - an open handle that can write came or went */
+/**
+ * outgoing_open_writer, outgoing_close_writer - an open handle that can write came or went
+ *
+ * A stream ends when its last writer has closed it. An empty one does not: who reads it is to
+ * wait until there is something.
+ */
 void outgoing_open_writer(struct migration *m, struct file *file);
 void outgoing_close_writer(struct migration *m, struct file *file);
-
-/** outgoing_touch_device - a device was made and is not open for writing: its stream has ended */
-void outgoing_touch_device(struct migration *m, struct file *file);
 
 /** outgoing_setting_writable - whether settings can be changed now; the caller holds migration.lock */
 int outgoing_setting_writable(struct migration *m, struct error *err);

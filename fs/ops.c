@@ -278,13 +278,12 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
         handle->cached = node->kind == NODE_RAM && node->m->state == STATE_COMPLETED;
         return writes ? check_incoming_writer(node, flags, err) : 0;
     }
-    if (flags & O_TRUNC && truncate_node(req, node, 0, err) < 0)
-        return -EIO;
+    /* First: a stream that is emptied to be written again does not end in between. */
     if (writes) {
         handle->writer = true;
         outgoing_open_writer(node->m, node_file(node));
     }
-    return 0;
+    return flags & O_TRUNC ? truncate_node(req, node, 0, err) : 0;
 }
 
 /*
@@ -323,7 +322,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     handle->uid = fuse_req_ctx(req)->uid;
     handle->gid = fuse_req_ctx(req)->gid;
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
-        handle_free(handle);
+        abandon(handle);
         reply_error(req, node->m, &err);
         return;
     }
@@ -376,12 +375,12 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct node *node = node_get(NODE_DEVICE, dir->m, file->id);
     struct handle *handle = node ? handle_new(node) : NULL;
     if (!handle || open_data(req, handle, fi->flags, &err) < 0) {
-        if (node)
-            node_forget(node, 1);
         if (!handle)
             error_set(&err, CAUSE_NO_MEMORY, "out of memory");
         else
-            handle_free(handle);
+            abandon(handle);
+        if (node)
+            node_forget(node, 1);
         reply_error(req, dir->m, &err);
         return;
     }
@@ -391,8 +390,6 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     } out = {.entry = {.nodeid = node_id(node)}, .open = open_out(handle)};
     node_stat(host_of(req), node, &st);
     out.entry.attr = attr_out(&st);
-    if (!handle->writer)
-        outgoing_touch_device(dir->m, file);
     if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
         abandon(handle);
         node_forget(node, 1);

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # A device's stream at the destination: who reads it before it ends gets what is there and waits for more; it ends at
-# its writers' last close and no earlier; it can be opened again and appended to, or begun anew.
+# its writers' last close and no earlier, and not while it is empty; it can be opened again and appended to, or begun
+# anew.
 . "$(dirname "$0")/functions.sh"
 
 pair
@@ -78,7 +79,27 @@ limited cp part1 $src
 tell src/vm sync
 same part1 $dst
 
+say "closed without a byte"
+# As scripts do it, so that a reader finds the device; and once more, over what was there before.
+for round in 1 2 3; do
+	: >$src
+	tell src/vm sync
+	expect EAGAIN read $dst 0 1 nonblock
+	follow
+	touch $src
+	limited dd if=/dev/null of=$src status=none
+	tell src/vm sync
+	gone $follower && fail "the reader has ended before the stream has begun"
+	# QEMU's exec:cat, and what a daemon does that forks before it writes.
+	sh -c "(exec true); exec cat >$src" <part1
+	read_all part1
+	truncate -s $((round * 1000000)) $src
+	tell src/vm sync
+	expect end read $dst $((round * 1000000)) 1 nonblock
+done
+
 say "a reader that is interrupted"
+limited cp part1 $src
 exec {stream}>>$src
 tell src/vm sync
 for signal in INT TERM KILL; do

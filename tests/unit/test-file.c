@@ -495,7 +495,7 @@ Test(file, seek_in_a_device)
         CHECK_OK(file_receive_discard(dev, c, 0, STRIPE, &err));
     cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)STRIPE), "the frontier");
 
-    file_receive_end(dev, true);
+    file_receive_end(dev, NULL);
     cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)(3 * STRIPE)));
     cr_expect(eq(i64, file_seek(dev, 0, false), 0));
     cr_expect(eq(i64, file_seek(dev, 3 * STRIPE, false), (int64_t)(4 * STRIPE)));
@@ -506,7 +506,7 @@ Test(file, seek_in_a_device)
     /* The memory is longer than the file. */
     for (unsigned c = 0; c < 2; c++)
         CHECK_OK(file_receive_truncate(dev, c, 3 * STRIPE + 10, 1, UNLIMITED, &err));
-    file_receive_end(dev, true);
+    file_receive_end(dev, NULL);
     cr_expect(eq(i64, file_seek(dev, 3 * STRIPE, false), (int64_t)(3 * STRIPE + 10)));
     cr_expect(eq(i64, file_seek(dev, 0, true), (int64_t)(3 * STRIPE)));
     discard_file(dev);
@@ -580,16 +580,43 @@ Test(file, stream_ends_and_goes_on)
 
     apply_fill(file, 0, 'a', 5);
     apply_fill(file, 10, 'b', 5);
-    file_receive_end(file, true);
+    file_receive_end(file, NULL);
     cr_expect(eq(long, read_now(file, 0, buf, 32), 15), "what was written out of order is seen at the end");
     cr_expect(zero(int, memcmp(buf, "aaaaa\0\0\0\0\0bbbbb", 15)));
     cr_expect(eq(long, read_now(file, 15, buf, 32), 0), "the end of the file");
     cr_expect(file_readable(file, 15));
-    file_receive_end(file, false);
+    file_receive_resume(file);
     cr_expect(eq(long, read_now(file, 15, buf, 32), -EAGAIN), "its writers are back");
     cr_expect(eq(long, read_now(file, 0, buf, 32), 5));
     file_receive_over(file, false);
     cr_expect(eq(long, read_now(file, 15, buf, 32), 0), "completed");
+    discard_file(file);
+}
+
+/* The news of an end can be late: what came after it on a data channel resumes the stream, whichever is seen first. */
+Test(file, an_end_that_is_out_of_date)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    uint64_t counts[2] = {0};
+    unsigned home = file_home(file, 0);
+    struct error err;
+
+    counts[home] = 7;
+    file->per_channel[home].last_sequence = 7;
+    apply_fill(file, 0, 'a', 5);
+    file_receive_end(file, counts);
+    cr_expect(file_readable(file, 5), "this is the end");
+    file->per_channel[home].last_sequence = 9;
+    apply_fill(file, 5, 'b', 5);
+    cr_expect(not(file_readable(file, 10)), "more has come");
+    file_receive_end(file, counts);
+    cr_expect(not(file_readable(file, 10)), "that was the end before");
+    counts[home] = 9;
+    file_receive_end(file, counts);
+    cr_expect(file_readable(file, 10));
+    CHECK_OK(file_receive_truncate(file, 1 - home, 0, 1, UNLIMITED, &err));
+    CHECK_OK(file_receive_truncate(file, home, 0, 1, UNLIMITED, &err));
+    cr_expect(not(file_readable(file, 0)), "it begins anew");
     discard_file(file);
 }
 
@@ -604,7 +631,7 @@ Test(file, stream_that_never_ends)
     cr_expect(eq(long, read_now(file, 5, buf, 32), -ECONNRESET));
     cr_expect(file_readable(file, 5), "an error is something to read");
     apply_fill(ended, 0, 'a', 5);
-    file_receive_end(ended, true);
+    file_receive_end(ended, NULL);
     file_receive_over(ended, true);
     cr_expect(eq(long, read_now(ended, 5, buf, 32), 0), "this one had ended before");
     file_free(ended, false);
@@ -697,11 +724,11 @@ Test(file, waiting_reader)
     cr_expect(eq(long, first.ret, -EINTR));
     worker_await_sleep(&second.worker);
     cr_expect(not(atomic_load(&second.worker.done)));
-    file_receive_end(file, true);
+    file_receive_end(file, NULL);
     worker_join(&second.worker);
     cr_expect(eq(long, second.ret, 0));
 
-    file_receive_end(file, false);
+    file_receive_resume(file);
     reader_start(&first, file, 5);
     file_receive_over(file, true);
     worker_join(&first.worker);
@@ -822,7 +849,7 @@ static void model(uint64_t seed, uint32_t id, unsigned channels)
     }
     cr_expect(eq(u64, file_received_size(file), size), "seed %llu, %u channels", (unsigned long long)seed, channels);
     cr_expect(le(u64, file->frontier, size), "seed %llu, %u channels", (unsigned long long)seed, channels);
-    file_receive_end(file, true);
+    file_receive_end(file, NULL);
     cr_expect(eq(long, read_now(file, 0, got, sizeof(got)), (long)size), "seed %llu, %u channels",
               (unsigned long long)seed, channels);
     cr_expect(zero(int, memcmp(got, want, size)), "seed %llu, %u channels", (unsigned long long)seed, channels);

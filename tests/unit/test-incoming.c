@@ -789,6 +789,31 @@ Test(incoming, by_hand)
     rig_fini(&rig);
 }
 
+/* FILE_END that arrives after packets that were sent behind it. */
+Test(incoming, late_end_of_a_stream)
+{
+    rig_init(&rig, place(), NULL);
+    struct migration *m = open_all("vm");
+    struct file *dev = migration_file(m, 1);
+    unsigned home = file_home(dev, 0);
+    for (uint64_t count = 1; count <= 3; count++) {
+        peer_packet(&peer, home, data(1, 5 * (count - 1), 5), "hello");
+        cr_expect(peer_sync(&peer, count));
+        /* Once with a count that is over, once with the right one. */
+        for (uint64_t told = count - 1; told <= count; told++) {
+            struct wire_writer w = body();
+            wire_write_u32(&w, 1);
+            counts(&w, home == 0 ? told : 0, home == 1 ? told : 0);
+            say(&peer, WIRE_FILE_END, 0, &w);
+            cr_expect(peer_sync(&peer, 100 + told));
+            cr_expect(eq(int, file_readable(dev, 5 * count), told == count), "%d of %d packets", (int)told, (int)count);
+        }
+    }
+    peer_close(&peer);
+    migration_put(m);
+    rig_fini(&rig);
+}
+
 /*
  * Compressed payloads. The first time a page arrives it is stored from a buffer,
  * later it is unpacked where it belongs.

@@ -609,6 +609,62 @@ Test(migration, stream_is_followed)
     rig_fini(&rig);
 }
 
+static ssize_t read_at(struct file *file, uint64_t offset)
+{
+    char c;
+
+    return file_read(file, offset, &c, 1, true, NULL);
+}
+
+/* Whoever reads what is empty waits for what will be written; `complete` ends that, too. */
+Test(migration, empty_stream_does_not_end)
+{
+    struct file *there[3];
+    struct error err;
+
+    rig_init(&rig, unix_place(""), NULL);
+    struct migration *m = rig_make(&rig, "vm", 2, "");
+    struct file *before = rig_device(m, "before");
+    CHECK_OK(outgoing_truncate(m, before, 100, NULL, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    struct file *dev = rig_device(m, "dev"), *empty = rig_device(m, "empty");
+    there[0] = rig_find_file(incoming, "before");
+    there[1] = rig_find_file(incoming, "dev");
+    there[2] = rig_find_file(incoming, "empty");
+    struct file *files[] = {before, dev, empty};
+    for (int i = 0; i < 3; i++) {
+        outgoing_open_writer(m, files[i]);
+        outgoing_close_writer(m, files[i]);
+        CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+        cr_expect(eq(long, read_at(there[i], 0), -EAGAIN), "%s was closed without a byte", files[i]->name);
+    }
+    outgoing_open_writer(m, dev);
+    rig_write(m, dev, "hello", 5, 0);
+    outgoing_close_writer(m, dev);
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(long, read_at(there[1], 5), 0), "it has ended");
+    /* By nobody who has it open. */
+    CHECK_OK(outgoing_truncate(m, dev, 3 * STRIPE, NULL, &err));
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(long, read_at(there[1], 3 * STRIPE), 0), "it ends elsewhere");
+    CHECK_OK(outgoing_truncate(m, dev, 0, NULL, &err));
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(long, read_at(there[1], 0), -EAGAIN), "it is empty again");
+    outgoing_open_writer(m, dev);
+    outgoing_close_writer(m, dev);
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(long, read_at(there[1], 0), -EAGAIN), "and was closed without a byte");
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    check_completed(m, incoming);
+    cr_expect(eq(long, read_at(there[0], 100), 0));
+    cr_expect(eq(long, read_at(there[1], 0), 0));
+    cr_expect(eq(long, read_at(there[2], 0), 0));
+    migration_put(m);
+    migration_put(incoming);
+    rig_fini(&rig);
+}
+
 Test(migration, devices_while_it_runs)
 {
     struct limits limits = rig_limits();
