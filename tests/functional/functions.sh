@@ -273,6 +273,16 @@ unmount() {
 	ended "$1"
 }
 
+# newer_qemu: sets $qemu to the words that call a QEMU of bookworm-backports, which tests/newer-qemu keeps for all tests
+newer_qemu() {
+	local keep=${BENCH_DIR:-/var/tmp/migfs-bench} tree why
+	tree=$keep/qemu-10
+	why=$("$root/tests/newer-qemu" "$keep" 2>&1) || skip "there is no QEMU 10: $(tail -n 1 <<<"$why")"
+	qemu=(env "LD_LIBRARY_PATH=$tree/usr/lib/x86_64-linux-gnu" "QEMU_MODULE_DIR=$tree/usr/lib/x86_64-linux-gnu/qemu"
+		"$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios")
+	"${qemu[@]}" --version >qemu.version 2>&1 || skip "QEMU 10 does not run here: $(head -n 1 qemu.version)"
+}
+
 # hosts_apart: two network namespaces $a and $b, joined by a link (veth0 in each) with the addresses 192.0.2.1 and 192.0.2.2
 hosts_apart() {
 	local ns
