@@ -51,6 +51,8 @@ static inline uint64_t counter_get(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+struct barrier;
+
 struct file {
     uint32_t id; /* WIRE_RAM, or a device's */
     char name[WIRE_NAME_MAX + 1];
@@ -82,6 +84,7 @@ struct file {
     struct page_map received, held;
     _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
     _Atomic uint64_t intact;   /* no hole has been made before it */
+    struct barrier *end_barrier; /* devices: at which the stream ends; the migration's thread */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     struct budget *budget;

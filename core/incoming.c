@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
+#include "barrier_set.h"
 #include "cleanup.h"
 #include "clock.h"
 #include "compression.h"
@@ -20,8 +21,7 @@
 #define LINGER_MS      2000
 #define BUFFER_SIZE    (256u << 10)
 #define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
-#define BARRIERS_MAX   4096 /* that may wait at once */
-#define PATIENCE       2    /* times the longer timeout: the source, which knows more, gives up before this side does */
+#define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
 
 /* A data channel. Its thread's, but for what is marked. */
 struct receiver {
@@ -47,18 +47,10 @@ struct receiver {
     uint8_t *buffer;
 };
 
-/* Something that happens when all receivers have passed their counts. mig-in's. */
-struct barrier {
-    struct barrier *next;
-    enum wire_message_type type; /* WIRE_SYNC, WIRE_FILE_END or WIRE_COMPLETE */
-    uint64_t id;
-    struct file *file; /* WIRE_FILE_END */
-    uint64_t counts[]; /* one for each channel */
-};
-
 /* What the source says it has sent. There is one at a time: a newer one takes its place. mig-in's. */
 struct manifest {
     uint64_t id; /* 0: there is none */
+    struct barrier *barrier; /* what it is about has not been applied; NULL: it has */
     bool prepared;
     uint32_t entries;
     struct manifest_entry *entry;
@@ -69,9 +61,9 @@ struct incoming {
     struct session session;
     unsigned channel_count;
     struct receiver *receivers;
-    struct barrier *first, **tail; /* mig-in's */
-    unsigned barriers;             /* mig-in's */
-    struct manifest manifest;      /* mig-in's */
+    struct barrier_set barriers; /* mig-in's */
+    unsigned syncs;              /* of the barriers; mig-in's */
+    struct manifest manifest;    /* mig-in's */
     /*
      * What has been announced, by the number that the source gives it; [0] is RAM. mig-in adds
      * entries, and they stay; receivers read them.
@@ -100,10 +92,9 @@ struct incoming *incoming_new(struct migration *m)
     if (!in)
         return NULL;
     in->channel_count = n;
-    in->tail = &in->first;
     in->receivers = calloc(n, sizeof(*in->receivers));
     in->files = calloc(m->host->limits.max_devices + 1, sizeof(*in->files));
-    if (!in->receivers || !in->files) {
+    if (!in->receivers || !in->files || barrier_set_init(&in->barriers, n) < 0) {
         free(in->receivers);
         free(in->files);
         free(in);
@@ -118,6 +109,10 @@ struct incoming *incoming_new(struct migration *m)
 
 static void forget_manifest(struct incoming *in)
 {
+    if (in->manifest.barrier) {
+        barrier_set_remove(&in->barriers, in->manifest.barrier);
+        free(in->manifest.barrier);
+    }
     free(in->manifest.entry);
     in->manifest = (struct manifest){0};
 }
@@ -145,13 +140,9 @@ void incoming_free(struct incoming *in)
 {
     if (!in)
         return;
-    while (in->first) {
-        struct barrier *barrier = in->first;
-        in->first = barrier->next;
-        free(barrier);
-    }
     close_receivers(in);
     forget_manifest(in);
+    barrier_set_fini(&in->barriers);
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
@@ -608,15 +599,6 @@ static void *mig_recv(void *arg)
  * Barriers
  */
 
-static bool is_passed(struct incoming *in, const uint64_t *counts)
-{
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (atomic_load(&in->receivers[c].applied) < counts[c])
-            return false;
-    }
-    return true;
-}
-
 static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
 {
     struct file *file = announced_file(m->in, entry->file);
@@ -652,8 +634,7 @@ static int check_manifest(struct migration *m, struct error *err)
     struct incoming *in = m->in;
     struct manifest *manifest = &in->manifest;
 
-    if (!manifest->id || manifest->prepared || !is_passed(in, manifest->counts))
-        return 0;
+    manifest->barrier = NULL;
     if (!is_exactly_applied(in) || manifest->entries < in->file_count) {
         forget_manifest(in);
         return 0;
@@ -667,66 +648,55 @@ static int check_manifest(struct migration *m, struct error *err)
     return 0;
 }
 
-static void reach(struct migration *m, struct barrier *barrier)
+static int reach(struct migration *m, struct barrier *barrier, struct error *err)
 {
-    if (barrier->type == WIRE_SYNC) {
+    switch (barrier->type) {
+    case WIRE_SYNC:
+        m->in->syncs--;
         session_send(&m->in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
-    } else {
+        return 0;
+    case WIRE_FILE_END:
+        barrier->file->end_barrier = NULL;
         file_receive_end(barrier->file, barrier->counts);
         migration_announce(m);
+        return 0;
+    default:
+        return check_manifest(m, err);
     }
-}
-
-/* The next count of a receiver's that anything waits for; 0: none. */
-static uint64_t next_target(struct incoming *in, unsigned channel, uint64_t applied)
-{
-    uint64_t next = 0;
-
-    for (struct barrier *barrier = in->first; barrier; barrier = barrier->next) {
-        if (barrier->counts[channel] > applied && (!next || barrier->counts[channel] < next))
-            next = barrier->counts[channel];
-    }
-    uint64_t last = in->manifest.id ? in->manifest.counts[channel] : 0;
-    return last > applied && (!next || last < next) ? last : next;
 }
 
 /* Acts on the barriers that all receivers have passed, and tells the receivers which count is awaited next. */
 static int check_barriers(struct migration *m, struct error *err)
 {
     struct incoming *in = m->in;
-    bool again = true;
+    uint64_t applied[WIRE_CHANNELS_MAX];
+    bool again;
 
-    while (again) {
-        struct barrier **p = &in->first;
-        while (*p) {
-            struct barrier *barrier = *p;
-            if (!is_passed(in, barrier->counts)) {
-                p = &barrier->next;
-                continue;
-            }
-            *p = barrier->next;
-            in->barriers--;
-            reach(m, barrier);
+    do {
+        struct barrier *barrier;
+        for (unsigned c = 0; c < in->channel_count; c++)
+            applied[c] = atomic_load(&in->receivers[c].applied);
+        while ((barrier = barrier_set_take(&in->barriers, applied))) {
+            int ret = reach(m, barrier, err);
             free(barrier);
+            if (ret < 0)
+                return ret;
         }
-        in->tail = p;
-        if (check_manifest(m, err) < 0)
-            return -EIO;
         again = false;
         for (unsigned c = 0; c < in->channel_count; c++) {
             struct receiver *r = &in->receivers[c];
-            uint64_t next = next_target(in, c, atomic_load(&r->applied));
-            atomic_store(&r->target, next);
-            again |= next && atomic_load(&r->applied) >= next;
+            uint64_t target = barrier_set_target(&in->barriers, c);
+            atomic_store(&r->target, target);
+            again |= target && atomic_load(&r->applied) >= target;
         }
-    }
+    } while (again);
     return 0;
 }
 
-static struct barrier *barrier_new(struct migration *m, const struct message *message, struct wire_reader *body)
+static struct barrier *read_barrier(struct migration *m, const struct message *message, struct wire_reader *body)
 {
     unsigned n = m->in->channel_count;
-    struct barrier *barrier = calloc(1, sizeof(*barrier) + n * sizeof(uint64_t));
+    struct barrier *barrier = barrier_new(n);
 
     if (!barrier)
         return NULL;
@@ -739,15 +709,7 @@ static struct barrier *barrier_new(struct migration *m, const struct message *me
 
 static int add_barrier(struct migration *m, struct barrier *barrier, struct error *err)
 {
-    struct incoming *in = m->in;
-
-    if (in->barriers >= BARRIERS_MAX) {
-        free(barrier);
-        return error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", BARRIERS_MAX);
-    }
-    *in->tail = barrier;
-    in->tail = &barrier->next;
-    in->barriers++;
+    barrier_set_add(&m->in->barriers, barrier);
     return check_barriers(m, err);
 }
 
@@ -861,21 +823,13 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
 }
 
 /* Forgets that the stream of @file was to end: there is newer news of it. */
-static void forget_end(struct incoming *in, const struct file *file)
+static void forget_end(struct incoming *in, struct file *file)
 {
-    struct barrier **p = &in->first;
-
-    while (*p) {
-        struct barrier *barrier = *p;
-        if (barrier->type == WIRE_FILE_END && barrier->file == file) {
-            *p = barrier->next;
-            in->barriers--;
-            free(barrier);
-        } else {
-            p = &barrier->next;
-        }
-    }
-    in->tail = p;
+    if (!file->end_barrier)
+        return;
+    barrier_set_remove(&in->barriers, file->end_barrier);
+    free(file->end_barrier);
+    file->end_barrier = NULL;
 }
 
 static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
@@ -885,17 +839,17 @@ static int on_stream(struct migration *m, const struct message *message, struct 
     struct barrier *barrier = NULL;
 
     if (message->type == WIRE_FILE_END) {
-        barrier = barrier_new(m, message, body);
+        barrier = read_barrier(m, message, body);
         if (!barrier)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         barrier->file = file;
     }
     if (!wire_read_done(body) || !file) {
-        if (barrier)
-            free(barrier);
+        free(barrier);
         return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
     }
     forget_end(m->in, file);
+    file->end_barrier = barrier;
     if (barrier)
         return add_barrier(m, barrier, err);
     file_receive_resume(file);
@@ -904,27 +858,29 @@ static int on_stream(struct migration *m, const struct message *message, struct 
 
 static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct barrier *barrier = barrier_new(m, message, body);
+    struct barrier *barrier = read_barrier(m, message, body);
 
     if (!barrier)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (!wire_read_done(body)) {
+    if (!wire_read_done(body))
+        error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+    else if (m->in->syncs == WIRE_SYNCS_MAX)
+        error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", WIRE_SYNCS_MAX);
+    if (error_is_set(err)) {
         free(barrier);
-        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+        return -EIO;
     }
+    m->in->syncs++;
     return add_barrier(m, barrier, err);
 }
 
-static int on_complete(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
+static int read_manifest(struct migration *m, struct wire_reader *body, struct error *err)
 {
     struct incoming *in = m->in;
     struct manifest *manifest = &in->manifest;
 
-    forget_manifest(in);
-    for (unsigned c = 0; c < in->channel_count; c++)
-        manifest->counts[c] = wire_read_u64(body);
     manifest->entries = wire_read_u32(body);
-    if (body->bad || !id || manifest->entries > in->file_count ||
+    if (body->bad || !manifest->id || manifest->entries > in->file_count ||
         body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
         return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
                          manifest->entries, in->file_count);
@@ -942,8 +898,27 @@ static int on_complete(struct migration *m, uint64_t id, struct wire_reader *bod
         if (entry->file != i)
             return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
     }
-    manifest->id = id;
-    return check_barriers(m, err);
+    return 0;
+}
+
+static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body,
+                       struct error *err)
+{
+    struct incoming *in = m->in;
+    struct manifest *manifest = &in->manifest;
+
+    forget_manifest(in);
+    struct barrier *barrier = read_barrier(m, message, body);
+    if (!barrier)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    manifest->id = message->id;
+    memcpy(manifest->counts, barrier->counts, in->channel_count * sizeof(barrier->counts[0]));
+    if (read_manifest(m, body, err) < 0) {
+        free(barrier);
+        return -EIO;
+    }
+    manifest->barrier = barrier;
+    return add_barrier(m, barrier, err);
 }
 
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
@@ -1093,7 +1068,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_DIGEST:
         return on_digest(m, message->id, body, err);
     case WIRE_COMPLETE:
-        return on_complete(m, message->id, body, err);
+        return on_complete(m, message, body, err);
     case WIRE_COMMIT:
         return on_commit(m, message->id, err);
     case WIRE_ABORT:

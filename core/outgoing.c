@@ -34,6 +34,7 @@ struct sync_waiter {
 /* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
 struct attempt {
     uint64_t last_id; /* of a barrier, a manifest or a question */
+    unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
     /* If nothing else comes before @doom_at, the migration is lost for this reason. */
     struct error doom;
     int64_t doom_at;
@@ -1413,8 +1414,13 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
     pthread_mutex_lock(&m->lock);
+    while (m->state == STATE_ACTIVE && out->attempt.syncs >= WIRE_SYNCS_MAX && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
     int ret = migration_allows(m, COMMAND_SYNC, err);
+    if (ret == 0 && out->attempt.syncs >= WIRE_SYNCS_MAX)
+        ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
     if (ret == 0) {
+        out->attempt.syncs++;
         waiter.id = ++out->attempt.last_id;
         waiter.next = out->waiters;
         out->waiters = &waiter;
@@ -1755,6 +1761,8 @@ static int on_digest_reply(struct migration *m, uint64_t id, struct wire_reader 
 static void on_sync_ack(struct migration *m, uint64_t id)
 {
     SCOPED_LOCK(&m->lock);
+    if (m->out->attempt.syncs)
+        m->out->attempt.syncs--;
     for (struct sync_waiter *waiter = m->out->waiters; waiter; waiter = waiter->next) {
         if (waiter->id == id)
             waiter->acked = true;

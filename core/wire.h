@@ -30,6 +30,7 @@
 #define WIRE_BODY_MAX     (1u << 18)
 #define WIRE_OFFSET_MAX   (1ull << 46) /* no file is larger */
 #define WIRE_RAM          0u           /* the file id of the RAM image; devices count from 1 */
+#define WIRE_SYNCS_MAX    4096 /* that may wait for their acknowledgement */
 #define WIRE_CHECK_SIZE   8
 
 /* Feature bits of a hello. The destination refuses bits that it does not know. */

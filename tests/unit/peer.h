@@ -6,7 +6,7 @@
 #include "transport.h"
 #include "wire.h"
 
-#define PEER_CHANNELS_MAX 8
+#define PEER_CHANNELS_MAX WIRE_CHANNELS_MAX
 
 /* A source. */
 struct peer {

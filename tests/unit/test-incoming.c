@@ -1148,3 +1148,51 @@ Test(incoming, peer_that_never_listens)
     rig_fini(&rig);
     peer_close(&peer);
 }
+
+/* Processor time of this process, in microseconds. */
+static int64_t processor_time(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
+}
+
+/* What it costs to have @n barriers of 128 counts wait, and then pass. */
+static int64_t cost_of_barriers(unsigned n)
+{
+    struct migration *m;
+    struct message message;
+
+    peer_open(&peer, rig.address, "vm", WIRE_CHANNELS_MAX);
+    m = rig_arrived(&rig, "vm");
+    cr_assert(eq(int, (int)peer_announce(&peer, WIRE_RAM, WIRE_CHANNELS_MAX * STRIPE, "ram"), CAUSE_NONE));
+    int64_t start = processor_time();
+    for (unsigned i = 0; i < n; i++) {
+        struct wire_writer w = body();
+        for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
+            wire_write_u64(&w, 1);
+        cr_assert(zero(int, peer_send(peer.main, WIRE_SYNC, i + 1, body_buf, wire_written(&w))));
+    }
+    for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
+        peer_packet(&peer, c, data(0, c * STRIPE, 10), payload);
+    for (unsigned i = 0; i < n; i++) {
+        cr_assert(zero(int, peer_receive(peer.main, &message, body_buf)), "%s", m->failure.message);
+        cr_assert(eq(int, (int)message.type, WIRE_SYNC_ACK));
+        cr_assert(eq(u64, message.id, i + 1));
+    }
+    int64_t cost = processor_time() - start;
+    peer_close(&peer);
+    rig_await_end(m);
+    migration_put(m);
+    return cost;
+}
+
+/* Barriers that wait cost no more each when there are many of them. */
+Test(incoming, barriers_that_wait)
+{
+    rig_init(&rig, place(), NULL);
+    int64_t few = cost_of_barriers(WIRE_SYNCS_MAX / 16), many = cost_of_barriers(WIRE_SYNCS_MAX);
+    cr_expect(lt(i64, many, 64 * few), "%d us for few, %d us for sixteen times as many", (int)few, (int)many);
+    rig_fini(&rig);
+}

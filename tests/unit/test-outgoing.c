@@ -591,6 +591,42 @@ Test(outgoing, commands_are_interrupted)
     end();
 }
 
+/*
+ * A `sync` that was interrupted still waits at the destination. No more of them are sent than that takes, and an answer
+ * makes room for the next one.
+ */
+Test(outgoing, syncs_that_nobody_answers)
+{
+    const struct interrupt hit = {true};
+    struct message message;
+    struct error err;
+
+    become_active();
+    for (int i = 0; i < WIRE_SYNCS_MAX + 3; i++)
+        CHECK_FAILS(outgoing_sync(m, NULL, &hit, &err), CAUSE_INTERRUPTED);
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, sync_all, &waiter);
+    worker_await_sleep(&waiter.worker);
+    for (int i = 0; i < WIRE_SYNCS_MAX; i++) {
+        cr_assert(zero(int, peer_receive(fake.main, &message, body_buf)));
+        cr_assert(eq(int, (int)message.type, WIRE_SYNC));
+    }
+    struct pollfd more = {.fd = transport_pollfd(fake.main), .events = POLLIN};
+    if (poll(&more, 1, 0) > 0) {
+        /* What is there is the heartbeat. */
+        struct wire_message ping;
+        cr_assert(zero(int, transport_recv_all(fake.main, &ping, sizeof(ping), NULL)));
+        cr_assert(eq(int, (int)ping.type, WIRE_PING));
+    }
+    say(WIRE_SYNC_ACK, 1);
+    cr_assert(zero(int, peer_receive(fake.main, &message, body_buf)));
+    cr_assert(eq(int, (int)message.type, WIRE_SYNC));
+    say(WIRE_SYNC_ACK, message.id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    end();
+}
+
 Test(outgoing, blocked_writer_is_interrupted)
 {
     struct error err;
