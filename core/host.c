@@ -133,7 +133,7 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
 {
     struct migration *m;
 
-    if (name_check("migration", name, err) < 0)
+    if (name_check_migration(name, err) < 0)
         return -EIO;
     m = migration_new(host, ROLE_NONE, name, WIRE_DEVICES_MAX);
     if (!m)
@@ -160,7 +160,7 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
 {
     struct migration *m, *replaced = NULL;
 
-    if (name_check("migration", hello->name, err) < 0)
+    if (name_check_migration(hello->name, err) < 0)
         return -EIO;
     m = migration_new(host, ROLE_INCOMING, hello->name, host->limits.max_devices);
     if (!m)

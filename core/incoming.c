@@ -769,7 +769,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
 
     if (id > limits->max_devices)
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
-    if (id != WIRE_RAM && name_check("device", name, err) < 0)
+    if (id != WIRE_RAM && name_check_device(name, err) < 0)
         return -EIO;
     if (migration_find_device(m, name))
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);

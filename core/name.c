@@ -5,14 +5,12 @@
 
 #include <string.h>
 
-int name_check(const char *what, const char *name, struct error *err)
+static int check(const char *what, const char *name, struct error *err)
 {
     if (!*name)
         return error_set(err, CAUSE_SYNTAX, "the name of a %s is empty", what);
     if (strlen(name) > WIRE_NAME_MAX)
         return error_set(err, CAUSE_NAME_TOO_LONG, "the name of a %s has at most %d bytes", what, WIRE_NAME_MAX);
-    if (*name == '.')
-        return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a %s does not begin with a dot", name, what);
     for (const char *p = name; *p; p++) {
         if (*p == '/')
             return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a %s has no slash", name, what);
@@ -20,4 +18,18 @@ int name_check(const char *what, const char *name, struct error *err)
             return error_set(err, CAUSE_SYNTAX, "the name of a %s has no control characters", what);
     }
     return 0;
+}
+
+int name_check_migration(const char *name, struct error *err)
+{
+    if (*name == '.')
+        return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a migration does not begin with a dot", name);
+    return check("migration", name, err);
+}
+
+int name_check_device(const char *name, struct error *err)
+{
+    if (!strcmp(name, ".") || !strcmp(name, ".."))
+        return error_set(err, CAUSE_SYNTAX, "'%s' is no name of a device", name);
+    return check("device", name, err);
 }

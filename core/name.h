@@ -6,13 +6,20 @@
 #include "error.h"
 
 /**
- * name_check - whether a name is fit to be a file's
- * @what: "migration" or "device", for the sentence
+ * name_check_migration - whether a name is fit to be a migration's
  *
  * The rule is the same for a user's mkdir and a peer's hello: 1 to 255 bytes,
  * no slash, no control characters, no dot at the beginning. CAUSE_SYNTAX or
  * CAUSE_NAME_TOO_LONG.
  */
-int name_check(const char *what, const char *name, struct error *err);
+int name_check_migration(const char *name, struct error *err);
+
+/**
+ * name_check_device - whether a name is fit to be a device's
+ *
+ * The same, for a user and a peer, but that it may begin with a dot, as the temporary files of
+ * tools do that write a file and then rename it; . and .. are none.
+ */
+int name_check_device(const char *name, struct error *err);
 
 #endif

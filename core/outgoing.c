@@ -1631,7 +1631,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 {
     struct outgoing *out = m->out;
 
-    if (name_check("device", name, err) < 0)
+    if (name_check_device(name, err) < 0)
         return -EIO;
     SCOPED_LOCK(&out->announce_lock);
     struct file *file = migration_find_device(m, name);

@@ -31,7 +31,7 @@ refuses EPERM 'rmdir ends a migration' unlink src/vm/ram
 refuses EPERM 'renamed' rename src/vm/ram src/vm/rom
 refuses EPERM 'device-state/ only' open src/vm/file wronly,creat
 expect EPERM rename src/vm src/other
-refuses EINVAL 'dot' open src/vm/device-state/.x wronly,creat
+refuses EINVAL "no control" open $'src/vm/device-state/.x\n' wronly,creat
 refuses ENAMETOOLONG 'at most 255' open "src/vm/device-state/$long" wronly,creat
 refuses EPERM 'has the files' mkdir src/vm/device-state/dir
 expect ENOENT open src/vm/device-state/nothing wronly

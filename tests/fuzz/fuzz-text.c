@@ -109,12 +109,16 @@ static void fuzz_setting(const struct setting *setting, const char *text, size_t
 static void fuzz_name(const char *text)
 {
     struct error err = {0};
-    int ret = name_check("device", text, &err);
+    int ret = name_check_device(text, &err);
 
     check_error(ret, &err);
     if (ret == 0)
-        MUST(*text && *text != '.' && !strchr(text, '/') && !strchr(text, '\n') &&
+        MUST(*text && strcmp(text, ".") && strcmp(text, "..") && !strchr(text, '/') && !strchr(text, '\n') &&
              strlen(text) <= WIRE_NAME_MAX);
+    struct error other = {0};
+    bool same = name_check_migration(text, &other) == ret;
+    check_error(same ? ret : -1, &other);
+    MUST(same || *text == '.');
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

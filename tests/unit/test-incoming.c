@@ -722,9 +722,10 @@ Test(incoming, refused_files)
     struct migration *m = open_all("vm");
     cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, "dev"), CAUSE_EXISTS));
     cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, "../x"), CAUSE_SYNTAX));
+    cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, ".."), CAUSE_SYNTAX));
     cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, ""), CAUSE_SYNTAX));
     cr_expect(eq(int, (int)peer_announce(&peer, 2, limits.max_device + 1, "large"), CAUSE_QUOTA));
-    cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, "second"), CAUSE_NONE));
+    cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, ".second"), CAUSE_NONE));
     cr_expect(eq(int, (int)peer_announce(&peer, 3, 0, "third"), CAUSE_QUOTA));
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
     cr_expect(eq(u32, m->file_count, 3));

@@ -12,7 +12,7 @@ Test(name, good)
     struct error err;
 
     for (size_t i = 0; i < ARRAY_LENGTH(names); i++)
-        CHECK_OK(name_check("device", names[i], &err));
+        CHECK_OK(name_check_device(names[i], &err));
 }
 
 Test(name, bad)
@@ -22,7 +22,19 @@ Test(name, bad)
     struct error err;
 
     for (size_t i = 0; i < ARRAY_LENGTH(names); i++)
-        CHECK_FAILS(name_check("migration", names[i], &err), CAUSE_SYNTAX);
+        CHECK_FAILS(name_check_migration(names[i], &err), CAUSE_SYNTAX);
+}
+
+/* A device's may begin with a dot. */
+Test(name, dots)
+{
+    static const char *const good[] = {".x", "...", ".dev.a8Zk2Q", "..x", ". "}, *const bad[] = {".", "..", "./x", "../x", ".\n"};
+    struct error err;
+
+    for (size_t i = 0; i < ARRAY_LENGTH(good); i++)
+        CHECK_OK(name_check_device(good[i], &err));
+    for (size_t i = 0; i < ARRAY_LENGTH(bad); i++)
+        CHECK_FAILS(name_check_device(bad[i], &err), CAUSE_SYNTAX);
 }
 
 Test(name, length)
@@ -32,18 +44,18 @@ Test(name, length)
 
     memset(name, 'n', sizeof(name));
     name[WIRE_NAME_MAX] = '\0';
-    CHECK_OK(name_check("device", name, &err));
+    CHECK_OK(name_check_device(name, &err));
     name[WIRE_NAME_MAX] = 'n';
     name[WIRE_NAME_MAX + 1] = '\0';
-    CHECK_FAILS(name_check("device", name, &err), CAUSE_NAME_TOO_LONG);
+    CHECK_FAILS(name_check_device(name, &err), CAUSE_NAME_TOO_LONG);
     name[300] = '\0';
-    CHECK_FAILS(name_check("device", name, &err), CAUSE_NAME_TOO_LONG);
+    CHECK_FAILS(name_check_device(name, &err), CAUSE_NAME_TOO_LONG);
 }
 
 Test(name, sentence_says_of_what)
 {
     struct error err = {0};
 
-    name_check("device", "", &err);
+    name_check_device("", &err);
     cr_expect(not(zero(ptr, strstr(err.message, "device"))), "%s", err.message);
 }
