@@ -55,6 +55,42 @@ stalled() {
 	forget "src/$name" "dst/$name"
 }
 
+# blocked "N FAULT": so does a write that can only wait, of more than the daemon takes at once
+blocked() {
+	local channel fault name
+	read -r channel fault <<<"$1"
+	name=blocked-$channel
+	say "channel $channel, $fault: a write that waits"
+	dig "$name" $((channel + 1)) "$fault"
+	outgoing "$name" 2 "unix:$dir/$name.socket"
+	expect ok write "src/$name/timeout" 2
+	tell "src/$name" start
+	not limited dd if=/dev/urandom of="src/$name/ram" bs=1M count=64 conv=notrunc status=none 2>"$name.err"
+	grep -q 'Connection timed out' "$name.err" || fail "$1: dd says $(cat "$name.err")"
+	[[ $(limited cat "src/$name/error") =~ ^channel\ $channel\ has\ stalled ]] || fail "$1: error says $(cat "src/$name/error")"
+	reaches "dst/$name" failed
+	forget "src/$name" "dst/$name"
+}
+
+# reference "N FAULT COMMAND": so does what waits for RAM by reference
+reference() {
+	local channel fault command name
+	read -r channel fault command <<<"$1"
+	name=reference-$channel
+	say "channel $channel, $fault: RAM by reference, $command"
+	dig "$name" $((channel + 1)) "$fault"
+	random "$name.ram" $((16 << 20))
+	outgoing "$name" 2 "unix:$dir/$name.socket"
+	expect ok write "src/$name/timeout" 2
+	expect ok write "src/$name/ram-source" "$dir/$name.ram"
+	tell "src/$name" start
+	head -c 512 /dev/zero | tr '\0' '\377' >"src/$name/dirty"
+	expect ETIMEDOUT write "src/$name/control" "$command"
+	[[ $(limited cat "src/$name/error") =~ ^channel\ $channel\ has\ stalled ]] || fail "$1: error says $(cat "src/$name/error")"
+	reaches "dst/$name" failed
+	forget "src/$name" "dst/$name"
+}
+
 # slow "N PACE COMMAND": more than the whole timeout for a packet, less than that from byte to byte
 slow() {
 	local channel fault command name
@@ -85,5 +121,6 @@ for command in sync complete; do
 	done
 	cases+=("stalled 1 stall=30000 $command" "stalled 0 lose=70063 $command" "stalled 1 lose=70132 $command")
 done
+cases+=("blocked 1 hold=1500000" "reference 0 stall=3000000 sync" "reference 1 stall=5000000 complete")
 cases+=("stalled 0 stall=40000 fsync" "stalled 1 stall=64 sync ram")
 share "$(scaled 8 4)" case_of "${cases[@]}"

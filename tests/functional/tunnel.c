@@ -2,11 +2,12 @@
 /*
  * A tunnel between unix sockets that acknowledges what it does not pass on.
  *
- *   tunnel LISTEN TARGET N stall=BYTES|lose=BYTES|pace=MS
+ *   tunnel LISTEN TARGET N stall=BYTES|hold=BYTES|lose=BYTES|pace=MS
  *
  * Passes connections on, both ways; the migration's main channel is number 0, its
  * data channels follow. Towards the target, and after the hello, connection N
  *   stall=BYTES   takes everything, and passes on no more than that;
+ *   hold=BYTES    takes no more than about that;
  *   lose=BYTES    leaves out the byte after so many;
  *   pace=MS       passes on seven bytes at a time, each that long after the last.
  * It says "ready" when it listens, and ends when its standard input does.
@@ -27,7 +28,7 @@
 
 static const char *target;
 static int special;
-static uint64_t stall = UINT64_MAX, lose = UINT64_MAX;
+static uint64_t stall = UINT64_MAX, hold = UINT64_MAX, lose = UINT64_MAX;
 static long pace;
 
 struct way {
@@ -85,6 +86,8 @@ static void *carry(void *arg)
 
     for (;;) {
         size_t most = at < HELLO ? HELLO - at : way->special && pace ? 7 : sizeof(buf);
+        if (way->special && at >= HELLO && at - HELLO >= hold)
+            pause();
         ssize_t n = read(way->from, buf, most);
         if (n <= 0)
             break;
@@ -113,7 +116,8 @@ static void start(int from, int to, int is_special)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5 || sscanf(argv[4], "stall=%lu", &stall) + sscanf(argv[4], "lose=%lu", &lose) +
+    if (argc != 5 || sscanf(argv[4], "stall=%lu", &stall) + sscanf(argv[4], "hold=%lu", &hold) +
+                             sscanf(argv[4], "lose=%lu", &lose) +
                              sscanf(argv[4], "pace=%ld", &pace) < 1)
         return 2;
     int listener = unix_socket(argv[1], 1);
