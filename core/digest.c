@@ -39,12 +39,15 @@ static int digest_piece(struct job *job, uint64_t piece, void *buf)
     return 0;
 }
 
+/* What a helper has no memory for, others do. */
 static void *work(void *arg)
 {
     struct job *job = arg;
     CLEANUP_FREE void *buf = malloc(PIECE);
-    int ret = buf ? 0 : -ENOMEM;
+    int ret = 0;
 
+    if (!buf)
+        return NULL;
     while (ret == 0 && !job->failed) {
         uint64_t piece = atomic_fetch_add(&job->next, 1);
         if (piece >= job->pieces)
@@ -80,6 +83,9 @@ int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, vo
         pthread_join(threads[--helpers], NULL);
     if (job.failed)
         return job.failed;
+    /* Nobody had any. */
+    if (job.next < job.pieces)
+        return -ENOMEM;
     uint64_t little = htole64(size);
     memcpy(all + bytes, &little, sizeof(little));
     XXH128_canonicalFromHash(&whole, XXH3_128bits(all, bytes + sizeof(little)));

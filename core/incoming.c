@@ -73,6 +73,9 @@ struct incoming {
     bool peer_aborted;             /* mig-in's */
     uint32_t patience_ms;          /* how long what a barrier waits for may stand still; constant */
     struct stall_watch watch;      /* mig-in's */
+    pthread_t preparer;            /* thread mig-prepare; mig-in's */
+    bool preparing;                /* it has to be joined; mig-in's */
+    atomic_bool prepare_ends;      /* it is to end */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     uint32_t digest_file;          /* its file; written before the thread is made */
     uint64_t digest_id;
@@ -755,11 +758,29 @@ static void *mig_prepare(void *arg)
 {
     struct migration *m = arg;
 
-    pthread_setname_np(pthread_self(), "mig-prepare");
-    while (!state_is_final(m->state) && file_receive_prepare(m->files[WIRE_RAM]))
+    while (!atomic_load(&m->in->prepare_ends) && !state_is_final(m->state) &&
+           file_receive_prepare(m->files[WIRE_RAM]))
         ;
-    migration_put(m);
     return NULL;
+}
+
+static void start_preparing(struct migration *m)
+{
+    int code = pthread_create(&m->in->preparer, NULL, mig_prepare, m);
+
+    m->in->preparing = code == 0;
+    if (code == 0)
+        pthread_setname_np(m->in->preparer, "mig-prepare");
+    else /* The memory comes when it is needed. */
+        log_error("%s: cannot make a thread: %s", m->name, strerror(code));
+}
+
+static void end_preparing(struct incoming *in)
+{
+    atomic_store(&in->prepare_ends, true);
+    if (in->preparing)
+        pthread_join(in->preparer, NULL);
+    in->preparing = false;
 }
 
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
@@ -791,10 +812,8 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     pthread_mutex_unlock(&m->lock);
     in->files[id] = file;
     atomic_fetch_add(&in->file_count, 1);
-    /* Without it the memory comes when it is needed. */
-    struct error unimportant = {0};
-    if (id == WIRE_RAM && size && limits->preallocate && migration_start_thread(m, mig_prepare, &unimportant) < 0)
-        log_error("%s: %s", m->name, unimportant.message);
+    if (id == WIRE_RAM && size && limits->preallocate)
+        start_preparing(m);
     return 0;
 }
 
@@ -921,20 +940,31 @@ static int on_complete(struct migration *m, const struct message *message, struc
     return add_barrier(m, barrier, err);
 }
 
+/* Answers the question that is open; @digest is NULL where there is none. */
+static void answer_digest(struct migration *m, enum cause cause, const uint8_t *digest)
+{
+    struct incoming *in = m->in;
+    uint8_t buf[4 + DIGEST_SIZE] = {0};
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    uint64_t id = in->digest_id;
+
+    wire_write_u32(&body, cause);
+    if (digest)
+        memcpy(buf + 4, digest, DIGEST_SIZE);
+    atomic_store(&in->digesting, false);
+    session_send(&in->session, WIRE_DIGEST_REPLY, id, buf, sizeof(buf));
+}
+
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
 static void *mig_digest(void *arg)
 {
     struct migration *m = arg;
     struct incoming *in = m->in;
-    uint8_t buf[4 + DIGEST_SIZE] = {0};
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    pthread_setname_np(pthread_self(), "mig-digest");
-    int ret = file_digest(announced_file(in, in->digest_file), buf + 4);
-    uint64_t id = in->digest_id;
+    uint8_t digest[DIGEST_SIZE];
 
-    wire_write_u32(&body, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE);
-    atomic_store(&in->digesting, false);
-    session_send(&in->session, WIRE_DIGEST_REPLY, id, buf, sizeof(buf));
+    pthread_setname_np(pthread_self(), "mig-digest");
+    int ret = file_digest(announced_file(in, in->digest_file), digest);
+    answer_digest(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, ret < 0 ? NULL : digest);
     migration_put(m);
     return NULL;
 }
@@ -950,7 +980,12 @@ static int on_digest(struct migration *m, uint64_t id, struct wire_reader *body,
         return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
     in->digest_file = file;
     in->digest_id = id;
-    return migration_start_thread(m, mig_digest, err);
+    struct error failure = {0};
+    if (migration_start_thread(m, mig_digest, &failure) < 0) {
+        log_error("%s: %s", m->name, failure.message);
+        answer_digest(m, failure.cause, NULL);
+    }
+    return 0;
 }
 
 static void end_streams(struct migration *m, bool broken)
@@ -959,7 +994,7 @@ static void end_streams(struct migration *m, bool broken)
         file_receive_over(m->files[i], broken);
 }
 
-/* Ends the receivers: nothing more is applied. No more connections are attached once they are all there, or the state is final. */
+/* Ends all that touches the memory: nothing more is applied. No more connections are attached once they are all there, or the state is final. */
 static void end_receivers(struct migration *m)
 {
     struct incoming *in = m->in;
@@ -976,6 +1011,7 @@ static void end_receivers(struct migration *m)
             pthread_join(in->receivers[c].thread, NULL);
         in->receivers[c].running = false;
     }
+    end_preparing(in);
     close_receivers(in);
 }
 

@@ -8,7 +8,7 @@
  *   mig-ref-N   `start`, ram-source   bitmaps; channel N                 reference_stop(); joined by mig-out
  *   mig-in      the listener          the same as mig-out                the same
  *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
- *   mig-prepare mig-in                nothing: it touches memory             all of the RAM is there, or the state is final
+ *   mig-prepare mig-in                nothing: it touches memory             all of the RAM is there, or the receivers end; joined by mig-in
  *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
  *   mig-listen  the daemon            connections and hellos             listener_free()
  * Everything else runs in the threads of whoever calls: FUSE's workers.

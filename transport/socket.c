@@ -39,6 +39,8 @@
 
 #define BACKLOG_RETRY_MS 10
 #define RECV_PIPE        (1 << 20)
+#define RECV_PIPE_MIN    (64 << 10) /* a smaller one costs more than it saves */
+#define RECV_COPY        (64u << 10)
 #define KERNEL_ENOTSUPP  524 /* what Linux says where a socket has no such option */
 #define SEND_MAX         (1u << 30)
 #define ERROR_QUEUE_MS   1 /* between two looks at the error queue when poll(2) does not wait */
@@ -47,7 +49,8 @@ struct socket_transport {
     struct transport base;
     int fd;
     bool tcp;
-    int pipe[2]; /* the receiving thread's; -1 until it is needed */
+    int pipe[2];  /* the receiving thread's; -1 until it is needed */
+    bool no_pipe; /* there was none to be had; the receiving thread's */
     /*
      * Held while a send without a copy is made and noted, which does not block, so
      * that nobody reads of the end of a send that is not noted. A leaf.
@@ -277,28 +280,59 @@ static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags
     }
 }
 
-/* A pipe for splice(2), as large as one may have. Failing that, there is none: 0 or a negative errno. */
-static int make_pipe(struct socket_transport *s)
+static void close_pipe(struct socket_transport *s)
 {
-    if (s->pipe[0] >= 0)
-        return 0;
-    if (pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK) < 0) {
+    close(s->pipe[0]);
+    close(s->pipe[1]);
+    s->pipe[0] = s->pipe[1] = -1;
+}
+
+/* Whether there is a pipe for splice(2), as large as one may have. */
+static bool has_pipe(struct socket_transport *s)
+{
+    if (s->pipe[0] >= 0 || s->no_pipe)
+        return !s->no_pipe;
+    s->no_pipe = pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK) < 0;
+    if (s->no_pipe) {
         s->pipe[0] = s->pipe[1] = -1;
-        return -errno;
+        return false;
     }
     fcntl(s->pipe[1], F_SETPIPE_SZ, RECV_PIPE);
-    return 0;
+    /* A user who has many pipes gets small ones. */
+    s->no_pipe = fcntl(s->pipe[1], F_GETPIPE_SZ) < RECV_PIPE_MIN;
+    if (s->no_pipe)
+        close_pipe(s);
+    return !s->no_pipe;
+}
+
+/* The same with a copy more, for want of a pipe. */
+static ssize_t copy_to_file(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
+{
+    char buf[RECV_COPY];
+    ssize_t n = socket_recv(t, buf, len < sizeof(buf) ? len : sizeof(buf), 0);
+
+    for (ssize_t done = 0; done < n;) {
+        ssize_t stored = pwrite(fd, buf + done, (size_t)(n - done), offset + done);
+        if (stored < 0 && errno == EINTR)
+            continue;
+        if (stored <= 0) {
+            *file_code = stored < 0 ? errno : ENOSPC;
+            return -EBADFD;
+        }
+        done += stored;
+    }
+    return n;
 }
 
 /* The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2) copy twice. */
 static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
 {
     struct socket_transport *s = (struct socket_transport *)t;
-    int ret = make_pipe(s);
+    int ret = 0;
     ssize_t n;
 
-    if (ret < 0)
-        return ret;
+    if (!has_pipe(s))
+        return copy_to_file(t, fd, offset, len, file_code);
     while ((n = splice(s->fd, NULL, s->pipe[1], NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)) < 0) {
         if (errno == EAGAIN)
             ret = wait_for(s, POLLIN);
@@ -368,10 +402,8 @@ static void socket_close(struct transport *t)
 {
     struct socket_transport *s = (struct socket_transport *)t;
 
-    if (s->pipe[0] >= 0) {
-        close(s->pipe[0]);
-        close(s->pipe[1]);
-    }
+    if (s->pipe[0] >= 0)
+        close_pipe(s);
     close(s->fd);
     free(s->completions);
     pthread_mutex_destroy(&s->completion_lock);

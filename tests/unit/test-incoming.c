@@ -15,10 +15,13 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
 
 TestSuite(incoming, .init = scratch_make, .fini = scratch_remove);
 
@@ -1195,5 +1198,33 @@ Test(incoming, barriers_that_wait)
     rig_init(&rig, place(), NULL);
     int64_t few = cost_of_barriers(WIRE_SYNCS_MAX / 16), many = cost_of_barriers(WIRE_SYNCS_MAX);
     cr_expect(lt(i64, many, 64 * few), "%d us for few, %d us for sixteen times as many", (int)few, (int)many);
+    rig_fini(&rig);
+}
+
+/* Memory that is being made ready is not made ready after it was given back. */
+Test(incoming, ends_while_it_prepares)
+{
+    struct limits limits = rig_limits();
+    struct stat st;
+
+    limits.preallocate = true;
+    rig_init(&rig, place(), &limits);
+    unsigned threads = rig_count_threads();
+    for (int i = 0; i < 20; i++) {
+        peer_open(&peer, rig.address, "vm", 1);
+        struct migration *m = rig_arrived(&rig, "vm");
+        cr_assert(eq(int, (int)peer_announce(&peer, WIRE_RAM, limits.max_ram, "ram"), CAUSE_NONE));
+        struct file *ram = migration_file(m, WIRE_RAM);
+        while (!counter_get(&ram->prepared))
+            sched_yield();
+        peer_close(&peer);
+        rig_await_end(m);
+        rig_await_threads(threads);
+        if (ram->has_memory) {
+            cr_assert(zero(int, fstat(ram->memory.fd, &st)));
+            cr_assert(zero(i64, (int64_t)st.st_blocks), "attempt %d", i);
+        }
+        migration_put(m);
+    }
     rig_fini(&rig);
 }

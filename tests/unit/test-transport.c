@@ -15,6 +15,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -249,43 +250,70 @@ static void run_sending(void *arg)
     link_send(sending->t, sending->bytes, sending->len);
 }
 
-/* What arrives goes into a file, part by part; a file that cannot be written is told from a connection that is lost. */
-Test(transport, receive_into_a_file)
+/* No descriptor can be had any more. Return: the limit as it was. */
+static struct rlimit use_up_descriptors(void)
+{
+    struct rlimit old, none;
+    int lowest = fcntl(0, F_DUPFD_CLOEXEC, 0);
+
+    close(lowest);
+    getrlimit(RLIMIT_NOFILE, &old);
+    none = (struct rlimit){(rlim_t)lowest, old.rlim_max};
+    cr_assert(zero(int, setrlimit(RLIMIT_NOFILE, &none)));
+    return old;
+}
+
+/*
+ * What arrives goes into a file, part by part; a file that cannot be written is told from a connection that is lost.
+ * @starved: there is no descriptor for a pipe
+ */
+static void receive_into_a_file(const char *where, bool starved)
 {
     size_t size = 3000001;
     char *bytes = malloc(size), *got = malloc(size);
     char path[sizeof(scratch) + 8];
+    struct sending sending = {.bytes = bytes, .len = size};
+    struct rlimit limit;
+    struct link link;
+    int code = 0;
 
     pattern(bytes, size, 3);
     snprintf(path, sizeof(path), "%s/file", scratch);
-    CLEANUP_FD int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CLEANUP_FD int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     CLEANUP_FD int read_only = open(path, O_RDONLY | O_CLOEXEC);
-    FOR_ALL_PLACES(i)
-    {
-        struct link link;
-        struct sending sending = {.bytes = bytes, .len = size};
-        int code = 0;
-        link_open(&link, place(i), "");
-        cr_assert(transport_has_recv_fd(link.b));
-        sending.t = link.a;
-        worker_start(&sending.worker, run_sending, &sending);
-        for (size_t have = 0; have < size;) {
-            ssize_t n = transport_recv_fd(link.b, file, (off_t)(5 + have), size - have, &code);
-            cr_assert(n > 0);
-            have += (size_t)n;
-        }
-        worker_join(&sending.worker);
-        cr_assert(eq(sz, (size_t)pread(file, got, size, 5), size));
-        cr_expect(zero(int, memcmp(bytes, got, size)));
-        cr_expect(eq(int, link_send(link.a, bytes, 1000), 0));
-        cr_expect(eq(int, (int)transport_recv_fd(link.b, read_only, 0, 1000, &code), -EBADFD));
-        cr_expect(eq(int, code, EBADF));
-        transport_finish(link.a);
-        cr_expect(eq(int, (int)transport_recv_fd(link.b, file, 0, 1000, &code), 0));
-        link_close(&link);
+    link_open(&link, where, "");
+    cr_assert(transport_has_recv_fd(link.b));
+    sending.t = link.a;
+    worker_start(&sending.worker, run_sending, &sending);
+    if (starved)
+        limit = use_up_descriptors();
+    for (size_t have = 0; have < size;) {
+        ssize_t n = transport_recv_fd(link.b, file, (off_t)(5 + have), size - have, &code);
+        cr_assert(n > 0, "%s", strerror((int)-n));
+        have += (size_t)n;
     }
+    worker_join(&sending.worker);
+    cr_assert(eq(sz, (size_t)pread(file, got, size, 5), size));
+    cr_expect(zero(int, memcmp(bytes, got, size)));
+    cr_expect(eq(int, link_send(link.a, bytes, 1000), 0));
+    cr_expect(eq(int, (int)transport_recv_fd(link.b, read_only, 0, 1000, &code), -EBADFD));
+    cr_expect(eq(int, code, EBADF));
+    transport_finish(link.a);
+    cr_expect(eq(int, (int)transport_recv_fd(link.b, file, 0, 1000, &code), 0));
+    if (starved)
+        setrlimit(RLIMIT_NOFILE, &limit);
+    link_close(&link);
     free(bytes);
     free(got);
+}
+
+Test(transport, receive_into_a_file)
+{
+    FOR_ALL_PLACES(i)
+    {
+        receive_into_a_file(place(i), false);
+        receive_into_a_file(place(i), true);
+    }
 }
 
 static void open_zerocopy(struct link *link, const char *text)
