@@ -139,10 +139,10 @@ void migration_announce(struct migration *m)
         m->host->changed(m);
 }
 
-/* After a move to a final state, with no lock held. */
-static void ended(struct migration *m)
+/* After the move to a final state, with no lock held; it may have been started again already. */
+static void ended(struct migration *m, enum state state, const struct error *failure)
 {
-    log_error("%s: %s: %s", m->name, state_names[m->state], m->failure.message);
+    log_error("%s: %s: %s", m->name, state_names[state], failure->message);
     if (migration_is_incoming(m))
         incoming_ended(m);
     else
@@ -158,7 +158,7 @@ void migration_fail(struct migration *m, const struct error *failure)
     bool moved = state_is_running(m->state) && migration_move(m, to, failure);
     pthread_mutex_unlock(&m->lock);
     if (moved)
-        ended(m);
+        ended(m, to, failure);
 }
 
 void migration_shut_down(struct migration *m)
@@ -175,7 +175,7 @@ void migration_shut_down(struct migration *m)
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     if (moved)
-        ended(m);
+        ended(m, STATE_FAILED, &failure);
     else
         migration_announce(m);
 }
@@ -310,6 +310,6 @@ int migration_cancel(struct migration *m, struct error *err)
         moved = state_is_running(m->state) && migration_move(m, STATE_CANCELLED, &failure);
     pthread_mutex_unlock(&m->lock);
     if (moved)
-        ended(m);
+        ended(m, STATE_CANCELLED, &failure);
     return ret;
 }

@@ -64,6 +64,9 @@ struct progress {
     } channel[WIRE_CHANNELS_MAX];
 };
 
+/* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
+enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
+
 struct outgoing {
     int cancel_fd; /* an eventfd: readable when `start` is to give up */
     struct gate gate;
@@ -92,6 +95,9 @@ struct outgoing {
     /* Guarded by migration.lock: */
     bool has_session;
     const struct interrupt *starter; /* of the `start` that runs */
+    /* A `start` has not left, though it may have been cancelled: it uses the settings and the files, and what is above. */
+    bool starting;
+    enum launch launch;
     struct sync_waiter *waiters;
     struct attempt attempt;
 };
@@ -444,6 +450,31 @@ static int check_reference(const struct reference *ref, const struct file *ram, 
     return 0;
 }
 
+/* Whether a `start` that was cancelled is still on its way out. The caller holds migration.lock. */
+static bool is_leaving(const struct migration *m)
+{
+    return m->out && m->out->starting && !state_is_running(m->state);
+}
+
+/* Waits until it is gone. The caller holds migration.lock, which is given up meanwhile. */
+static int await_starter(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    while (is_leaving(m)) {
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+    return 0;
+}
+
+/* Whether it can be started, and nothing uses its settings. The caller holds migration.lock. */
+static bool is_unstarted(const struct migration *m)
+{
+    if (m->role == ROLE_INCOMING || m->out->starting || m->was_active)
+        return false;
+    return m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED);
+}
+
 static int may_start(struct migration *m, struct error *err)
 {
     if (m->removed)
@@ -472,8 +503,8 @@ static bool wants_checksum(const struct settings *settings, bool by_reference)
     return settings->compress || (settings->zero_pages && !by_reference);
 }
 
-/* From a state in which it can be started to setup. */
-static int enter_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
+/* From a state in which it can be started to setup. -EAGAIN: a `start` that was cancelled has not left. */
+static int try_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
     eventfd_t drained;
@@ -483,13 +514,15 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
     if (m->host->closed)
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     pthread_mutex_lock(&m->lock);
-    int ret = may_start(m, err);
+    int ret = is_leaving(m) ? -EAGAIN : may_start(m, err);
     if (ret == 0) {
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
         out->progress = (struct progress){0};
         out->starter = interrupt;
         migration_become_outgoing(m);
+        out->starting = true;
+        out->launch = LAUNCH_WAIT;
         m->settings.checksum = wants_checksum(&m->settings, out->reference);
         migration_move(m, STATE_SETUP, NULL);
     }
@@ -497,7 +530,21 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
     return ret;
 }
 
-/* The attempt has failed before mig-out was made. */
+static int enter_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    int ret;
+
+    do {
+        pthread_mutex_lock(&m->lock);
+        ret = await_starter(m, interrupt, err);
+        pthread_mutex_unlock(&m->lock);
+        if (ret == 0)
+            ret = try_setup(m, interrupt, err);
+    } while (ret == -EAGAIN);
+    return ret;
+}
+
+/* The attempt has failed, and there is no mig-out. */
 static void leave_setup(struct migration *m, struct error *failure, struct error *err)
 {
     struct outgoing *out = m->out;
@@ -511,41 +558,53 @@ static void leave_setup(struct migration *m, struct error *failure, struct error
     if (m->state == STATE_SETUP)
         migration_move(m, STATE_FAILED, failure);
     *err = m->failure;
+    out->starting = false;
+    pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     log_error("%s: cannot start: %s", m->name, err->message);
     migration_announce(m);
+}
+
+/* All is connected, and mig-out waits for what becomes of it. False, with @failure: it was cancelled meanwhile. */
+static bool launch(struct migration *m, struct error *failure)
+{
+    struct outgoing *out = m->out;
+    eventfd_t drained;
+
+    SCOPED_LOCK(&m->lock);
+    bool active = m->state == STATE_SETUP;
+    out->launch = active ? LAUNCH_GO : LAUNCH_LEAVE;
+    pthread_cond_broadcast(&m->changed);
+    if (active) {
+        out->starter = NULL;
+        out->starting = false;
+        eventfd_read(out->cancel_fd, &drained);
+        /* What the destination shows comes up to a step later, and is looked at up to a step after that. */
+        stall_init(&out->watch, (int64_t)m->settings.timeout_ms + 2 * out->session.ping_ms, out->session.ping_ms);
+        atomic_store_explicit(&out->ready, true, memory_order_release);
+        migration_move(m, STATE_ACTIVE, NULL);
+        return true;
+    }
+    *failure = m->failure;
+    while (out->launch == LAUNCH_LEAVE)
+        pthread_cond_wait(&m->changed, &m->lock);
+    return false;
 }
 
 int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
     struct error failure = {0};
-    eventfd_t drained;
 
     if (enter_setup(m, interrupt, err) < 0)
         return -EIO;
     migration_announce(m);
-    if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0) {
+    if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0 ||
+        !launch(m, &failure)) {
         leave_setup(m, &failure, err);
         return -EIO;
     }
-    /* mig-out waits for the state to leave setup. */
-    pthread_mutex_lock(&m->lock);
-    out->starter = NULL;
-    eventfd_read(out->cancel_fd, &drained);
-    /* What the destination shows comes up to a step later, and is looked at up to a step after that. */
-    stall_init(&out->watch, (int64_t)m->settings.timeout_ms + 2 * out->session.ping_ms, out->session.ping_ms);
-    atomic_store_explicit(&out->ready, true, memory_order_release);
-    bool active = m->state == STATE_SETUP && migration_move(m, STATE_ACTIVE, NULL);
-    if (!active) {
-        /* Cancelled at the last moment: mig-out takes it down, and it cannot be started again meanwhile. */
-        m->was_active = true;
-        *err = m->failure;
-    }
-    pthread_mutex_unlock(&m->lock);
     migration_announce(m);
-    if (!active)
-        return -EIO;
     log_info("%s: active, %u channels to %s", m->name, out->channel_count, m->settings.uri.text);
     return 0;
 }
@@ -1293,7 +1352,8 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     if (size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_TOO_BIG, "no file has more than %llu bytes", WIRE_OFFSET_MAX);
     pthread_mutex_lock(&m->lock);
-    bool declares = outgoing_setting_writable(m, NULL) == 0;
+    int ret = await_starter(m, interrupt, err);
+    bool declares = ret == 0 && is_unstarted(m);
     if (declares) {
         atomic_store(&file->size, size);
         if (file->id == WIRE_RAM) {
@@ -1302,8 +1362,8 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
         }
     }
     pthread_mutex_unlock(&m->lock);
-    if (declares)
-        return 0;
+    if (ret < 0 || declares)
+        return ret;
     if (check_active(m, err) < 0 || check_quota(m->out, file, size, err) < 0)
         return -EIO;
     if (file->declared && size > file->declared)
@@ -1633,6 +1693,11 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 
     if (name_check_device(name, err) < 0)
         return -EIO;
+    pthread_mutex_lock(&m->lock);
+    int ret = await_starter(m, interrupt, err); /* before what it may need */
+    pthread_mutex_unlock(&m->lock);
+    if (ret < 0)
+        return ret;
     SCOPED_LOCK(&out->announce_lock);
     struct file *file = migration_find_device(m, name);
     if (file) {
@@ -1642,8 +1707,8 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
         return 0;
     }
     pthread_mutex_lock(&m->lock);
-    bool before_start = outgoing_setting_writable(m, NULL) == 0;
-    int ret = before_start ? 0 : migration_allows(m, COMMAND_WRITE, err);
+    bool before_start = is_unstarted(m);
+    ret = before_start ? 0 : migration_allows(m, COMMAND_WRITE, err);
     uint32_t id = m->file_count;
     uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
     if (ret == 0 && (id > max || id > WIRE_DEVICES_MAX))
@@ -1882,16 +1947,29 @@ static void lost_connection(struct migration *m, const struct error *reason)
         migration_fail(m, reason);
 }
 
+/* Waits for launch(). False: it was in vain, and who started looks after the rest. */
+static bool await_launch(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    while (m->out->launch == LAUNCH_WAIT)
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (m->out->launch == LAUNCH_GO)
+        return true;
+    m->out->launch = LAUNCH_WAIT;
+    pthread_cond_broadcast(&m->changed);
+    return false;
+}
+
 static void *mig_out(void *arg)
 {
     struct migration *m = arg;
     struct outgoing *out = m->out;
 
     pthread_setname_np(pthread_self(), "mig-out");
-    pthread_mutex_lock(&m->lock);
-    while (m->state == STATE_SETUP)
-        pthread_cond_wait(&m->changed, &m->lock);
-    pthread_mutex_unlock(&m->lock);
+    if (!await_launch(m)) {
+        migration_put(m);
+        return NULL;
+    }
     while (!state_is_final(m->state)) {
         struct error err = {0};
         pthread_mutex_lock(&m->lock);
@@ -1935,6 +2013,9 @@ static void *mig_out(void *arg)
 void outgoing_ended(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
+    /* The next `start` may be there already. */
+    if (!state_is_final(m->state))
+        return;
     eventfd_write(m->out->cancel_fd, 1);
     if (m->out->has_session)
         session_wake(&m->out->session);
@@ -1958,11 +2039,13 @@ void outgoing_kick(struct migration *m)
         channel_kick(&out->channels[c]);
 }
 
-int outgoing_setting_writable(struct migration *m, struct error *err)
+int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     if (m->role == ROLE_INCOMING)
         return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
-    if (m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED && !m->was_active))
+    if (await_starter(m, interrupt, err) < 0)
+        return -EIO;
+    if (is_unstarted(m))
         return 0;
     return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
 }
@@ -2008,7 +2091,7 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, const str
         if (ret == 0)
             old = NULL;
     } else {
-        ret = outgoing_setting_writable(m, err);
+        ret = outgoing_setting_writable(m, interrupt, err);
         if (ret == 0) {
             old = atomic_exchange(&m->out->reference, ref);
             if (ref)

@@ -63,7 +63,11 @@ struct outgoing *outgoing_new(struct migration *m);
 /** outgoing_free - free what outgoing_new() made; NULL is fine */
 void outgoing_free(struct outgoing *out);
 
-/** outgoing_start - connect, and become active; blocks */
+/**
+ * outgoing_start - connect, and become active; blocks
+ *
+ * After a `cancel`, waits for the `start` before it to leave.
+ */
 int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err);
 
 /**
@@ -172,8 +176,12 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 void outgoing_open_writer(struct migration *m, struct file *file);
 void outgoing_close_writer(struct migration *m, struct file *file);
 
-/** outgoing_setting_writable - whether settings can be changed now; the caller holds migration.lock */
-int outgoing_setting_writable(struct migration *m, struct error *err);
+/**
+ * outgoing_setting_writable - whether settings can be changed now; the caller holds migration.lock
+ *
+ * Waits, with the lock given up, for a `start` that was cancelled and still uses them.
+ */
+int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err);
 
 /** outgoing_is_committing - the destination has been told to complete; the caller holds migration.lock */
 bool outgoing_is_committing(const struct migration *m);

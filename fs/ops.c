@@ -589,9 +589,14 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     struct node *node = handle->node;
     struct control_line line;
     struct waiting waiting;
+    int ret;
 
-    if (node->kind == NODE_SETTING)
-        return setting_write(node->m, &settings_table[node->index], buf, size, err);
+    if (node->kind == NODE_SETTING) {
+        wait_begin(req, &waiting, node->m);
+        ret = setting_write(node->m, &settings_table[node->index], buf, size, &waiting.interrupt, err);
+        wait_end(req);
+        return ret;
+    }
     if (node->kind == NODE_RAM_SOURCE)
         return write_ram_source(req, handle, buf, size, err);
     if (node->kind == NODE_DIRTY)
@@ -601,7 +606,7 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     if (control_parse(buf, size, &line, err) < 0)
         return -EIO;
     wait_begin(req, &waiting, node->m);
-    int ret = control_run(node->m, &line, &waiting.interrupt, err);
+    ret = control_run(node->m, &line, &waiting.interrupt, err);
     wait_end(req);
     return ret;
 }

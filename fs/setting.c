@@ -198,14 +198,14 @@ const struct setting settings_table[] = {
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
 
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
-                  struct error *err)
+                  const struct interrupt *interrupt, struct error *err)
 {
     char line[SETTING_VALUE_MAX];
 
     if (text_line(text, len, line, sizeof(line), err) < 0)
         return -EIO;
     SCOPED_LOCK(&m->lock);
-    if (outgoing_setting_writable(m, err) < 0)
+    if (outgoing_setting_writable(m, interrupt, err) < 0)
         return -EIO;
     int ret = setting->parse(&m->settings, line, err);
     if (m->settings.uri.text[0])

@@ -23,9 +23,9 @@ struct setting {
 extern const struct setting settings_table[];
 extern const unsigned settings_count;
 
-/** setting_write - set a value from what a user wrote */
+/** setting_write - set a value from what a user wrote; waits for a `start` that was cancelled and has not left */
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
-                  struct error *err);
+                  const struct interrupt *interrupt, struct error *err);
 
 /** setting_read - the value and a newline; nothing at all when it is not set */
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size);

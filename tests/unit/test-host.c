@@ -344,7 +344,7 @@ Test(host, before_start)
     CHECK_OK(outgoing_truncate(m, ram, 1 << 20, NULL, &err));
     cr_expect(eq(u64, ram->size, 1 << 20));
     pthread_mutex_lock(&m->lock);
-    CHECK_OK(outgoing_setting_writable(m, &err));
+    CHECK_OK(outgoing_setting_writable(m, NULL, &err));
     pthread_mutex_unlock(&m->lock);
     cr_expect(eq(uint, outgoing_channels(m), 0));
     cr_expect(eq(u64, outgoing_queued(m), 0));

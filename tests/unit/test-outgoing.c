@@ -280,6 +280,162 @@ Test(outgoing, cancelled_start)
     end();
 }
 
+/* Holds up a `start`, between the change of its state and the first connection. */
+static struct hold {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool held, reached;
+} hold = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false};
+
+static void hold_start(struct migration *changed)
+{
+    pthread_mutex_lock(&hold.lock);
+    while (hold.held && changed->state == STATE_SETUP) {
+        hold.reached = true;
+        pthread_cond_broadcast(&hold.changed);
+        pthread_cond_wait(&hold.changed, &hold.lock);
+    }
+    pthread_mutex_unlock(&hold.lock);
+}
+
+static void set_held(bool held)
+{
+    pthread_mutex_lock(&hold.lock);
+    hold.held = held;
+    pthread_cond_broadcast(&hold.changed);
+    pthread_mutex_unlock(&hold.lock);
+}
+
+/* A `start` that was cancelled, and has not left. */
+static void cancelled_and_held(void)
+{
+    struct error err;
+
+    host.changed = hold_start;
+    set_held(true);
+    start_begin();
+    pthread_mutex_lock(&hold.lock);
+    while (!hold.reached)
+        pthread_cond_wait(&hold.changed, &hold.lock);
+    pthread_mutex_unlock(&hold.lock);
+    CHECK_OK(migration_cancel(m, &err));
+}
+
+static struct starter second;
+
+static void start_elsewhere(void *arg)
+{
+    struct starter *s = arg;
+    char text[128];
+
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    pthread_mutex_lock(&m->lock);
+    s->ret = outgoing_setting_writable(m, &s->interrupt, &s->err);
+    if (s->ret == 0)
+        s->ret = uri_parse(text, &m->settings.uri, &s->err);
+    pthread_mutex_unlock(&m->lock);
+    if (s->ret == 0)
+        s->ret = outgoing_start(m, &s->interrupt, &s->err);
+}
+
+/* `cancel`, another address, `start`: what the first one uses is its own until it has left. */
+Test(outgoing, started_again_before_the_first_has_left)
+{
+    struct error err;
+
+    CHECK_OK(uri_parse("unix:/nowhere/at/all", &m->settings.uri, &err));
+    cancelled_and_held();
+    worker_start(&second.worker, start_elsewhere, &second);
+    worker_await_sleep(&second.worker);
+    cr_expect(zero(int, (int)second.worker.done), "%s", second.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
+    cr_expect(eq(str, m->settings.uri.text, "unix:/nowhere/at/all"));
+    set_held(false);
+    worker_join(&starter.worker);
+    cr_expect(eq(int, (int)starter.err.cause, CAUSE_CANCELLED), "%s", starter.err.message);
+    fake_accept_all(&fake, 1);
+    worker_join(&second.worker);
+    cr_expect(zero(int, second.ret), "%s", second.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    end();
+}
+
+/* Everything that changes what the first one uses waits, and can be interrupted. */
+static void start_again(void *arg)
+{
+    struct starter *s = arg;
+
+    s->ret = outgoing_start(m, &s->interrupt, &s->err);
+}
+
+static void declare(void *arg)
+{
+    struct starter *s = arg;
+
+    s->ret = outgoing_truncate(m, ram, 1 << 20, &s->interrupt, &s->err);
+}
+
+static void make_device(void *arg)
+{
+    struct starter *s = arg;
+    struct file *file;
+
+    s->ret = outgoing_create_device(m, "dev", false, &s->interrupt, &file, &s->err);
+}
+
+static void forget_reference(void *arg)
+{
+    struct starter *s = arg;
+
+    s->ret = outgoing_set_reference(m, NULL, &s->interrupt, &s->err);
+}
+
+Test(outgoing, waiting_for_the_first_to_leave_is_interrupted)
+{
+    void (*const works[])(void *) = {start_again, start_elsewhere, declare, make_device, forget_reference};
+
+    cancelled_and_held();
+    for (size_t i = 0; i < ARRAY_LENGTH(works); i++) {
+        second.err = (struct error){0};
+        atomic_store(&second.interrupt.hit, false);
+        worker_start(&second.worker, works[i], &second);
+        worker_await_sleep(&second.worker);
+        cr_expect(zero(int, (int)second.worker.done), "%zu", i);
+        atomic_store(&second.interrupt.hit, true);
+        migration_kick(m);
+        worker_join(&second.worker);
+        cr_expect(eq(int, (int)second.err.cause, CAUSE_INTERRUPTED), "%zu: %s", i, second.err.message);
+    }
+    cr_expect(eq(uint, m->file_count, 1));
+    set_held(false);
+    worker_join(&starter.worker);
+    cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
+    end();
+}
+
+/* Everything is connected and announced; what remains is to become active. */
+Test(outgoing, cancelled_at_the_last_moment_and_started_again)
+{
+    struct error failure = {0};
+
+    error_set(&failure, CAUSE_CANCELLED, "cancelled");
+    for (int round = 0; round < 10; round++) {
+        start_begin();
+        fake_accept_all(&fake, 0);
+        worker_await_sleep(&starter.worker);
+        pthread_mutex_lock(&m->lock);
+        fake_reply(&fake, CAUSE_NONE, ""); /* whoever reads it needs the lock */
+        cr_assert(migration_move(m, STATE_CANCELLED, &failure));
+        pthread_mutex_unlock(&m->lock);
+        worker_join(&starter.worker);
+        cr_expect(eq(int, (int)starter.err.cause, CAUSE_CANCELLED), "%s", starter.err.message);
+        cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
+        fake_hang_up(&fake);
+    }
+    become_active();
+    end();
+}
+
 Test(outgoing, started_twice)
 {
     struct error err;
@@ -287,7 +443,7 @@ Test(outgoing, started_twice)
     become_active();
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_STATE);
     pthread_mutex_lock(&m->lock);
-    CHECK_FAILS(outgoing_setting_writable(m, &err), CAUSE_STATE);
+    CHECK_FAILS(outgoing_setting_writable(m, NULL, &err), CAUSE_STATE);
     pthread_mutex_unlock(&m->lock);
     end();
 }
