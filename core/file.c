@@ -39,17 +39,26 @@ struct file *file_new(uint32_t id, const char *name)
     return file;
 }
 
+/* Nobody uses it any more, or yet. */
+static void forget_storage(struct file *file, bool keep)
+{
+    if (file->has_memory)
+        memory_fini(&file->memory, keep);
+    file->has_memory = false;
+    if (file->budget)
+        budget_release(file->budget, file->charged);
+    file->charged = 0;
+    page_map_fini(&file->received);
+    page_map_fini(&file->held);
+    free(file->mapped);
+    file->mapped = NULL;
+}
+
 void file_free(struct file *file, bool keep)
 {
     if (!file)
         return;
-    if (file->has_memory)
-        memory_fini(&file->memory, keep);
-    if (file->budget)
-        budget_release(file->budget, file->charged);
-    page_map_fini(&file->received);
-    page_map_fini(&file->held);
-    free(file->mapped);
+    forget_storage(file, keep);
     free(file->per_channel);
     free(file->prefix);
     pthread_cond_destroy(&file->arrived);
@@ -141,8 +150,14 @@ static int charge(struct file *file, uint64_t size, struct error *err)
     return 0;
 }
 
-int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
-                       const char *name, struct budget *budget, struct error *err)
+void file_set_id(struct file *file, uint32_t id)
+{
+    SCOPED_LOCK(&file->lock);
+    file->id = id;
+}
+
+static int make_storage(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
+                        const char *name, struct budget *budget, struct error *err)
 {
     file->budget = budget;
     pthread_mutex_lock(&file->lock);
@@ -166,6 +181,17 @@ int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const s
             atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
     }
     return size ? memory_resize(&file->memory, size, err) : 0;
+}
+
+int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
+                       const char *name, struct budget *budget, struct error *err)
+{
+    if (make_storage(file, size, limit, place, name, budget, err) < 0) {
+        forget_storage(file, false);
+        return -EIO;
+    }
+    atomic_store_explicit(&file->receiving, true, memory_order_release);
+    return 0;
 }
 
 bool file_receive_prepare(struct file *file)
@@ -402,6 +428,8 @@ void file_receive_drop(struct file *file)
 {
     struct error err = {0};
 
+    if (!file_is_receiving(file))
+        return;
     pthread_mutex_lock(&file->lock);
     file->dropped = true;
     pthread_mutex_unlock(&file->lock);
@@ -412,7 +440,8 @@ void file_receive_drop(struct file *file)
 void file_receive_discharge(struct file *file)
 {
     SCOPED_LOCK(&file->lock);
-    budget_release(file->budget, file->charged);
+    if (file->budget)
+        budget_release(file->budget, file->charged);
     file->charged = 0;
 }
 
@@ -420,7 +449,7 @@ uint64_t file_received_size(const struct file *file)
 {
     uint64_t size = 0;
 
-    for (unsigned c = 0; c < file->channels; c++) {
+    for (unsigned c = 0; file_is_receiving(file) && c < file->channels; c++) {
         uint64_t end = counter_get(&file->per_channel[c].end);
         if (end > size)
             size = end;

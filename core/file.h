@@ -54,7 +54,12 @@ static inline uint64_t counter_get(const _Atomic uint64_t *counter)
 struct barrier;
 
 struct file {
-    uint32_t id; /* WIRE_RAM, or a device's */
+    /*
+     * WIRE_RAM, or a device's number. That of a device which is expected changes once, when it is
+     * announced: with the lock held, and before `receiving`.
+     */
+    uint32_t id;
+    uint32_t slot; /* its place in the migration's list; constant once it is there */
     char name[WIRE_NAME_MAX + 1];
 
     struct file_channel *per_channel; /* set when the number of channels is known; then constant */
@@ -70,11 +75,16 @@ struct file {
     _Atomic uint64_t size;
     uint64_t declared;    /* source, RAM: what was declared before `start`; writes past it are refused. 0: nothing */
     uint64_t truncations; /* source: how many there were; guarded by the locks of all channels */
+    bool made_here;       /* a device that was made before a start, or for a peer to fill; constant */
     unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
     atomic_bool touched;  /* source: has got something since it was made or emptied: it can end; relaxed */
     bool announced_open;  /* source: whether the destination expects more; guarded by outgoing.announce_lock */
 
-    /* Destination only. */
+    /*
+     * Destination only. A file that was made here for a peer to fill has none of it until it is
+     * announced: `receiving` says that it is there (release), and then stays.
+     */
+    atomic_bool receiving;
     struct memory memory;
     bool has_memory;
     /*
@@ -142,6 +152,15 @@ struct file_totals file_totals(const struct file *file);
 /*
  * The destination's side.
  */
+
+/** file_set_id - the number that the source has for a file that was expected */
+void file_set_id(struct file *file, uint32_t id);
+
+/** file_is_receiving - whether the destination's part is there */
+static inline bool file_is_receiving(const struct file *file)
+{
+    return atomic_load_explicit(&file->receiving, memory_order_acquire);
+}
 
 /**
  * file_receive_begin - make the memory of a file that will arrive

@@ -25,12 +25,15 @@ void host_fini(struct host *host)
     pthread_mutex_destroy(&host->lock);
 }
 
-/* Called with host->lock held. */
-static struct migration *find(struct host *host, const char *name)
+/*
+ * The migration of a name that users see, or (@visible false) the one that is arriving: there is
+ * at most one of each. Called with host->lock held.
+ */
+static struct migration *find(struct host *host, const char *name, bool visible)
 {
     struct migration *m = host->first;
 
-    while (m && strcmp(m->name, name))
+    while (m && (m->visible != visible || strcmp(m->name, name)))
         m = m->next;
     return m;
 }
@@ -38,8 +41,8 @@ static struct migration *find(struct host *host, const char *name)
 struct migration *host_find(struct host *host, const char *name)
 {
     SCOPED_LOCK(&host->lock);
-    struct migration *m = find(host, name);
-    return m && m->visible ? migration_get(m) : NULL;
+    struct migration *m = find(host, name, true);
+    return m ? migration_get(m) : NULL;
 }
 
 /* The migrations of the list, each with a reference; the caller frees the array. */
@@ -79,86 +82,193 @@ static bool unlist(struct host *host, struct migration *m)
     return true;
 }
 
-/* The incoming migration that has been failed or cancelled for the longest time, or NULL. Called with host->lock held. */
+static bool has_failed(const struct migration *m)
+{
+    enum state state = m->state;
+
+    return migration_is_incoming(m) && (state == STATE_FAILED || state == STATE_CANCELLED);
+}
+
+/*
+ * The incoming migration that has been failed or cancelled for the longest time, or NULL; none that
+ * was made here. Called with host->lock held.
+ */
 static struct migration *oldest_failed(struct host *host)
 {
     struct migration *oldest = NULL;
 
     for (struct migration *m = host->first; m; m = m->next) {
-        enum state state = m->state;
-        if (m->role == ROLE_INCOMING && (state == STATE_FAILED || state == STATE_CANCELLED))
+        if (has_failed(m) && !m->out)
             oldest = m;
     }
     return oldest;
 }
 
-/*
- * Puts a new migration into the list, which takes a reference.
- * @replaced: a failed or cancelled one that made way, because it has the name or
- * because the list is full; the caller drops its reference.
- */
-static int enlist(struct host *host, struct migration *m, bool visible, struct migration **replaced,
-                  struct error *err)
+/* Called with host->lock held. The list takes a reference. */
+static void add_to_list(struct host *host, struct migration *m, bool visible)
 {
-    SCOPED_LOCK(&host->lock);
-    struct migration *old = find(host, m->name);
-
-    if (host->closed)
-        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    if (old) {
-        enum state state = old->state;
-        if (m->role != ROLE_INCOMING || old->role != ROLE_INCOMING || !state_is_final(state) ||
-            state == STATE_COMPLETED)
-            return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name,
-                             state_names[state]);
-        unlist(host, old);
-        *replaced = old;
-    }
-    if (host->count >= host->limits.max_migrations && m->role == ROLE_INCOMING && oldest_failed(host)) {
-        *replaced = oldest_failed(host);
-        unlist(host, *replaced);
-    }
-    if (host->count >= host->limits.max_migrations)
-        return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed", host->count);
     m->next = host->first;
     host->first = migration_get(m);
     host->count++;
     m->listed = true;
     m->visible = visible;
-    return 0;
+}
+
+static int is_taken(const struct migration *m, struct error *err)
+{
+    return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name, state_names[m->state]);
+}
+
+static int is_full(const struct host *host, struct error *err)
+{
+    return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed", host->count);
+}
+
+/* Takes a failed migration out of the list, for a new one; @gone is a list of those that have to go. */
+static void make_way(struct host *host, struct migration *m, struct migration **gone)
+{
+    unlist(host, m);
+    m->next = *gone;
+    *gone = m;
+}
+
+/* No lock held. */
+static void let_go(struct migration *gone)
+{
+    while (gone) {
+        struct migration *next = gone->next;
+        log_info("%s: %s, makes way for a new migration", gone->name, state_names[gone->state]);
+        incoming_release(gone);
+        migration_put(gone);
+        gone = next;
+    }
+}
+
+/* A migration that is made here: with RAM, and without a role. */
+static struct migration *make_here(struct host *host, const char *name, uid_t uid, gid_t gid)
+{
+    struct migration *m = migration_new(host, ROLE_NONE, name, WIRE_DEVICES_MAX);
+    struct file *ram = file_new(WIRE_RAM, "ram");
+
+    if (m)
+        m->out = outgoing_new(m);
+    if (!ram || !m || !m->out) {
+        file_free(ram, false);
+        migration_put(m);
+        return NULL;
+    }
+    m->uid = uid;
+    m->gid = gid;
+    migration_add_file(m, ram);
+    return m;
 }
 
 int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid, struct migration **out,
                       struct error *err)
 {
-    struct migration *m;
-
     if (name_check_migration(name, err) < 0)
         return -EIO;
-    m = migration_new(host, ROLE_NONE, name, WIRE_DEVICES_MAX);
+    struct migration *m = make_here(host, name, uid, gid);
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    m->uid = uid;
-    m->gid = gid;
-    struct file *ram = file_new(WIRE_RAM, "ram");
-    m->out = outgoing_new(m);
-    if (!ram || !m->out) {
-        file_free(ram, false);
+    pthread_mutex_lock(&host->lock);
+    struct migration *old = find(host, name, true);
+    int ret = 0;
+    if (host->closed)
+        ret = error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
+    else if (old)
+        ret = is_taken(old, err);
+    else if (host->count >= host->limits.max_migrations)
+        ret = is_full(host, err);
+    else
+        add_to_list(host, m, true);
+    pthread_mutex_unlock(&host->lock);
+    if (ret < 0) {
         migration_put(m);
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
-    migration_add_file(m, ram);
-    if (enlist(host, m, true, NULL, err) < 0) {
-        migration_put(m);
-        return -EIO;
+        return ret;
     }
     *out = m;
     return 0;
 }
 
+/*
+ * What was prepared here was for a peer that has failed: the same once more, for the next peer. Its
+ * devices are those that were made here. NULL when memory runs out.
+ */
+static struct migration *prepare_again(struct migration *old)
+{
+    struct migration *m = make_here(old->host, old->name, old->uid, old->gid);
+
+    if (!m)
+        return NULL;
+    m->created = old->created;
+    m->settings.timeout_ms = old->settings.timeout_ms;
+    m->files[WIRE_RAM]->declared = old->files[WIRE_RAM]->declared;
+    m->files[WIRE_RAM]->size = old->files[WIRE_RAM]->declared;
+    for (uint32_t i = 1; i < old->file_count; i++) {
+        struct file *file = old->files[i]->made_here ? file_new(m->file_count, old->files[i]->name) : NULL;
+        if (!file)
+            continue;
+        file->made_here = true;
+        migration_add_file(m, file);
+    }
+    SCOPED_LOCK(&old->lock);
+    m->last_error = old->last_error;
+    return m;
+}
+
+/* Whether a peer may come under a name, and what was prepared for it. Called with host->lock held. */
+static int check_arrival(struct host *host, const struct migration *expected, const char *name, struct error *err)
+{
+    if (host->closed)
+        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
+    if (!expected && host->limits.expect)
+        return error_set(err, CAUSE_DENIED, "nobody here expects a migration '%.64s': mkdir it first", name);
+    if (expected && expected->role != ROLE_NONE)
+        return is_taken(expected, err);
+    return 0;
+}
+
+/*
+ * Puts an arriving migration into the list.
+ * @again: what takes the place of a failed one that was made here, or NULL
+ * @gone: those that made way
+ */
+static int enlist_arriving(struct host *host, struct migration *m, struct migration *again, struct migration **gone,
+                           struct error *err)
+{
+    SCOPED_LOCK(&host->lock);
+    struct migration *arriving = find(host, m->name, false), *old = find(host, m->name, true);
+
+    if (arriving && !has_failed(arriving))
+        return is_taken(arriving, err);
+    bool stale = old && has_failed(old) && (again || !old->out);
+    if (check_arrival(host, stale && !old->out ? NULL : stale ? again : old, m->name, err) < 0)
+        return -EIO;
+    if (arriving)
+        make_way(host, arriving, gone);
+    if (stale)
+        make_way(host, old, gone);
+    if (stale && again)
+        add_to_list(host, again, true);
+    if (host->count >= host->limits.max_migrations && oldest_failed(host))
+        make_way(host, oldest_failed(host), gone);
+    if (host->count >= host->limits.max_migrations)
+        return is_full(host, err);
+    add_to_list(host, m, false);
+    old = find(host, m->name, true);
+    if (old) {
+        pthread_mutex_lock(&old->lock);
+        m->settings.timeout_ms = old->settings.timeout_ms;
+        incoming_limit_ram(m, old->files[WIRE_RAM]->declared);
+        pthread_mutex_unlock(&old->lock);
+    }
+    return 0;
+}
+
 int host_add_incoming(struct host *host, const struct hello *hello, struct migration **out, struct error *err)
 {
-    struct migration *m, *replaced = NULL;
+    struct migration *m, *again = NULL, *gone = NULL;
 
     if (name_check_migration(hello->name, err) < 0)
         return -EIO;
@@ -177,27 +287,105 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
         migration_put(m);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
-    if (enlist(host, m, false, &replaced, err) < 0) {
+    struct migration *old = host_find(host, hello->name);
+    if (old && old->out && has_failed(old))
+        again = prepare_again(old);
+    int ret = enlist_arriving(host, m, again, &gone, err);
+    migration_put(old);
+    migration_put(again);
+    let_go(gone);
+    if (ret < 0) {
         migration_put(m);
-        return -EIO;
-    }
-    if (replaced) {
-        log_info("%s: %s, makes way for a new migration", replaced->name, state_names[replaced->state]);
-        incoming_release(replaced);
-        migration_put(replaced);
+        return ret;
     }
     *out = m;
     return 0;
 }
 
+/* Makes an arriving migration active. Called with host->lock held. */
+static int activate(struct migration *m, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    return migration_move(m, STATE_ACTIVE, NULL) ? 0 : error_set(err, CAUSE_CANCELLED, "cancelled");
+}
+
+/* Called with host->lock and the locks of both held. */
+static int become(struct migration *expected, struct migration *arriving, struct error *err)
+{
+    struct error over = {0};
+
+    error_set(&over, CAUSE_STATE, "a migration that was expected has taken its place");
+    /* `uri` can be written at any time. */
+    if (expected->role != ROLE_NONE)
+        return is_taken(expected, err);
+    if (!migration_move(arriving, STATE_CANCELLED, &over))
+        return error_set(err, CAUSE_CANCELLED, "cancelled");
+    expected->settings.channels = arriving->settings.channels;
+    expected->settings.device_channels = arriving->settings.device_channels;
+    expected->settings.checksum = arriving->settings.checksum;
+    expected->settings.compress = arriving->settings.compress;
+    memcpy(expected->session_id, arriving->session_id, sizeof(expected->session_id));
+    incoming_hand_over(arriving, expected);
+    migration_move(expected, STATE_SETUP, NULL);
+    expected->times.started = arriving->times.started;
+    atomic_store_explicit(&expected->role, ROLE_INCOMING, memory_order_release);
+    migration_move(expected, STATE_ACTIVE, NULL);
+    return 0;
+}
+
+/*
+ * An expected migration becomes the one that is arriving, and takes all that belongs to it; nobody
+ * but mig-in knows that one any more. Called with host->lock held.
+ */
+static int take_over(struct migration *expected, struct migration *arriving, struct error *err)
+{
+    pthread_mutex_lock(&arriving->lock);
+    pthread_mutex_lock(&expected->lock);
+    int ret = become(expected, arriving, err);
+    pthread_mutex_unlock(&expected->lock);
+    pthread_mutex_unlock(&arriving->lock);
+    return ret;
+}
+
+int host_arrive(struct host *host, struct migration *m, struct migration **out, struct error *err)
+{
+    pthread_mutex_lock(&host->lock);
+    struct migration *expected = find(host, m->name, true);
+    bool takes_over = false;
+    int ret = check_arrival(host, expected, m->name, err);
+
+    if (ret == 0 && expected) {
+        ret = take_over(expected, m, err);
+        takes_over = ret == 0 && unlist(host, m);
+    } else if (ret == 0) {
+        ret = activate(m, err);
+        m->visible = ret == 0 && m->listed;
+    }
+    if (ret == 0)
+        *out = migration_get(expected ? expected : m);
+    pthread_mutex_unlock(&host->lock);
+    if (takes_over)
+        migration_put(m);
+    return ret;
+}
+
+void host_note_setback(struct host *host, const struct migration *m)
+{
+    struct migration *expected = host_find(host, m->name);
+
+    if (expected && expected->role == ROLE_NONE)
+        migration_note_error(expected, &m->failure);
+    migration_put(expected);
+}
+
 struct migration *host_find_session(struct host *host, const char *name, const uint8_t session[16])
 {
     SCOPED_LOCK(&host->lock);
-    struct migration *m = find(host, name);
+    struct migration *m = host->first;
 
-    if (!m || m->role != ROLE_INCOMING || memcmp(m->session_id, session, 16))
-        return NULL;
-    return migration_get(m);
+    while (m && (!migration_is_incoming(m) || strcmp(m->name, name) || memcmp(m->session_id, session, 16)))
+        m = m->next;
+    return m ? migration_get(m) : NULL;
 }
 
 int host_remove(struct host *host, struct migration *m, struct error *err)
@@ -217,15 +405,11 @@ int host_remove(struct host *host, struct migration *m, struct error *err)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone already");
     if (migration_is_incoming(m))
         incoming_release(m);
+    else
+        migration_expect_nothing(m);
     migration_announce(m);
     migration_put(m);
     return 0;
-}
-
-void host_show(struct host *host, struct migration *m)
-{
-    SCOPED_LOCK(&host->lock);
-    m->visible = m->listed;
 }
 
 void host_drop(struct host *host, struct migration *m)

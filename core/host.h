@@ -6,7 +6,7 @@
  *   handle.lock (in fs/)
  *   outgoing.announce_lock
  *   host.lock
- *   migration.lock
+ *   migration.lock (of an arriving one, then of the expected one that takes its place)
  *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock: leaves
  */
 #ifndef MIGFS_HOST_H
@@ -28,6 +28,7 @@ struct limits {
     uint32_t max_devices;    /* per migration */
     uint32_t max_migrations; /* in both roles together */
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
+    bool expect;             /* a peer's migration has to be expected: mkdir has made it */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
     struct memory_place ram; /* of incoming migrations */
     bool preallocate;        /* have the memory of incoming RAM there before it arrives */
@@ -68,13 +69,19 @@ struct migration *host_find(struct host *host, const char *name);
 /** host_list - all visible migrations, each with a reference; the caller frees the array. The count, or -ENOMEM. */
 int host_list(struct host *host, struct migration ***out);
 
-/** host_add_outgoing - make an outgoing migration; on success @out has a reference for the caller */
+/**
+ * host_add_outgoing - make a migration here, which starts or is expected from a peer
+ *
+ * On success @out has a reference for the caller.
+ */
 int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid, struct migration **out,
                       struct error *err);
 
 /**
- * host_add_incoming - make an incoming migration that a peer starts
- * A failed or cancelled migration of the name makes way. @out has a reference.
+ * host_add_incoming - make an incoming migration that a peer starts; users do not see it yet
+ *
+ * A failed or cancelled incoming migration of the name makes way. If it was made here, the same is
+ * expected again, with the settings and devices that were prepared. @out has a reference.
  */
 int host_add_incoming(struct host *host, const struct hello *hello, struct migration **out, struct error *err);
 
@@ -84,8 +91,15 @@ struct migration *host_find_session(struct host *host, const char *name, const u
 /** host_remove - forget a migration that is not running; the user's rmdir */
 int host_remove(struct host *host, struct migration *m, struct error *err);
 
-/** host_show - let users see an incoming migration */
-void host_show(struct host *host, struct migration *m);
+/**
+ * host_arrive - all channels of an incoming migration are there: make it active, and let users see it
+ * @out: the same migration, or the expected one of its name that has taken its place and all that
+ *       belongs to it; with a reference for the caller
+ */
+int host_arrive(struct host *host, struct migration *m, struct migration **out, struct error *err);
+
+/** host_note_setback - an arriving migration has failed: say so in `error` of the one that is expected, if any */
+void host_note_setback(struct host *host, const struct migration *m);
 
 /** host_drop - take a migration out of the list, if it is there */
 void host_drop(struct host *host, struct migration *m);

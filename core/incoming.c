@@ -58,6 +58,8 @@ struct manifest {
 };
 
 struct incoming {
+    struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over */
+    uint64_t max_ram;    /* the largest RAM; constant once there are receivers */
     struct session session;
     unsigned channel_count;
     struct receiver *receivers;
@@ -94,6 +96,8 @@ struct incoming *incoming_new(struct migration *m)
 
     if (!in)
         return NULL;
+    in->m = m;
+    in->max_ram = m->host->limits.max_ram;
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
     in->files = calloc(m->host->limits.max_devices + 1, sizeof(*in->files));
@@ -207,7 +211,7 @@ static uint64_t limit_of(const struct migration *m, const struct file *file)
 {
     const struct limits *limits = &m->host->limits;
 
-    return file->id == WIRE_RAM ? limits->max_ram : limits->max_device;
+    return file->id == WIRE_RAM ? m->in->max_ram : limits->max_device;
 }
 
 static int ended_early(struct error *err)
@@ -783,6 +787,21 @@ static void end_preparing(struct incoming *in)
     in->preparing = false;
 }
 
+/* What was made here for the source to fill, or NULL. */
+static struct file *expected_file(struct migration *m, uint32_t id, const char *name)
+{
+    return id == WIRE_RAM ? migration_file(m, WIRE_RAM) : migration_find_device(m, name);
+}
+
+static int check_size(const struct migration *m, const struct file *file, uint64_t size, struct error *err)
+{
+    if (size <= limit_of(m, file))
+        return 0;
+    return error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination %s %llu", file->name,
+                     (unsigned long long)size, file->declared ? "expects at most" : "allows",
+                     (unsigned long long)limit_of(m, file));
+}
+
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
 {
     const struct limits *limits = &m->host->limits;
@@ -792,23 +811,25 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
     if (id != WIRE_RAM && name_check_device(name, err) < 0)
         return -EIO;
-    if (migration_find_device(m, name))
+    struct file *expected = expected_file(m, id, name), *file = expected;
+    if (expected && file_is_receiving(expected))
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
-    struct file *file = file_new(id, id == WIRE_RAM ? "ram" : name);
-    if (!file || file_set_channels(file, in->channel_count, m->settings.device_channels) < 0) {
-        file_free(file, false);
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
-    if (size > limit_of(m, file))
-        error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination allows %llu", file->name,
-                  (unsigned long long)size, (unsigned long long)limit_of(m, file));
-    if (error_is_set(err) || file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
-                                                id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
-        file_free(file, false);
+    if (expected)
+        file_set_id(file, id);
+    else
+        file = file_new(id, id == WIRE_RAM ? "ram" : name);
+    if (!file || file_set_channels(file, in->channel_count, m->settings.device_channels) < 0)
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
+        file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
+                           id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
+        if (!expected)
+            file_free(file, false);
         return -EIO;
     }
     pthread_mutex_lock(&m->lock);
-    migration_add_file(m, file);
+    if (!expected)
+        migration_add_file(m, file);
     pthread_mutex_unlock(&m->lock);
     in->files[id] = file;
     atomic_fetch_add(&in->file_count, 1);
@@ -1046,37 +1067,68 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     return 0;
 }
 
-/* If all channels are there: make the receivers, and the migration active. */
-static int activate(struct migration *m, struct error *err)
+void incoming_limit_ram(struct migration *m, uint64_t size)
 {
-    struct incoming *in = m->in;
+    uint64_t limit = m->host->limits.max_ram;
+
+    m->in->max_ram = size && size < limit ? size : limit;
+}
+
+uint64_t incoming_max_ram(const struct migration *m)
+{
+    return m->in->max_ram;
+}
+
+void incoming_hand_over(struct migration *from, struct migration *to)
+{
+    struct incoming *in = from->in;
+
+    from->in = NULL;
+    in->m = to;
+    to->in = in;
+    for (unsigned c = 0; c < in->channel_count; c++)
+        in->receivers[c].m = to;
+    incoming_limit_ram(to, to->files[WIRE_RAM]->declared);
+}
+
+static int make_receiver(struct receiver *r, struct error *err)
+{
+    char name[24];
+
+    r->buffer = malloc(BUFFER_SIZE);
+    r->ahead = BUFFER_SIZE;
+    r->checker = XXH3_createState();
+    if (!r->buffer || !r->checker)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    int code = pthread_create(&r->thread, NULL, mig_recv, r);
+    if (code)
+        return error_set_errno(err, code, "cannot make a thread");
+    r->running = true;
+    snprintf(name, sizeof(name), "mig-recv-%u", r->index);
+    pthread_setname_np(r->thread, name);
+    return 0;
+}
+
+/* If all channels are there: make the migration active, and the receivers. */
+static int activate(struct incoming *in, struct error *err)
+{
+    struct migration *m = in->m;
 
     pthread_mutex_lock(&m->lock);
     bool ready = m->state == STATE_SETUP && in->attached == in->channel_count;
     pthread_mutex_unlock(&m->lock);
     if (!ready)
         return 0;
+    struct migration *shown;
+    if (host_arrive(m->host, m, &shown, err) < 0)
+        return -EIO;
+    if (shown == m)
+        migration_put(shown);
+    m = shown;
     for (unsigned c = 0; c < in->channel_count; c++) {
-        struct receiver *r = &in->receivers[c];
-        char name[24];
-        r->buffer = malloc(BUFFER_SIZE);
-        r->ahead = BUFFER_SIZE;
-        r->checker = XXH3_createState();
-        if (!r->buffer || !r->checker)
-            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        int code = pthread_create(&r->thread, NULL, mig_recv, r);
-        if (code)
-            return error_set_errno(err, code, "cannot make a thread");
-        r->running = true;
-        snprintf(name, sizeof(name), "mig-recv-%u", c);
-        pthread_setname_np(r->thread, name);
+        if (make_receiver(&in->receivers[c], err) < 0)
+            return -EIO;
     }
-    pthread_mutex_lock(&m->lock);
-    bool moved = migration_move(m, STATE_ACTIVE, NULL);
-    pthread_mutex_unlock(&m->lock);
-    if (!moved)
-        return error_set(err, CAUSE_CANCELLED, "cancelled");
-    host_show(m->host, m);
     log_info("%s: active, %u channels from %s", m->name, in->channel_count, in->session.transport->peer);
     migration_announce(m);
     return 0;
@@ -1084,11 +1136,12 @@ static int activate(struct migration *m, struct error *err)
 
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct migration *m = arg;
+    struct incoming *in = arg;
 
     /* The first message can overtake the news that the last channel is there. */
-    if (activate(m, err) < 0)
+    if (activate(in, err) < 0)
         return -EIO;
+    struct migration *m = in->m;
     if (state_is_final(m->state))
         return error_set(err, CAUSE_STATE, "a message after the end");
     if (m->state == STATE_SETUP && message->type != WIRE_ABORT)
@@ -1121,9 +1174,9 @@ static int handle_message(void *arg, const struct message *message, struct wire_
  */
 
 /* One turn of the loop. Negative: it is over, and why. */
-static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
+static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
 {
-    struct incoming *in = m->in;
+    struct migration *m = in->m;
     bool setup = m->state == STATE_SETUP;
 
     pthread_mutex_lock(&m->lock);
@@ -1131,13 +1184,13 @@ static int turn(struct migration *m, int64_t setup_deadline, struct error *err)
     unsigned attached = in->attached;
     int64_t deadline = suspected ? in->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
     pthread_mutex_unlock(&m->lock);
-    if (activate(m, err) < 0)
+    if (activate(in, err) < 0)
         return -EIO;
-    int ret = session_step(&in->session, deadline, handle_message, m, err);
+    int ret = session_step(&in->session, deadline, handle_message, in, err);
     if (ret == 0 && !setup)
-        ret = check_barriers(m, err);
-    if (ret == 0 && m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
-        ret = look(m, err);
+        ret = check_barriers(in->m, err);
+    if (ret == 0 && in->m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
+        ret = look(in->m, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
         ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
     if (ret == 0 && suspected && clock_ms() >= deadline)
@@ -1151,7 +1204,7 @@ static void *mig_in(void *arg)
 {
     struct migration *m = arg;
     struct incoming *in = m->in;
-    int64_t setup_deadline = clock_ms() + m->host->limits.timeout_ms;
+    int64_t setup_deadline = clock_ms() + m->settings.timeout_ms;
 
     pthread_setname_np(pthread_self(), "mig-in");
     /* incoming_begin() holds the lock until the hello is answered. */
@@ -1159,7 +1212,13 @@ static void *mig_in(void *arg)
     pthread_mutex_unlock(&m->lock);
     while (!state_is_final(m->state)) {
         struct error err = {0};
-        if (turn(m, setup_deadline, &err) < 0)
+        int ret = turn(in, setup_deadline, &err);
+        if (in->m != m) {
+            /* This thread works for another one now, and holds a reference to that. */
+            migration_put(m);
+            m = in->m;
+        }
+        if (ret < 0)
             migration_fail(m, &err);
     }
     bool failed = m->state != STATE_COMPLETED;
@@ -1181,8 +1240,10 @@ static void *mig_in(void *arg)
         migration_announce(m);
         session_linger(&in->session, LINGER_MS);
     }
-    if (!m->was_active)
+    if (!m->was_active) {
         host_drop(m->host, m);
+        host_note_setback(m->host, m);
+    }
     migration_put(m);
     return NULL;
 }
@@ -1199,7 +1260,7 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     SCOPED_LOCK(&m->host->lock);
     if (m->host->closed)
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    if (session_init(&in->session, transport, m->host->limits.timeout_ms, peer_timeout_ms) < 0)
+    if (session_init(&in->session, transport, (int)m->settings.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     uint32_t longer = m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
     in->patience_ms = PATIENCE * longer;
@@ -1221,18 +1282,18 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
 int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,
                     const struct hello_reply *reply, struct error *err)
 {
-    struct incoming *in = m->in;
     struct wire_hello_reply wire;
     struct iovec iov = {&wire, sizeof(wire)};
 
     SCOPED_LOCK(&m->lock);
+    struct incoming *in = m->in;
     if (m->state != STATE_SETUP)
         return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel, state_names[m->state]);
     if (channels != in->channel_count)
         return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels, in->channel_count);
     if (in->receivers[channel].transport)
         return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
-    transport_set_timeout(transport, (int)m->host->limits.timeout_ms);
+    transport_set_timeout(transport, (int)m->settings.timeout_ms);
     in->receivers[channel].transport = transport;
     /* With the lock held, so that mig-in does not close it meanwhile; the first bytes do not block. */
     wire_hello_reply_encode(reply, &wire);
@@ -1253,7 +1314,7 @@ enum wire_outcome incoming_outcome(struct migration *m)
 
 void incoming_release(struct migration *m)
 {
-    if (m->file_count > 0)
+    if (m->file_count > 0 && file_is_receiving(m->files[0]))
         memory_unlink(&m->files[0]->memory);
     for (uint32_t i = 0; i < m->file_count; i++)
         file_receive_discharge(m->files[i]);
@@ -1261,7 +1322,7 @@ void incoming_release(struct migration *m)
 
 void incoming_ram_path(struct migration *m, char *out, size_t size)
 {
-    const struct memory *mem = m->file_count > 0 ? &m->files[0]->memory : NULL;
+    const struct memory *mem = m->file_count > 0 && file_is_receiving(m->files[0]) ? &m->files[0]->memory : NULL;
 
     if (!mem)
         out[0] = '\0';

@@ -32,6 +32,19 @@ void incoming_free(struct incoming *in);
 int incoming_begin(struct migration *m, struct transport *transport, uint32_t peer_timeout_ms,
                    const struct hello_reply *reply, struct error *err);
 
+/** incoming_limit_ram - the RAM was declared here to have at most @size bytes; 0: it was not */
+void incoming_limit_ram(struct migration *m, uint64_t size);
+
+/** incoming_max_ram - the largest RAM that is taken */
+uint64_t incoming_max_ram(const struct migration *m);
+
+/**
+ * incoming_hand_over - an expected migration takes what belongs to an arriving one, in whose thread mig-in this is
+ *
+ * The caller holds the locks of both.
+ */
+void incoming_hand_over(struct migration *from, struct migration *to);
+
 /**
  * incoming_attach - hand over a data channel
  * @transport: the migration's from now on, on success

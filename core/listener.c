@@ -87,6 +87,8 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
 
     if (host_add_incoming(l->host, hello, &m, err) < 0)
         return -EIO;
+    reply.max_ram = incoming_max_ram(m);
+    reply.timeout_ms = m->settings.timeout_ms;
     int ret = incoming_begin(m, p->transport, hello->timeout_ms, &reply, err);
     if (ret == 0)
         p->transport = NULL;

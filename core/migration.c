@@ -8,7 +8,6 @@
 #include "log.h"
 #include "outgoing.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -172,6 +171,8 @@ void migration_shut_down(struct migration *m)
     if (committing)
         outgoing_doom(m, &failure, 0);
     bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
+    if (m->role == ROLE_NONE)
+        migration_expect_nothing(m);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     if (moved)
@@ -251,9 +252,9 @@ void migration_kick(struct migration *m)
         file_kick(m->files[i]);
 }
 
-struct file *migration_file(struct migration *m, uint32_t id)
+struct file *migration_file(struct migration *m, uint32_t slot)
 {
-    return id < m->file_count ? m->files[id] : NULL;
+    return slot < m->file_count ? m->files[slot] : NULL;
 }
 
 struct file *migration_find_device(struct migration *m, const char *name)
@@ -268,8 +269,8 @@ struct file *migration_find_device(struct migration *m, const char *name)
 
 void migration_add_file(struct migration *m, struct file *file)
 {
-    assert(file->id == m->file_count);
-    m->files[file->id] = file;
+    file->slot = m->file_count;
+    m->files[file->slot] = file;
     atomic_fetch_add(&m->file_count, 1);
 }
 
@@ -282,8 +283,16 @@ int migration_allows(struct migration *m, enum command command, struct error *er
 
 void migration_become_outgoing(struct migration *m)
 {
-    if (m->role == ROLE_NONE)
-        atomic_store_explicit(&m->role, ROLE_OUTGOING, memory_order_release);
+    if (m->role != ROLE_NONE)
+        return;
+    atomic_store_explicit(&m->role, ROLE_OUTGOING, memory_order_release);
+    migration_expect_nothing(m);
+}
+
+void migration_expect_nothing(struct migration *m)
+{
+    for (uint32_t i = 0; i < m->file_count; i++)
+        file_receive_over(m->files[i], true);
 }
 
 int migration_stop(struct migration *m, struct error *err)

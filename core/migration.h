@@ -103,8 +103,8 @@ struct migration {
     struct round last_round;
     uint8_t session_id[16];
     /*
-     * By id; [0] is RAM. Entries are added with the lock held and stay until
-     * the migration is freed; receivers read them without it.
+     * In the order in which they were made; [0] is RAM. Entries are added with the lock held and stay
+     * until the migration is freed.
      */
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
@@ -184,8 +184,8 @@ int migration_await_end(struct migration *m, bool nowait, const struct interrupt
 /** migration_kick - make all who wait look at their interrupts; no lock held */
 void migration_kick(struct migration *m);
 
-/** migration_file - the file of an id, or NULL */
-struct file *migration_file(struct migration *m, uint32_t id);
+/** migration_file - the file of a slot, or NULL */
+struct file *migration_file(struct migration *m, uint32_t slot);
 
 /** migration_find_device - the device of a name, or NULL */
 struct file *migration_find_device(struct migration *m, const char *name);
@@ -201,6 +201,9 @@ int migration_allows(struct migration *m, enum command command, struct error *er
 
 /** migration_become_outgoing - what the user has set makes no sense otherwise; the caller holds the lock */
 void migration_become_outgoing(struct migration *m);
+
+/** migration_expect_nothing - end the waits of those who read devices that no peer will fill */
+void migration_expect_nothing(struct migration *m);
 
 /** migration_stop - the command `stop`: the VM has been stopped, and the downtime counts from here */
 int migration_stop(struct migration *m, struct error *err);

@@ -1716,8 +1716,10 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
     file = ret == 0 ? file_new(id, name) : NULL;
     if (ret == 0 && !file)
         ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (ret == 0 && before_start)
+    if (ret == 0 && before_start) {
+        file->made_here = true;
         migration_add_file(m, file);
+    }
     pthread_mutex_unlock(&m->lock);
     if (ret == 0 && !before_start) {
         if (file_set_channels(file, out->channel_count, m->settings.device_channels) < 0)

@@ -157,7 +157,7 @@ static void stat_file(const struct node *node, const struct file *file, struct s
         st->st_blocks = (st->st_size + 511) / 512;
     } else {
         st->st_size = (off_t)file_received_size(file);
-        if (fstat(file->memory.fd, &stored) == 0)
+        if (file_is_receiving(file) && fstat(file->memory.fd, &stored) == 0)
             st->st_blocks = stored.st_blocks;
     }
 }
@@ -247,7 +247,7 @@ int node_lookup(struct host *host, const struct node *parent, const char *name, 
         if (!file)
             return -ENOENT;
         *kind = NODE_DEVICE;
-        *index = file->id;
+        *index = file->slot;
         break;
     }
     default:

@@ -40,7 +40,7 @@ enum node_kind {
 struct node {
     enum node_kind kind;
     struct migration *m; /* NULL: of no migration */
-    uint32_t index;      /* NODE_DEVICE: the file's id; NODE_SETTING: which */
+    uint32_t index;      /* NODE_DEVICE: the file's slot; NODE_SETTING: which */
     uint64_t inode;      /* what stat(2) shows */
     uint64_t lookups;    /* guarded by the tree's lock */
 };

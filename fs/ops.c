@@ -372,7 +372,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         reply_error(req, dir->m, &err);
         return;
     }
-    struct node *node = node_get(NODE_DEVICE, dir->m, file->id);
+    struct node *node = node_get(NODE_DEVICE, dir->m, file->slot);
     struct handle *handle = node ? handle_new(node) : NULL;
     if (!handle || open_data(req, handle, fi->flags, &err) < 0) {
         if (!handle)
@@ -483,6 +483,10 @@ static enum cause cause_of_read(struct migration *m, ssize_t code)
         return CAUSE_AGAIN;
     if (code == -ECONNRESET) {
         SCOPED_LOCK(&m->lock);
+        if (m->role == ROLE_OUTGOING)
+            return CAUSE_UNSUPPORTED;
+        if (m->role == ROLE_NONE) /* it was removed, or the daemon goes away */
+            return m->removed ? CAUSE_CANCELLED : CAUSE_SHUTDOWN;
         return error_is_set(&m->failure) ? m->failure.cause : CAUSE_RESET;
     }
     return error_cause_of_errno((int)code);
@@ -519,8 +523,10 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
         reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset, fi->flags & O_NONBLOCK);
-    else if (!migration_is_incoming(node->m))
+    else if (node->m->role == ROLE_OUTGOING)
         reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
+    else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))
+        reply_looking(req, CAUSE_UNSUPPORTED); /* nothing has arrived; who wants to wait reads `wait` */
     else
         read_data(req, handle_of(fi), size, offset, fi->flags);
 }

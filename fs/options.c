@@ -28,13 +28,14 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
+enum key { KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
     FUSE_OPT_KEY("backing=", KEY_BACKING),
     FUSE_OPT_KEY("hugepages=", KEY_HUGE_PAGES),
     FUSE_OPT_KEY("preallocate", KEY_PREALLOCATE),
+    FUSE_OPT_KEY("expect", KEY_EXPECT),
     FUSE_OPT_KEY("max-memory=", KEY_LIMIT),
     FUSE_OPT_KEY("max-ram=", KEY_LIMIT),
     FUSE_OPT_KEY("max-device=", KEY_LIMIT),
@@ -185,6 +186,9 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
     case KEY_PREALLOCATE:
         options->limits.preallocate = true;
         return 0;
+    case KEY_EXPECT:
+        options->limits.expect = true;
+        return 0;
     case KEY_LIMIT:
         return parse_limit(parser, arg);
     case KEY_HELP:
@@ -284,6 +288,7 @@ void options_help(const char *program)
            "    -o hugepages=WHICH     no; yes: transparent ones, where the kernel allows them for\n"
            "                           shared memory; or a size, such as 2M, of its reserved ones\n"
            "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"
+           "    -o expect              refuse migrations that nobody has made a directory for\n"
            "    -o max-memory=SIZE     of all incoming migrations together (default: this machine's)\n"
            "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
            "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"

@@ -31,7 +31,7 @@ static unsigned ready_events(struct handle *handle)
     case NODE_WAIT:
         return migration_is_over(m, verdict) ? POLLIN | POLLRDNORM : 0;
     case NODE_DEVICE:
-        if (!migration_is_incoming(m))
+        if (m->role == ROLE_OUTGOING || (handle->writer && !migration_is_incoming(m)))
             return POLLOUT | POLLWRNORM;
         return file_readable(node_file(node), handle->position) ? POLLIN | POLLRDNORM : 0;
     default:

@@ -204,12 +204,15 @@ int setting_write(struct migration *m, const struct setting *setting, const char
 
     if (text_line(text, len, line, sizeof(line), err) < 0)
         return -EIO;
-    SCOPED_LOCK(&m->lock);
-    if (outgoing_setting_writable(m, interrupt, err) < 0)
-        return -EIO;
-    int ret = setting->parse(&m->settings, line, err);
-    if (m->settings.uri.text[0])
+    pthread_mutex_lock(&m->lock);
+    int ret = outgoing_setting_writable(m, interrupt, err);
+    if (ret == 0)
+        ret = setting->parse(&m->settings, line, err);
+    if (ret == 0 && m->settings.uri.text[0])
         migration_become_outgoing(m);
+    pthread_mutex_unlock(&m->lock);
+    if (ret == 0)
+        migration_announce(m);
     return ret;
 }
 

@@ -127,6 +127,8 @@ static struct sums add_up(struct migration *m, const struct snapshot *s, unsigne
 
     for (unsigned c = first; c < end; c++) {
         for (uint32_t i = 0; i < s->files; i++) {
+            if (s->role == ROLE_INCOMING && !file_is_receiving(m->files[i]))
+                continue;
             struct file_totals totals = file_channel_totals(m->files[i], c);
             file_totals_add(i == WIRE_RAM ? &sums.ram : &sums.devices, &totals);
         }

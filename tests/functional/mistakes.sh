@@ -156,6 +156,7 @@ forget third/vm dst/vm src/vm
 
 say "a name that is taken by the other role"
 expect ok mkdir dst/vm
+expect ok write dst/vm/uri "$uri"
 outgoing vm
 refused EEXIST src/vm/error 'exists already' write src/vm/control start
 forget src/vm dst/vm

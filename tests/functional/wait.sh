@@ -107,5 +107,8 @@ say "the daemon goes away"
 waiter src/vm
 waits
 kill -TERM "${daemon[src]}"
-says 'failed: the daemon is going away'
+eventually "it is told" gone "$waiter"
+# The read that follows finds no daemon any more.
+wait "$waiter" || true
+[[ $(head -n 1 said.$waiters) = 'failed: the daemon is going away' ]] || fail "wait says $(cat said.$waiters)"
 ended src

@@ -133,6 +133,19 @@ Test(host, max_migrations)
     end(host);
 }
 
+/* All channels are there. */
+static void arrive(struct host *host, struct migration *m)
+{
+    struct migration *shown = NULL;
+    struct error err;
+
+    m->state = STATE_SETUP;
+    CHECK_OK(host_arrive(host, m, &shown, &err));
+    cr_expect(eq(ptr, shown, m));
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    migration_put(shown);
+}
+
 Test(host, incoming)
 {
     struct host *host = make(10);
@@ -155,14 +168,14 @@ Test(host, incoming)
     migration_put(other);
     cr_expect(zero(ptr, host_find_session(host, "vm", again.session)));
     cr_expect(zero(ptr, host_find_session(host, "other", hello.session)));
-    host_show(host, m);
+    arrive(host, m);
     other = host_find(host, "vm");
     cr_expect(eq(ptr, other, m));
     migration_put(other);
     host_drop(host, m);
     host_drop(host, m);
-    host_show(host, m);
-    cr_expect(zero(ptr, host_find(host, "vm")), "what was dropped is not shown");
+    cr_expect(zero(ptr, host_find(host, "vm")));
+    m->state = STATE_FAILED;
     migration_put(m);
     end(host);
 }
@@ -183,6 +196,8 @@ Test(host, who_makes_way)
         struct hello hello = peer_hello("vm", 1), again = peer_hello("vm", 1);
         struct migration *m, *next;
         CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+        if (cases[i].state > STATE_SETUP)
+            arrive(host, m);
         m->state = cases[i].state;
         if (cases[i].makes_way) {
             CHECK_OK(host_add_incoming(host, &again, &next, &err));
@@ -190,7 +205,9 @@ Test(host, who_makes_way)
         } else {
             CHECK_FAILS(host_add_incoming(host, &again, &next, &err), CAUSE_EXISTS);
         }
-        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err), CAUSE_EXISTS);
+        /* Users do not see it before it is active. */
+        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err),
+                    cases[i].state > STATE_SETUP && !cases[i].makes_way ? CAUSE_EXISTS : CAUSE_QUOTA);
         m->state = STATE_FAILED;
         migration_put(m);
         end(host);
@@ -208,7 +225,7 @@ Test(host, failures_do_not_fill_the_list)
 
     for (int i = 0; i < 3; i++) {
         CHECK_OK(host_add_incoming(host, &hellos[i], &m[i], &err));
-        host_show(host, m[i]);
+        arrive(host, m[i]);
     }
     CHECK_FAILS(host_add_incoming(host, &hello, &next, &err), CAUSE_QUOTA);
     m[1]->state = STATE_FAILED;
@@ -222,6 +239,185 @@ Test(host, failures_do_not_fill_the_list)
     migration_put(next);
     for (int i = 0; i < 3; i++)
         migration_put(m[i]);
+    end(host);
+}
+
+static struct migration *come(struct host *host, const char *name)
+{
+    struct hello hello = peer_hello(name, 2);
+    struct migration *m = NULL;
+    struct error err;
+
+    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+    return m;
+}
+
+/* An expected migration becomes the one that arrives; what was prepared stays. */
+Test(host, expected)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm"), *peer, *shown = NULL;
+    struct hello hello = peer_hello("vm", 3), again = peer_hello("vm", 3);
+    struct file *device = NULL;
+    struct error err;
+
+    m->settings.timeout_ms = 7000;
+    CHECK_OK(outgoing_truncate(m, m->files[WIRE_RAM], 1 << 20, NULL, &err));
+    CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    CHECK_OK(host_add_incoming(host, &hello, &peer, &err));
+    cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
+    cr_expect(eq(uint, peer->settings.timeout_ms, 7000));
+    cr_expect(eq(int, (int)m->role, ROLE_NONE), "it has not arrived yet");
+    CHECK_FAILS(host_add_incoming(host, &again, &shown, &err), CAUSE_EXISTS);
+    peer->state = STATE_SETUP;
+    CHECK_OK(host_arrive(host, peer, &shown, &err));
+    cr_expect(eq(ptr, shown, m));
+    cr_expect(zero(ptr, peer->in));
+    migration_put(peer);
+    cr_expect(eq(int, (int)m->role, ROLE_INCOMING));
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    cr_expect(eq(uint, m->settings.channels, 3));
+    cr_expect(eq(uint, m->settings.timeout_ms, 7000));
+    cr_expect(eq(uint, m->uid, 11));
+    cr_expect(eq(uint, host->count, 1));
+    struct migration *found = host_find_session(host, "vm", hello.session);
+    cr_expect(eq(ptr, found, m));
+    migration_put(found);
+    m->state = STATE_FAILED;
+    migration_put(m);
+    migration_put(shown);
+    end(host);
+}
+
+/* All that a source does is refused, and nothing of it reaches what is not there. */
+Test(host, nothing_of_a_source_once_it_is_incoming)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm"), *peer = come(host, "vm"), *shown = NULL;
+    struct file *ram = migration_file(m, WIRE_RAM), *device = NULL, *other = NULL;
+    uint8_t digest[DIGEST_SIZE];
+    struct outgoing_write write;
+    struct error err;
+
+    CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    outgoing_open_writer(m, device);
+    peer->state = STATE_SETUP;
+    CHECK_OK(host_arrive(host, peer, &shown, &err));
+    migration_put(peer);
+    CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_flush(m, NULL, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_sync(m, ram, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_complete(m, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_digest(m, ram, NULL, digest, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_stop(m, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, 0, NULL, &write, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_splice_begin(m, ram, -1, 1, 0, NULL, &write, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_discard(m, ram, 0, 1, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_truncate(m, ram, 5, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_create_device(m, "new", true, NULL, &other, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(outgoing_mark_dirty(m, "\1\0\0\0\0\0\0\0", 8, 0, &err), CAUSE_READ_ONLY);
+    pthread_mutex_lock(&m->lock);
+    CHECK_FAILS(outgoing_setting_writable(m, NULL, &err), CAUSE_STATE);
+    pthread_mutex_unlock(&m->lock);
+    cr_expect(not(outgoing_splices(m, ram, WIRE_STRIPE_SIZE, 0)));
+    cr_expect(eq(uint, outgoing_channels(m), 0));
+    cr_expect(eq(u64, outgoing_dirty_size(m), 0));
+    cr_expect(eq(u64, outgoing_queued(m), 0));
+    cr_expect(zero(ptr, (void *)outgoing_path(m)));
+    outgoing_close_writer(m, device);
+    migration_kick(m);
+    m->state = STATE_FAILED;
+    migration_put(shown);
+    migration_put(m);
+    end(host);
+}
+
+/* What was prepared for a migration that has failed is there for the next peer. */
+Test(host, expected_again)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm"), *peer = come(host, "vm"), *shown = NULL, *again;
+    struct file *device = NULL;
+    struct error err;
+
+    m->settings.timeout_ms = 7000;
+    CHECK_OK(outgoing_truncate(m, m->files[WIRE_RAM], 1 << 20, NULL, &err));
+    CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    peer->state = STATE_SETUP;
+    CHECK_OK(host_arrive(host, peer, &shown, &err));
+    migration_put(peer);
+    migration_put(shown);
+    m->state = STATE_FAILED;
+    peer = come(host, "vm");
+    again = host_find(host, "vm");
+    cr_assert(ne(ptr, again, m));
+    cr_expect(eq(int, (int)again->state, STATE_NONE));
+    cr_expect(eq(int, (int)again->role, ROLE_NONE));
+    cr_expect(eq(uint, again->uid, 11));
+    cr_expect(eq(uint, again->gid, 22));
+    cr_expect(eq(uint, again->settings.timeout_ms, 7000));
+    cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
+    cr_expect(ne(ptr, migration_find_device(again, "vga"), NULL));
+    peer->state = STATE_FAILED;
+    migration_put(peer);
+    migration_put(again);
+    migration_put(m);
+    end(host);
+}
+
+/* `uri` and a peer: what is first, wins. */
+Test(host, one_role_wins)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm"), *peer = come(host, "vm"), *shown = NULL;
+    struct hello hello = peer_hello("vm", 1);
+    struct error err;
+
+    pthread_mutex_lock(&m->lock);
+    migration_become_outgoing(m);
+    pthread_mutex_unlock(&m->lock);
+    peer->state = STATE_SETUP;
+    CHECK_FAILS(host_arrive(host, peer, &shown, &err), CAUSE_EXISTS);
+    cr_expect(eq(int, (int)peer->state, STATE_SETUP));
+    peer->state = STATE_FAILED;
+    migration_put(peer);
+    CHECK_FAILS(host_add_incoming(host, &hello, &peer, &err), CAUSE_EXISTS);
+    migration_put(m);
+    end(host);
+}
+
+/* A migration that is removed while its peer's channels arrive. */
+Test(host, expected_no_more)
+{
+    struct host *host = make(10);
+    struct migration *m = add(host, "vm"), *peer = come(host, "vm");
+    struct error err;
+
+    CHECK_OK(host_remove(host, m, &err));
+    migration_put(m);
+    arrive(host, peer);
+    peer->state = STATE_FAILED;
+    migration_put(peer);
+    end(host);
+}
+
+Test(host, only_what_is_expected)
+{
+    struct host *host = make(10);
+    struct migration *m, *peer, *shown = NULL;
+    struct hello hello = peer_hello("vm", 1);
+    struct error err;
+
+    host->limits.expect = true;
+    CHECK_FAILS(host_add_incoming(host, &hello, &peer, &err), CAUSE_DENIED);
+    m = add(host, "vm");
+    CHECK_OK(host_add_incoming(host, &hello, &peer, &err));
+    CHECK_OK(host_remove(host, m, &err));
+    migration_put(m);
+    peer->state = STATE_SETUP;
+    CHECK_FAILS(host_arrive(host, peer, &shown, &err), CAUSE_DENIED);
+    peer->state = STATE_FAILED;
+    migration_put(peer);
     end(host);
 }
 
