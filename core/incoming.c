@@ -271,7 +271,7 @@ static void check_window(void *arg)
 }
 
 /* Receives the next part of a payload into its place. The count, or negative with @err. */
-static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, struct error *err)
+static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, bool checksum, struct error *err)
 {
     ssize_t n = transport_recv(r->transport, to, len, 0);
 
@@ -283,7 +283,7 @@ static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, str
         return ended_early(err);
     note_received(r, (size_t)n);
     struct window_check check = {r->checker, to, (size_t)n};
-    if (r->m->settings.checksum && memory_guard(check_window, &check) < 0)
+    if (checksum && memory_guard(check_window, &check) < 0)
         return went_away(err);
     return n;
 }
@@ -309,7 +309,7 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
 static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet, struct sink *sink,
                         struct error *err)
 {
-    bool checksum = r->m->settings.checksum;
+    bool checksum = migration_checks(r->m, file);
     uint32_t done = 0;
 
     if (checksum)
@@ -318,7 +318,7 @@ static int take_payload(struct receiver *r, const struct file *file, const struc
         size_t left = packet->length - done, n;
         if (r->start == r->end && sink->window) {
             /* In parts that are still in the processor's cache when they are checked. */
-            ssize_t got = receive_in_place(r, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE, err);
+            ssize_t got = receive_in_place(r, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE, checksum, err);
             if (got < 0)
                 return -EIO;
             done += (uint32_t)got;
@@ -426,7 +426,7 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
             (!sink.window && memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0))
             return -EIO;
     } else {
-        sink.direct = !sink.window && !r->m->settings.checksum && packet->length >= DIRECT_MIN &&
+        sink.direct = !sink.window && !migration_checks(r->m, file) && packet->length >= DIRECT_MIN &&
                       file->memory.block == 0 && transport_has_recv_fd(r->transport);
         if (take_payload(r, file, packet, &sink, err) < 0)
             return -EIO;

@@ -44,7 +44,7 @@ struct settings {
     unsigned channels;
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
-    /* Whether payloads carry a checksum. Auto: where the daemon looks at most of them anyway. */
+    /* Whether payloads of RAM carry a checksum; those of devices always do. Auto: where the daemon looks at most of them anyway. */
     enum choice checksum_choice;
     bool checksum; /* what came of the choice at the start; incoming: what the source has chosen */
     bool compress;   /* with zstd */
@@ -186,6 +186,12 @@ void migration_kick(struct migration *m);
 
 /** migration_file - the file of a slot, or NULL */
 struct file *migration_file(struct migration *m, uint32_t slot);
+
+/** migration_checks - whether the payloads of a file carry a checksum; those of devices do, whatever the settings say */
+static inline bool migration_checks(const struct migration *m, const struct file *file)
+{
+    return file->id != WIRE_RAM || m->settings.checksum;
+}
 
 /** migration_find_device - the device of a name, or NULL */
 struct file *migration_find_device(struct migration *m, const char *name);

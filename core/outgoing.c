@@ -381,7 +381,7 @@ static bool wants_splice(const struct migration *m)
     const struct settings *settings = &m->settings;
     bool pays = settings->splice == CHOICE_ON || m->out->channels[0].transport->splices;
 
-    return settings->splice != CHOICE_OFF && pays && m->host->splices && !settings->compress && !settings->checksum &&
+    return settings->splice != CHOICE_OFF && pays && m->host->splices && !settings->compress &&
            settings->zero_copy != ZEROCOPY_REQUIRE;
 }
 
@@ -834,10 +834,10 @@ static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, siz
         plan_add(plan, WIRE_DATA, offset + head + whole, tail);
 }
 
-static void begin_plan(struct migration *m, struct plan *plan)
+static void begin_plan(struct migration *m, const struct file *file, struct plan *plan)
 {
     plan->compress = m->out->compressor;
-    plan->checksum = m->settings.checksum;
+    plan->checksum = migration_checks(m, file);
     plan->gated = true;
     plan->ref = NULL;
     plan->pipe = -1;
@@ -862,7 +862,7 @@ static void plan_write(struct migration *m, const struct file *file, const char 
 {
     bool zero_pages = m->settings.zero_pages && file->id == WIRE_RAM;
 
-    begin_plan(m, plan);
+    begin_plan(m, file, plan);
     for (size_t done = 0; done < len;) {
         uint64_t at = offset + done;
         size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
@@ -1012,7 +1012,7 @@ bool outgoing_splices(const struct migration *m, const struct file *file, size_t
 {
     if (!is_ready(m->out) || !m->out->splices)
         return false;
-    bool looked_at = m->settings.zero_pages && file->id == WIRE_RAM;
+    bool looked_at = m->settings.zero_pages || migration_checks(m, file);
     /* The parts of a write that goes to several channels could not all be first at the pipe. */
     return !looked_at && !channel_copies((uint32_t)len) && len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
 }
@@ -1024,7 +1024,7 @@ int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size
 
     if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
-    begin_plan(m, &plan);
+    begin_plan(m, file, &plan);
     plan.pipe = pipe;
     plan_add(&plan, WIRE_DATA, offset, len);
     end_plan(&plan, NULL, offset);
@@ -1123,7 +1123,7 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
     struct plan plan;
     struct look look = {.m = m, .ref = ref, .offset = offset, .bits = bits, .buffer = buffer, .plan = &plan};
 
-    begin_plan(m, &plan);
+    begin_plan(m, ram, &plan);
     plan.gated = false;
     plan.ref = plan.compress || plan.checksum ? NULL : ref;
     if (memory_guard(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
@@ -1212,7 +1212,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
         error_set(&failure, CAUSE_NO_MEMORY, "out of memory");
         migration_fail(m, &failure);
         channel_close(piece->channel, CHANNEL_DEAD);
-    } else if (m->settings.checksum) {
+    } else if (migration_checks(m, write->file)) {
         packet->payload_check = wire_payload_check(payload, packet->length);
     }
     SCOPED_LOCK(&piece->channel->lock);

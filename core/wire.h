@@ -34,7 +34,7 @@
 #define WIRE_CHECK_SIZE   8
 
 /* Feature bits of a hello. The destination refuses bits that it does not know. */
-#define WIRE_FEATURE_CHECKSUM (1ull << 0) /* packets carry a checksum of their payload */
+#define WIRE_FEATURE_CHECKSUM (1ull << 0) /* packets of RAM carry a checksum of their payload; those of devices always do */
 #define WIRE_FEATURE_ZSTD     (1ull << 1) /* payloads may be compressed */
 #define WIRE_FEATURES         (WIRE_FEATURE_CHECKSUM | WIRE_FEATURE_ZSTD)
 

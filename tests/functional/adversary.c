@@ -887,6 +887,17 @@ static void packets(void)
     }
     expect_abort(&s);
 
+    s = begin_with_ram("a damaged payload of a device, without the feature", 2, 0);
+    if (announce(&s, 1, 0, "dev", 3) != CAUSE_NONE)
+        fail("a device is refused");
+    p = make_packet(&s, WIRE_DATA);
+    p.file = 1;
+    p.offset = WIRE_STRIPE_SIZE;
+    p.length = p.raw_length = 10;
+    p.payload_check = sum(payload, 10) ^ 1;
+    put_packet(&s, &p, payload, 10);
+    expect_abort(&s);
+
     s = begin_with_ram("more data than there was before the commit", 1, 0);
     struct body *body = BODY(add_u64(b, 0); add_u32(b, 1); add_u32(b, 0); add_u32(b, 0); add_u64(b, 1 << 20);
                              add_u64(b, 0); add_u64(b, 0); add_u64(b, 0));
