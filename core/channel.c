@@ -121,7 +121,7 @@ static struct channel_entry *slice_for(struct channel *ch, size_t size)
     }
     struct channel_entry *slice = &chunk->slice[chunk->slices++];
     chunk->live++;
-    *slice = (struct channel_entry){.chunk = chunk, .payload = chunk->data + chunk->used};
+    *slice = (struct channel_entry){.place = CHANNEL_SLICE, .chunk = chunk, .payload = chunk->data + chunk->used};
     push(ch, slice);
     ch->open_slice = slice;
     return slice;
@@ -152,6 +152,7 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     check = wire_packet_encode(packet, &header);
     if (entry) {
         *entry = (struct channel_entry){
+            .place = CHANNEL_MEMORY,
             .header = header,
             .payload = payload,
             .length = packet->length,
@@ -180,6 +181,7 @@ uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, u
 {
     uint64_t check = channel_add(ch, packet, NULL, bytes, entry);
 
+    entry->place = CHANNEL_PIPE;
     entry->pipe = pipe;
     return check;
 }
@@ -208,16 +210,10 @@ static bool can_send(const struct channel *ch)
     return ch->head && !ch->head->unprepared;
 }
 
-/* Whether an entry's payload is in a pipe. */
-static bool is_piped(const struct channel_entry *entry)
-{
-    return !entry->payload && entry->length > 0;
-}
-
 /* Whether a payload is worth being sent without a copy. */
 static bool is_large(const struct channel_entry *entry)
 {
-    return !entry->chunk && entry->payload && !channel_copies(entry->length);
+    return entry->place == CHANNEL_MEMORY && !channel_copies(entry->length);
 }
 
 /* What is sent in one go; made by take_batch(). */
@@ -257,11 +253,11 @@ static void take_batch(struct channel *ch, struct batch *batch)
         bool zerocopy = is_large(entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
             break;
-        if (!entry->chunk)
+        if (entry->place != CHANNEL_SLICE)
             batch_add(batch, &entry->header, sizeof(entry->header));
         if (zerocopy)
             batch->zerocopy = entry;
-        else if (is_piped(entry))
+        else if (entry->place == CHANNEL_PIPE)
             batch->piped = entry;
         else if (entry->length)
             batch_add(batch, entry->payload, entry->length);
@@ -283,7 +279,7 @@ static uint64_t retire(struct channel *ch, struct channel_entry *entry)
 {
     uint64_t bytes = entry->bytes;
 
-    if (entry->chunk) {
+    if (entry->place == CHANNEL_SLICE) {
         retire_slice(ch, entry->chunk);
     } else {
         entry->done = true;
@@ -325,7 +321,7 @@ static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
     while (entry) {
         struct channel_entry *next = entry->next;
         ch->left_sequence = entry->last_sequence;
-        if (!entry->chunk && entry->ticket) {
+        if (entry->ticket) {
             entry->in_flight = true;
             entry->next = NULL;
             *ch->in_flight_tail = entry;

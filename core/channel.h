@@ -59,6 +59,13 @@ enum channel_closed {
 
 struct channel_chunk;
 
+/* Where the bytes are that an entry sends. */
+enum channel_place {
+    CHANNEL_MEMORY, /* the header in the entry, the payload in its owner's buffer */
+    CHANNEL_SLICE,  /* in a chunk, headers and all; nobody owns the entry */
+    CHANNEL_PIPE,   /* the header in the entry, the payload in a pipe */
+};
+
 /*
  * A place in the queue. A large packet's entry lives on its owner's stack until
  * channel_finish(). Small packets that follow one another are a slice of a chunk,
@@ -66,11 +73,12 @@ struct channel_chunk;
  */
 struct channel_entry {
     struct channel_entry *next;
-    struct channel_chunk *chunk; /* not NULL: a slice of a chunk, nobody owns it */
+    enum channel_place place;
     struct wire_packet header;   /* of a large packet */
-    const void *payload;         /* of a slice: headers and all. NULL: it is in the pipe */
-    int pipe;
-    uint32_t length;
+    struct channel_chunk *chunk; /* CHANNEL_SLICE */
+    const void *payload;         /* CHANNEL_MEMORY, and the bytes of a CHANNEL_SLICE */
+    int pipe;                    /* CHANNEL_PIPE */
+    uint32_t length;             /* of the payload, or of the slice */
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */

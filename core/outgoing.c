@@ -656,7 +656,8 @@ struct plan {
     bool compress, checksum;
     bool gated; /* the gate has counted its cost */
     const struct reference *ref; /* large payloads are sent from its mapping, as they are then */
-    int pipe;                    /* -1, or where the payload of the only packet is */
+    enum channel_place place;    /* CHANNEL_PIPE: the payload of the only packet is in @pipe */
+    int pipe;
     unsigned n, large;
     uint64_t cost;
     struct packet packets[OUTGOING_WRITE_MAX / WIRE_PAGE_SIZE + 8];
@@ -690,7 +691,7 @@ static void add_packet(struct channel *ch, struct file *file, struct packet *pac
     packet->file = file->id;
     if (entry && plan->ref)
         payload = plan->ref->map + packet->offset;
-    uint64_t check = plan && plan->pipe >= 0
+    uint64_t check = plan && plan->place == CHANNEL_PIPE
                          ? channel_add_pipe(ch, packet, plan->pipe, gate_share(plan, packet), entry)
                          : channel_add(ch, packet, payload, gate_share(plan, packet), entry);
     atomic_store_explicit(&fc->last_sequence, packet->sequence, memory_order_relaxed);
@@ -840,7 +841,7 @@ static void begin_plan(struct migration *m, const struct file *file, struct plan
     plan->checksum = migration_checks(m, file);
     plan->gated = true;
     plan->ref = NULL;
-    plan->pipe = -1;
+    plan->place = CHANNEL_MEMORY;
     plan->n = plan->large = 0;
     plan->cost = 0;
 }
@@ -911,7 +912,7 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
-        const char *payload = buf ? buf + (packet->offset - offset) : NULL;
+        const char *payload = plan->place == CHANNEL_MEMORY ? buf + (packet->offset - offset) : NULL;
         struct channel *ch = home_of(out, file, packet->offset);
         struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
         if (piece) {
@@ -1025,6 +1026,7 @@ int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size
     if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
     begin_plan(m, file, &plan);
+    plan.place = CHANNEL_PIPE;
     plan.pipe = pipe;
     plan_add(&plan, WIRE_DATA, offset, len);
     end_plan(&plan, NULL, offset);

@@ -617,8 +617,8 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     return ret;
 }
 
-/* @buf: NULL when the data is in a pipe, and can go out of it. */
-static void write_outgoing(fuse_req_t req, struct handle *handle, const char *buf, int pipe, size_t size, off_t offset)
+/* @data: in memory; or in a pipe, and can go out of it. */
+static void write_outgoing(fuse_req_t req, struct handle *handle, const struct fuse_buf *data, off_t offset)
 {
     struct node *node = handle->node;
     /* The handle and the node can go as soon as the writer is answered. */
@@ -628,14 +628,16 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const char *bu
     struct error err = {0};
 
     wait_begin(req, &waiting, m);
-    int ret = buf ? outgoing_write_begin(m, node_file(node), buf, size, (uint64_t)offset, &waiting.interrupt, &write, &err)
-                  : outgoing_splice_begin(m, node_file(node), pipe, size, (uint64_t)offset, &waiting.interrupt, &write,
-                                          &err);
+    int ret = data->flags & FUSE_BUF_IS_FD
+                  ? outgoing_splice_begin(m, node_file(node), data->fd, data->size, (uint64_t)offset,
+                                          &waiting.interrupt, &write, &err)
+                  : outgoing_write_begin(m, node_file(node), data->mem, data->size, (uint64_t)offset,
+                                         &waiting.interrupt, &write, &err);
     wait_end(req);
     if (ret < 0) {
         reply_error(req, m, &err);
     } else {
-        fuse_reply_write(req, size);
+        fuse_reply_write(req, data->size);
         outgoing_write_end(&write);
     }
     migration_put(m);
@@ -662,20 +664,20 @@ static void write_completed(fuse_req_t req, struct node *node, const char *buf, 
         fuse_reply_write(req, size);
 }
 
-static void write_memory(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset,
+static void write_memory(fuse_req_t req, struct node *node, const struct fuse_buf *data, off_t offset,
                          struct fuse_file_info *fi)
 {
     struct error err = {0};
 
     if (node_file(node)) {
         if (migration_is_incoming(node->m))
-            write_completed(req, node, buf, size, offset);
+            write_completed(req, node, data->mem, data->size, offset);
         else
-            write_outgoing(req, handle_of(fi), buf, -1, size, offset);
-    } else if (write_text(req, handle_of(fi), buf, size, offset, &err) < 0) {
+            write_outgoing(req, handle_of(fi), data, offset);
+    } else if (write_text(req, handle_of(fi), data->mem, data->size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
-        fuse_reply_write(req, size);
+        fuse_reply_write(req, data->size);
     }
 }
 
@@ -693,15 +695,15 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     if (host_of(req)->splices && data->size >= SPLICE_MIN)
         loop_prefer_pipe(splices);
     if (!piped) {
-        write_memory(req, node, data->mem, data->size, offset, fi);
+        write_memory(req, node, data, offset, fi);
     } else if (splices) {
-        write_outgoing(req, handle_of(fi), NULL, data->fd, data->size, offset);
+        write_outgoing(req, handle_of(fi), data, offset);
     } else {
         struct fuse_bufvec out = FUSE_BUFVEC_INIT(data->size);
         out.buf[0].mem = loop_buffer();
         ssize_t n = data->size <= OPS_MAX_WRITE ? fuse_buf_copy(&out, in, 0) : -EIO;
         if (n == (ssize_t)data->size)
-            write_memory(req, node, out.buf[0].mem, data->size, offset, fi);
+            write_memory(req, node, &out.buf[0], offset, fi);
         else
             fuse_reply_err(req, EIO);
     }
