@@ -33,6 +33,7 @@ struct file *file_new(uint32_t id, const char *name)
         return NULL;
     file->id = id;
     file->intact = UINT64_MAX;
+    file->followed_from = UINT64_MAX;
     strncpy(file->name, name, sizeof(file->name) - 1);
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->arrived, NULL);
@@ -230,6 +231,29 @@ static bool stripe_is_current(const struct file *file, uint64_t stripe)
     return file->per_channel[home].truncation == file->truncation;
 }
 
+/* Called with file->lock held. Whether a read of a stream at @offset would not wait. */
+static bool is_readable(const struct file *file, uint64_t offset)
+{
+    return file->ended || file->broken || file->dropped || offset < file->frontier;
+}
+
+/* Called with file->lock held: a stream has got longer, or has ended. */
+static void wake_readers(struct file *file)
+{
+    if (file->readers)
+        pthread_cond_broadcast(&file->arrived);
+    if (!is_readable(file, file->followed_from))
+        return;
+    file->followed_from = UINT64_MAX;
+    for (struct follower *follower = file->followers, *next; follower; follower = next) {
+        next = follower->next;
+        if (is_readable(file, follower->offset))
+            follower_tell(follower);
+        else if (follower->offset < file->followed_from)
+            file->followed_from = follower->offset;
+    }
+}
+
 /* Called with file->lock held. */
 static void advance_frontier(struct file *file)
 {
@@ -244,8 +268,8 @@ static void advance_frontier(struct file *file)
             break;
         file->frontier = end;
     }
-    if (file->frontier != before && file->readers)
-        pthread_cond_broadcast(&file->arrived);
+    if (file->frontier != before)
+        wake_readers(file);
 }
 
 /* The pages that a range touches. */
@@ -405,7 +429,7 @@ void file_receive_end(struct file *file, const uint64_t *counts)
             return;
     }
     file->ended = true;
-    pthread_cond_broadcast(&file->arrived);
+    wake_readers(file);
 }
 
 void file_receive_resume(struct file *file)
@@ -421,7 +445,7 @@ void file_receive_over(struct file *file, bool broken)
         file->broken = true;
     else
         file->ended = true;
-    pthread_cond_broadcast(&file->arrived);
+    wake_readers(file);
 }
 
 void file_receive_drop(struct file *file)
@@ -432,6 +456,7 @@ void file_receive_drop(struct file *file)
         return;
     pthread_mutex_lock(&file->lock);
     file->dropped = true;
+    wake_readers(file);
     pthread_mutex_unlock(&file->lock);
     memory_resize(&file->memory, 0, &err);
     file_receive_discharge(file);
@@ -465,8 +490,10 @@ static ssize_t readable(struct file *file, uint64_t offset, size_t len)
     if (file->dropped)
         return -ECONNRESET;
     if (file->id != WIRE_RAM && !file->ended) {
+        if (!is_readable(file, offset))
+            return -EAGAIN;
         if (offset >= file->frontier)
-            return file->broken ? -ECONNRESET : -EAGAIN;
+            return -ECONNRESET;
         end = file->frontier;
     }
     if (offset >= end)
@@ -610,6 +637,23 @@ size_t file_read_received_map(const struct file *file, uint64_t offset, void *bu
         len = (size_t)(size - offset);
     page_map_read(&file->received, offset, buf, len);
     return len;
+}
+
+bool file_follow(struct file *file, struct follower *follower)
+{
+    SCOPED_LOCK(&file->lock);
+    if (file->id == WIRE_RAM || is_readable(file, follower->offset))
+        return false;
+    follower_join(follower, &file->followers);
+    if (follower->offset < file->followed_from)
+        file->followed_from = follower->offset;
+    return true;
+}
+
+bool file_unfollow(struct file *file, struct follower *follower)
+{
+    SCOPED_LOCK(&file->lock);
+    return follower_leave(follower);
 }
 
 bool file_readable(struct file *file, uint64_t offset)

@@ -15,6 +15,7 @@
 
 #include "budget.h"
 #include "digest.h"
+#include "follower.h"
 #include "interrupt.h"
 #include "memory.h"
 #include "page_map.h"
@@ -101,6 +102,8 @@ struct file {
     pthread_mutex_t lock;  /* guards what follows; a leaf lock */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
     unsigned readers;      /* waiting on arrived */
+    struct follower *followers; /* who wants to read on, and is told */
+    uint64_t followed_from;     /* none of them at an offset before it */
     uint64_t charged;      /* bytes of size that the budget has been charged for */
     bool ended;            /* the writers have closed it: what is there is all, for now */
     bool broken;           /* the migration is over and the stream will never end */
@@ -242,6 +245,15 @@ ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, boo
  * Return: the offset, -ENXIO, or another negative errno.
  */
 int64_t file_seek(struct file *file, uint64_t offset, bool data);
+
+/**
+ * file_follow - be told once, with file.lock held, that file_read() at @follower->offset would not wait
+ * Return: whether @follower waits now; if not, it would not wait already.
+ */
+bool file_follow(struct file *file, struct follower *follower);
+
+/** file_unfollow - leave; whether @follower had not been told: if so, it will not be */
+bool file_unfollow(struct file *file, struct follower *follower);
 
 /** file_readable - whether file_read() at @offset would not wait */
 bool file_readable(struct file *file, uint64_t offset);

@@ -395,7 +395,7 @@ int host_remove(struct host *host, struct migration *m, struct error *err)
     enum state state = m->state;
     bool running = state_is_running(state);
     m->removed = m->removed || !running;
-    pthread_cond_broadcast(&m->changed);
+    migration_tell(m);
     pthread_mutex_unlock(&m->lock);
     bool removed = !running && unlist(host, m);
     pthread_mutex_unlock(&host->lock);

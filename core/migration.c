@@ -129,6 +129,7 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
     m->state = to;
     m->generation++;
     pthread_cond_broadcast(&m->changed);
+    migration_tell(m);
     return true;
 }
 
@@ -173,7 +174,7 @@ void migration_shut_down(struct migration *m)
     bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
     if (m->role == ROLE_NONE)
         migration_expect_nothing(m);
-    pthread_cond_broadcast(&m->changed);
+    migration_tell(m);
     pthread_mutex_unlock(&m->lock);
     if (moved)
         ended(m, STATE_FAILED, &failure);
@@ -226,19 +227,29 @@ bool migration_is_over(struct migration *m, char *verdict)
     return is_over(m, verdict);
 }
 
-int migration_await_end(struct migration *m, bool nowait, const struct interrupt *interrupt, struct error *err)
+bool migration_follow(struct migration *m, struct follower *follower)
 {
     char verdict[MIGRATION_VERDICT_MAX];
 
     SCOPED_LOCK(&m->lock);
-    while (!is_over(m, verdict)) {
-        if (nowait)
-            return error_set(err, CAUSE_AGAIN, "the migration is not over");
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-    return 0;
+    if (is_over(m, verdict))
+        return false;
+    follower_join(follower, &m->followers);
+    return true;
+}
+
+bool migration_unfollow(struct migration *m, struct follower *follower)
+{
+    SCOPED_LOCK(&m->lock);
+    return follower_leave(follower);
+}
+
+void migration_tell(struct migration *m)
+{
+    char verdict[MIGRATION_VERDICT_MAX];
+
+    while (m->followers && is_over(m, verdict))
+        follower_tell(m->followers);
 }
 
 void migration_kick(struct migration *m)

@@ -86,12 +86,14 @@ struct migration {
     int64_t created; /* seconds since 1970, for stat(2) */
     atomic_uint refs;
     atomic_uint watchers;   /* how many poll a file of this migration */
+    atomic_uint parked;     /* reads of its files that wait and hold no thread */
 
     pthread_mutex_t lock;   /* guards what follows */
     pthread_cond_t changed; /* anything that follows has changed, or a waiter was interrupted */
     /* Written with the lock held; the data path reads it without. */
     _Atomic enum state state;
     bool was_active;
+    struct follower *followers; /* who wants to know when it is over */
     bool removed;            /* rmdir has taken it away: it cannot be started any more */
     uint64_t generation;     /* counts the changes of state */
     struct error failure;    /* why the state is failed or cancelled */
@@ -176,10 +178,16 @@ void migration_note_error(struct migration *m, const struct error *err);
 bool migration_is_over(struct migration *m, char *verdict);
 
 /**
- * migration_await_end - wait until migration_is_over()
- * @nowait: CAUSE_AGAIN instead of waiting
+ * migration_follow - be told once, with migration.lock held, that the migration is over
+ * Return: whether @follower waits now; if not, it is over already.
  */
-int migration_await_end(struct migration *m, bool nowait, const struct interrupt *interrupt, struct error *err);
+bool migration_follow(struct migration *m, struct follower *follower);
+
+/** migration_unfollow - leave; whether @follower had not been told: if so, it will not be */
+bool migration_unfollow(struct migration *m, struct follower *follower);
+
+/** migration_tell - tell the followers, if the migration is over; the caller holds the lock */
+void migration_tell(struct migration *m);
 
 /** migration_kick - make all who wait look at their interrupts; no lock held */
 void migration_kick(struct migration *m);

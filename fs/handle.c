@@ -8,6 +8,7 @@
 #include "polling.h"
 #include "setting.h"
 #include "status.h"
+#include "user.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,13 +17,20 @@
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf lock */
 static struct handle *all;                                   /* guarded by all_lock */
 
-struct handle *handle_new(struct node *node)
+struct handle *handle_new(struct node *node, uid_t uid, gid_t gid)
 {
     struct handle *handle = calloc(1, sizeof(*handle));
+    struct user *user = user_get(uid);
 
-    if (!handle)
+    if (!handle || !user) {
+        free(handle);
+        user_put(user);
         return NULL;
+    }
     handle->node = node;
+    handle->user = user;
+    handle->uid = uid;
+    handle->gid = gid;
     handle->generation = UINT64_MAX;
     pthread_mutex_init(&handle->lock, NULL);
     SCOPED_LOCK(&all_lock);
@@ -49,6 +57,7 @@ void handle_free(struct handle *handle)
     pthread_mutex_unlock(&all_lock);
     poll_forget(handle);
     pthread_mutex_destroy(&handle->lock);
+    user_put(handle->user);
     free(handle->text);
     free(handle);
 }

@@ -11,11 +11,13 @@
 #include <stdint.h>
 
 struct fuse_pollhandle;
+struct user;
 
 struct handle {
     struct handle *next, **prev; /* among all open files */
     struct node *node; /* the kernel keeps it while the file is open */
-    uid_t uid; /* who opened it */
+    struct user *user; /* who opened it; a reference */
+    uid_t uid;
     gid_t gid;
     bool writer;       /* counted among the file's writers */
     bool cached;       /* through the page cache: a completed image */
@@ -30,7 +32,8 @@ struct handle {
     struct fuse_pollhandle *ph; /* not NULL: waiting */
 };
 
-struct handle *handle_new(struct node *node);
+/** handle_new - an open file; @uid, @gid: who opens it. NULL when memory runs out */
+struct handle *handle_new(struct node *node, uid_t uid, gid_t gid);
 void handle_free(struct handle *handle);
 
 /** handle_free_all - at the end, when the kernel is gone and cannot close them any more */

@@ -19,6 +19,7 @@
 #include "node.h"
 #include "ops.h"
 #include "options.h"
+#include "parking.h"
 #include "polling.h"
 
 #include <errno.h>
@@ -97,7 +98,12 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
         log_error("%s", err.message);
         return EXIT_FAILED;
     }
-    int ret = loop_start(se, &loop);
+    int ret = parking_start();
+    if (ret == 0) {
+        ret = loop_start(se, &loop);
+        if (ret < 0)
+            parking_stop();
+    }
     if (ret < 0) {
         log_error("cannot serve: %s", strerror(-ret));
         return EXIT_FAILED;
@@ -108,6 +114,7 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
     /* What blocks in an operation fails now, and lets its worker go. */
     host_shutdown(host);
     int lost = loop_stop(loop);
+    parking_stop();
     if (lost < 0)
         log_error("the FUSE connection: %s", strerror(-lost));
     return ret < 0 || lost < 0 ? EXIT_FAILED : 0;

@@ -19,6 +19,7 @@
 #include "incoming.h"
 #include "loop.h"
 #include "outgoing.h"
+#include "parking.h"
 #include "polling.h"
 #include "setting.h"
 #include "source.h"
@@ -312,15 +313,13 @@ static void abandon(struct handle *handle)
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct node *node = node_of(ino);
-    struct handle *handle = handle_new(node);
+    struct handle *handle = handle_new(node, fuse_req_ctx(req)->uid, fuse_req_ctx(req)->gid);
     struct error err = {0};
 
     if (!handle) {
         fuse_reply_err(req, ENOMEM);
         return;
     }
-    handle->uid = fuse_req_ctx(req)->uid;
-    handle->gid = fuse_req_ctx(req)->gid;
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
         abandon(handle);
         reply_error(req, node->m, &err);
@@ -373,7 +372,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         return;
     }
     struct node *node = node_get(NODE_DEVICE, dir->m, file->slot);
-    struct handle *handle = node ? handle_new(node) : NULL;
+    struct handle *handle = node ? handle_new(node, fuse_req_ctx(req)->uid, fuse_req_ctx(req)->gid) : NULL;
     if (!handle || open_data(req, handle, fi->flags, &err) < 0) {
         if (!handle)
             error_set(&err, CAUSE_NO_MEMORY, "out of memory");
@@ -430,25 +429,13 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
  * Reading
  */
 
-/* The handle's lock is not held while `wait` waits. */
-static int await_text(struct handle *handle, struct host *host, size_t size, off_t offset, bool nowait,
-                      const struct interrupt *interrupt, char **text, struct error *err)
-{
-    for (;;) {
-        struct error early = {0};
-        int n = handle_read_text(handle, host, (uint64_t)offset, size, interrupt, text, &early);
-        if (n >= 0)
-            return n;
-        if (early.cause != CAUSE_AGAIN) {
-            *err = early;
-            return n;
-        }
-        if (migration_await_end(handle->node->m, nowait, interrupt, err) < 0)
-            return -EIO;
-    }
-}
+/* What is parked is answered by one thread for all: a part will do, and the reader comes back. */
+#define PARKED_READ_MAX (256u << 10)
 
-static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset, bool nowait)
+static void read_again(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags,
+                       enum cause cause);
+
+static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags)
 {
     CLEANUP_FREE char *text = NULL;
     struct migration *m = handle->node->m;
@@ -457,10 +444,13 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
 
     if (m)
         wait_begin(req, &waiting, m);
-    int n = await_text(handle, host_of(req), size, offset, nowait, m ? &waiting.interrupt : NULL, &text, &err);
+    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, m ? &waiting.interrupt : NULL,
+                             &text, &err);
     if (m)
         wait_end(req);
-    if (n < 0)
+    if (n < 0 && err.cause == CAUSE_AGAIN && !(flags & O_NONBLOCK))
+        parking_park(req, handle, size, offset, flags, read_again);
+    else if (n < 0)
         reply_looking(req, err.cause);
     else
         fuse_reply_buf(req, text, (size_t)n);
@@ -496,21 +486,34 @@ static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t 
 {
     struct node *node = handle->node;
     CLEANUP_FREE char *buf = malloc(size);
-    struct waiting waiting;
 
     if (!buf) {
         fuse_reply_err(req, ENOMEM);
         return;
     }
-    wait_begin(req, &waiting, node->m);
-    ssize_t n = file_read(node_file(node), (uint64_t)offset, buf, size, flags & O_NONBLOCK, &waiting.interrupt);
-    wait_end(req);
+    ssize_t n = file_read(node_file(node), (uint64_t)offset, buf, size, true, NULL);
+    if (n == -EAGAIN && !(flags & O_NONBLOCK)) {
+        parking_park(req, handle, size, offset, flags, read_again);
+        return;
+    }
     if (n < 0) {
         reply_looking(req, cause_of_read(node->m, n));
         return;
     }
     atomic_store(&handle->position, (uint64_t)offset + (uint64_t)n);
     fuse_reply_buf(req, buf, (size_t)n);
+}
+
+/* A read that was parked. */
+static void read_again(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags,
+                       enum cause cause)
+{
+    if (cause != CAUSE_NONE)
+        reply_looking(req, cause);
+    else if (handle->node->kind == NODE_WAIT)
+        read_text(req, handle, size, offset, flags);
+    else
+        read_data(req, handle, size < PARKED_READ_MAX ? size : PARKED_READ_MAX, offset, flags);
 }
 
 static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
@@ -522,7 +525,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     else if (node->kind == NODE_DIRTY)
         reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
-        read_text(req, handle_of(fi), size, offset, fi->flags & O_NONBLOCK);
+        read_text(req, handle_of(fi), size, offset, fi->flags);
     else if (node->m->role == ROLE_OUTGOING)
         reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))

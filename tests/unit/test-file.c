@@ -638,6 +638,54 @@ Test(file, stream_that_never_ends)
     discard_file(file);
 }
 
+/* A follower, and how often it was told. */
+struct listener {
+    struct follower follower;
+    unsigned told;
+};
+
+static void note(struct follower *follower)
+{
+    ((struct listener *)follower)->told++;
+}
+
+static bool follows(struct file *file, struct listener *listener, uint64_t offset)
+{
+    *listener = (struct listener){.follower = {.offset = offset, .wake = note}};
+    return file_follow(file, &listener->follower);
+}
+
+Test(file, followers_are_told_once)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    struct listener near, far, gone, late;
+
+    apply_fill(file, 0, 'a', 5);
+    cr_expect(not(follows(file, &late, 4)), "there is something to read");
+    cr_expect(follows(file, &near, 5));
+    cr_expect(follows(file, &far, 100));
+    cr_expect(follows(file, &gone, 5));
+    cr_expect(file_unfollow(file, &gone.follower), "it was not told");
+    apply_fill(file, 10, 'b', 5);
+    cr_expect(eq(int, (int)near.told, 0), "the frontier has not moved");
+    apply_fill(file, 5, 'b', 1);
+    cr_expect(eq(int, (int)near.told, 1));
+    cr_expect(eq(int, (int)far.told, 0), "not as far as this");
+    cr_expect(not(file_unfollow(file, &near.follower)), "it was told");
+    apply_fill(file, 6, 'b', 1);
+    cr_expect(eq(int, (int)near.told, 1), "once");
+    cr_expect(follows(file, &near, 50));
+    file_receive_end(file, NULL);
+    cr_expect(eq(int, (int)near.told, 1), "the end is something to read");
+    cr_expect(eq(int, (int)far.told, 1));
+    cr_expect(eq(int, (int)gone.told, 0));
+    file_receive_resume(file);
+    cr_expect(follows(file, &late, 100));
+    file_receive_over(file, true);
+    cr_expect(eq(int, (int)late.told, 1), "and so is a failure");
+    discard_file(file);
+}
+
 /* RAM is no stream: it is read as it is. */
 Test(file, ram_does_not_block)
 {
