@@ -31,6 +31,7 @@ struct file *file_new(uint32_t id, const char *name)
 
     if (!file)
         return NULL;
+    file->refs = 1;
     file->id = id;
     file->intact = UINT64_MAX;
     file->followed_from = UINT64_MAX;
@@ -41,10 +42,10 @@ struct file *file_new(uint32_t id, const char *name)
 }
 
 /* Nobody uses it any more, or yet. */
-static void forget_storage(struct file *file, bool keep)
+static void forget_storage(struct file *file)
 {
     if (file->has_memory)
-        memory_fini(&file->memory, keep);
+        memory_fini(&file->memory, file->kept);
     file->has_memory = false;
     if (file->budget)
         budget_release(file->budget, file->charged);
@@ -55,11 +56,17 @@ static void forget_storage(struct file *file, bool keep)
     file->mapped = NULL;
 }
 
-void file_free(struct file *file, bool keep)
+struct file *file_get(struct file *file)
 {
-    if (!file)
+    atomic_fetch_add(&file->refs, 1);
+    return file;
+}
+
+void file_put(struct file *file)
+{
+    if (!file || atomic_fetch_sub(&file->refs, 1) > 1)
         return;
-    forget_storage(file, keep);
+    forget_storage(file);
     free(file->per_channel);
     free(file->prefix);
     pthread_cond_destroy(&file->arrived);
@@ -188,7 +195,7 @@ int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const s
                        const char *name, struct budget *budget, struct error *err)
 {
     if (make_storage(file, size, limit, place, name, budget, err) < 0) {
-        forget_storage(file, false);
+        forget_storage(file);
         return -EIO;
     }
     atomic_store_explicit(&file->receiving, true, memory_order_release);
@@ -446,6 +453,12 @@ void file_receive_over(struct file *file, bool broken)
     else
         file->ended = true;
     wake_readers(file);
+}
+
+void file_receive_keep(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    file->kept = true;
 }
 
 void file_receive_drop(struct file *file)

@@ -55,12 +55,12 @@ static inline uint64_t counter_get(const _Atomic uint64_t *counter)
 struct barrier;
 
 struct file {
+    atomic_uint refs;
     /*
      * WIRE_RAM, or a device's number. That of a device which is expected changes once, when it is
      * announced: with the lock held, and before `receiving`.
      */
     uint32_t id;
-    uint32_t slot; /* its place in the migration's list; constant once it is there */
     char name[WIRE_NAME_MAX + 1];
 
     struct file_channel *per_channel; /* set when the number of channels is known; then constant */
@@ -108,6 +108,7 @@ struct file {
     bool ended;            /* the writers have closed it: what is there is all, for now */
     bool broken;           /* the migration is over and the stream will never end */
     bool dropped;          /* the memory has been given back: there is nothing to read */
+    bool kept;             /* the migration has completed: the backing file is the user's */
     uint32_t *prefix;      /* devices: how much of each stripe has arrived without a gap from its start */
     uint64_t stripes;      /* length of prefix */
     uint64_t frontier;     /* devices: everything before it has arrived */
@@ -129,11 +130,22 @@ static inline bool file_is_home(const struct file *file, unsigned channel)
 /** file_home_bytes - how much of [offset, offset + len) a channel carries */
 uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset, uint64_t len);
 
-/** file_new - a file without channels; NULL when memory runs out */
+/** file_new - a file without channels, with one reference; NULL when memory runs out */
 struct file *file_new(uint32_t id, const char *name);
 
-/** file_free - free it; @keep leaves a backing file where it is. NULL is fine. */
-void file_free(struct file *file, bool keep);
+/** file_get - another reference */
+struct file *file_get(struct file *file);
+
+/** file_put - drop a reference; the last one frees. NULL is fine. */
+void file_put(struct file *file);
+
+static inline void cleanup_file(struct file **file)
+{
+    file_put(*file);
+}
+
+/* Drops the variable's reference when it goes out of scope. */
+#define CLEANUP_FILE __attribute__((cleanup(cleanup_file)))
 
 /**
  * file_set_channels - make room for what each channel does; once
@@ -213,6 +225,9 @@ void file_receive_resume(struct file *file);
 
 /** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
 void file_receive_over(struct file *file, bool broken);
+
+/** file_receive_keep - the migration has completed: a backing file stays where it is */
+void file_receive_keep(struct file *file);
 
 /** file_receive_drop - the migration has failed: give the memory back; nobody writes any more */
 void file_receive_drop(struct file *file);

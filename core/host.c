@@ -153,7 +153,7 @@ static struct migration *make_here(struct host *host, const char *name, uid_t ui
     if (m)
         m->out = outgoing_new(m);
     if (!ram || !m || !m->out) {
-        file_free(ram, false);
+        file_put(ram);
         migration_put(m);
         return NULL;
     }
@@ -206,7 +206,8 @@ static struct migration *prepare_again(struct migration *old)
     m->files[WIRE_RAM]->declared = old->files[WIRE_RAM]->declared;
     m->files[WIRE_RAM]->size = old->files[WIRE_RAM]->declared;
     for (uint32_t i = 1; i < old->file_count; i++) {
-        struct file *file = old->files[i]->made_here ? file_new(m->file_count, old->files[i]->name) : NULL;
+        CLEANUP_FILE struct file *was = migration_get_file(old, i);
+        struct file *file = was && was->made_here ? file_new(m->file_count, was->name) : NULL;
         if (!file)
             continue;
         file->made_here = true;
@@ -388,6 +389,12 @@ struct migration *host_find_session(struct host *host, const char *name, const u
     return m ? migration_get(m) : NULL;
 }
 
+static void end_waits(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    migration_expect_nothing(m);
+}
+
 int host_remove(struct host *host, struct migration *m, struct error *err)
 {
     pthread_mutex_lock(&host->lock);
@@ -406,7 +413,7 @@ int host_remove(struct host *host, struct migration *m, struct error *err)
     if (migration_is_incoming(m))
         incoming_release(m);
     else
-        migration_expect_nothing(m);
+        end_waits(m);
     migration_announce(m);
     migration_put(m);
     return 0;

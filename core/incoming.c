@@ -67,8 +67,8 @@ struct incoming {
     unsigned syncs;              /* of the barriers; mig-in's */
     struct manifest manifest;    /* mig-in's */
     /*
-     * What has been announced, by the number that the source gives it; [0] is RAM. mig-in adds
-     * entries, and they stay; receivers read them.
+     * What has been announced, by the number that the source gives it, each with a reference; [0] is
+     * RAM. mig-in adds entries, and they stay; receivers read them.
      */
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
@@ -153,6 +153,8 @@ void incoming_free(struct incoming *in)
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
+    for (uint32_t i = 0; i < in->file_count; i++)
+        file_put(in->files[i]);
     free(in->files);
     free(in);
 }
@@ -730,8 +732,8 @@ static int look(struct migration *m, struct error *err)
     unsigned awaited = 0;
     uint64_t work = 0;
 
-    for (uint32_t i = 0; i < m->file_count; i++)
-        work += counter_get(&m->files[i]->work);
+    for (uint32_t i = 0; i < in->file_count; i++)
+        work += counter_get(&in->files[i]->work);
     wire_write_u64(&body, work);
     all.mark = work;
     for (unsigned c = in->channel_count; c-- > 0;) {
@@ -787,10 +789,10 @@ static void end_preparing(struct incoming *in)
     in->preparing = false;
 }
 
-/* What was made here for the source to fill, or NULL. */
+/* What was made here for the source to fill, with a reference, or NULL. */
 static struct file *expected_file(struct migration *m, uint32_t id, const char *name)
 {
-    return id == WIRE_RAM ? migration_file(m, WIRE_RAM) : migration_find_device(m, name);
+    return id == WIRE_RAM ? migration_get_file(m, WIRE_RAM) : migration_find_device(m, name);
 }
 
 static int check_size(const struct migration *m, const struct file *file, uint64_t size, struct error *err)
@@ -812,8 +814,10 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (id != WIRE_RAM && name_check_device(name, err) < 0)
         return -EIO;
     struct file *expected = expected_file(m, id, name), *file = expected;
-    if (expected && file_is_receiving(expected))
+    if (expected && file_is_receiving(expected)) {
+        file_put(expected);
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
+    }
     if (expected)
         file_set_id(file, id);
     else
@@ -823,13 +827,12 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
         file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
                            id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
-        if (!expected)
-            file_free(file, false);
+        file_put(file);
         return -EIO;
     }
     pthread_mutex_lock(&m->lock);
     if (!expected)
-        migration_add_file(m, file);
+        migration_add_file(m, file_get(file));
     pthread_mutex_unlock(&m->lock);
     in->files[id] = file;
     atomic_fetch_add(&in->file_count, 1);
@@ -1011,8 +1014,11 @@ static int on_digest(struct migration *m, uint64_t id, struct wire_reader *body,
 
 static void end_streams(struct migration *m, bool broken)
 {
-    for (uint32_t i = 0; i < m->file_count; i++)
-        file_receive_over(m->files[i], broken);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        if (file)
+            file_receive_over(file, broken);
+    }
 }
 
 /* Ends all that touches the memory: nothing more is applied. No more connections are attached once they are all there, or the state is final. */
@@ -1060,6 +1066,8 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     pthread_mutex_unlock(&m->host->lock);
     if (!moved)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
+    for (uint32_t i = 0; i < in->file_count; i++)
+        file_receive_keep(in->files[i]);
     end_streams(m, false);
     log_info("%s: completed", m->name);
     session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
@@ -1235,8 +1243,11 @@ static void *mig_in(void *arg)
     end_receivers(m);
     if (failed) {
         end_streams(m, true);
-        for (uint32_t i = 0; i < m->file_count; i++)
-            file_receive_drop(m->files[i]);
+        for (uint32_t i = 0; i < m->file_count; i++) {
+            CLEANUP_FILE struct file *file = migration_get_file(m, i);
+            if (file)
+                file_receive_drop(file);
+        }
         migration_announce(m);
         session_linger(&in->session, LINGER_MS);
     }
@@ -1316,8 +1327,11 @@ void incoming_release(struct migration *m)
 {
     if (m->file_count > 0 && file_is_receiving(m->files[0]))
         memory_unlink(&m->files[0]->memory);
-    for (uint32_t i = 0; i < m->file_count; i++)
-        file_receive_discharge(m->files[i]);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        if (file)
+            file_receive_discharge(file);
+    }
 }
 
 void incoming_ram_path(struct migration *m, char *out, size_t size)

@@ -46,13 +46,11 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
 static void migration_free(struct migration *m)
 {
     struct host *host = m->host;
-    /* A completed image is the user's: only rmdir takes it away, and that removes the file itself. */
-    bool keep = migration_is_incoming(m) && m->state == STATE_COMPLETED;
 
     outgoing_free(m->out);
     incoming_free(m->in);
     for (uint32_t i = 0; i < m->file_count; i++)
-        file_free(m->files[i], keep);
+        file_put(m->files[i]);
     free(m->files);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
@@ -259,8 +257,11 @@ void migration_kick(struct migration *m)
     pthread_mutex_unlock(&m->lock);
     if (m->out)
         outgoing_kick(m);
-    for (uint32_t i = 0; i < m->file_count; i++)
-        file_kick(m->files[i]);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        if (file)
+            file_kick(file);
+    }
 }
 
 struct file *migration_file(struct migration *m, uint32_t slot)
@@ -268,20 +269,50 @@ struct file *migration_file(struct migration *m, uint32_t slot)
     return slot < m->file_count ? m->files[slot] : NULL;
 }
 
+struct file *migration_get_file(struct migration *m, uint32_t id)
+{
+    SCOPED_LOCK(&m->lock);
+    struct file *file = migration_file(m, id);
+    return file ? file_get(file) : NULL;
+}
+
+int migration_files(struct migration *m, struct file ***out)
+{
+    SCOPED_LOCK(&m->lock);
+    struct file **files = calloc(m->file_count + 1, sizeof(struct file *));
+    int n = 0;
+
+    if (!files)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        if (m->files[i])
+            files[n++] = file_get(m->files[i]);
+    }
+    *out = files;
+    return n;
+}
+
+void migration_put_files(struct file **files, int count)
+{
+    for (int i = 0; i < count; i++)
+        file_put(files[i]);
+    free(files);
+}
+
 struct file *migration_find_device(struct migration *m, const char *name)
 {
+    SCOPED_LOCK(&m->lock);
     for (uint32_t i = 1; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file && !strcmp(file->name, name))
-            return file;
+            return file_get(file);
     }
     return NULL;
 }
 
 void migration_add_file(struct migration *m, struct file *file)
 {
-    file->slot = m->file_count;
-    m->files[file->slot] = file;
+    m->files[m->file_count] = file;
     atomic_fetch_add(&m->file_count, 1);
 }
 

@@ -105,8 +105,8 @@ struct migration {
     struct round last_round;
     uint8_t session_id[16];
     /*
-     * In the order in which they were made; [0] is RAM. Entries are added with the lock held and stay
-     * until the migration is freed.
+     * In the order in which they were made, each with a reference; [0] is RAM, which stays until the
+     * migration is freed. Others are looked at with the lock held, or with a reference: migration_get_file().
      */
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
@@ -192,7 +192,11 @@ void migration_tell(struct migration *m);
 /** migration_kick - make all who wait look at their interrupts; no lock held */
 void migration_kick(struct migration *m);
 
-/** migration_file - the file of a slot, or NULL */
+/**
+ * migration_file - the file of a slot, or NULL
+ *
+ * Without a reference: for RAM, for callers that know that it stays, or with the lock held.
+ */
 struct file *migration_file(struct migration *m, uint32_t slot);
 
 /** migration_checks - whether the payloads of a file carry a checksum; those of devices do, whatever the settings say */
@@ -201,10 +205,21 @@ static inline bool migration_checks(const struct migration *m, const struct file
     return file->id != WIRE_RAM || m->settings.checksum;
 }
 
-/** migration_find_device - the device of a name, or NULL */
+/** migration_get_file - the file of an id, with a reference for the caller; NULL: there is none; no lock held */
+struct file *migration_get_file(struct migration *m, uint32_t id);
+
+/**
+ * migration_files - all files, in the order of their ids, each with a reference; no lock held
+ * @out: freed by migration_put_files()
+ * Return: the count, or -ENOMEM.
+ */
+int migration_files(struct migration *m, struct file ***out);
+void migration_put_files(struct file **files, int count);
+
+/** migration_find_device - the device of a name, with a reference for the caller; NULL: there is none; no lock held */
 struct file *migration_find_device(struct migration *m, const char *name);
 
-/** migration_add_file - publish a file; the caller holds the lock and has checked the count */
+/** migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);
 
 /**
@@ -216,7 +231,7 @@ int migration_allows(struct migration *m, enum command command, struct error *er
 /** migration_become_outgoing - what the user has set makes no sense otherwise; the caller holds the lock */
 void migration_become_outgoing(struct migration *m);
 
-/** migration_expect_nothing - end the waits of those who read devices that no peer will fill */
+/** migration_expect_nothing - end the waits of those who read devices that no peer will fill; the caller holds the lock */
 void migration_expect_nothing(struct migration *m);
 
 /** migration_stop - the command `stop`: the VM has been stopped, and the downtime counts from here */

@@ -437,6 +437,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
 }
 
 static void announce_stream(struct migration *m, struct file *file, bool again);
+static void announce_streams(struct migration *m);
 static void *mig_out(void *arg);
 
 /* Whether the RAM's file has all of the RAM. */
@@ -1581,10 +1582,11 @@ static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
         wire_write_u64(&body, counts[c]);
     wire_write_u32(&body, m->file_count);
     for (uint32_t i = 0; i < m->file_count; i++) {
-        struct file_totals totals = file_totals(m->files[i]);
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        struct file_totals totals = file_totals(file);
         wire_write_u32(&body, i);
         wire_write_u32(&body, 0);
-        wire_write_u64(&body, atomic_load(&m->files[i]->size));
+        wire_write_u64(&body, atomic_load(&file->size));
         wire_write_u64(&body, totals.packets);
         wire_write_u64(&body, totals.bytes);
         wire_write_u64(&body, totals.digest);
@@ -1663,8 +1665,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_unlock(&m->lock);
     if (interrupted) {
         migration_announce(m);
-        for (uint32_t i = 1; i < m->file_count; i++)
-            announce_stream(m, m->files[i], false);
+        announce_streams(m);
         return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     }
     if (commit)
@@ -1703,8 +1704,10 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
     SCOPED_LOCK(&out->announce_lock);
     struct file *file = migration_find_device(m, name);
     if (file) {
-        if (exclusive)
+        if (exclusive) {
+            file_put(file);
             return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
+        }
         *out_file = file;
         return 0;
     }
@@ -1720,7 +1723,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
         ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (ret == 0 && before_start) {
         file->made_here = true;
-        migration_add_file(m, file);
+        migration_add_file(m, file_get(file));
     }
     pthread_mutex_unlock(&m->lock);
     if (ret == 0 && !before_start) {
@@ -1730,10 +1733,10 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
             ret = announce_file(m, file, false, interrupt, err);
         pthread_mutex_lock(&m->lock);
         if (ret == 0)
-            migration_add_file(m, file);
+            migration_add_file(m, file_get(file));
         pthread_mutex_unlock(&m->lock);
         if (ret < 0)
-            file_free(file, false);
+            file_put(file);
     }
     if (ret == 0)
         *out_file = file;
@@ -1766,6 +1769,15 @@ static void announce_stream(struct migration *m, struct file *file, bool again)
         wire_write_u64(&body, counts[c]);
     session_send(&m->out->session, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
     file->announced_open = open;
+}
+
+static void announce_streams(struct migration *m)
+{
+    for (uint32_t i = 1; i < m->file_count; i++) {
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        if (file)
+            announce_stream(m, file, false);
+    }
 }
 
 void outgoing_open_writer(struct migration *m, struct file *file)

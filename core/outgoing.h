@@ -163,6 +163,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
 /**
  * outgoing_create_device - the device of a name, made if it is not there
  * @exclusive: CAUSE_EXISTS when it is
+ * @out: has a reference for the caller
  */
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
                            struct file **out, struct error *err);

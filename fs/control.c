@@ -71,7 +71,7 @@ static int find_target(struct migration *m, const char *target, struct file **ou
     *out = NULL;
     if (!*target)
         return 0;
-    *out = !strcmp(target, "ram") ? migration_file(m, WIRE_RAM)
+    *out = !strcmp(target, "ram") ? migration_get_file(m, WIRE_RAM)
                                   : migration_find_device(m, target + strlen(DEVICE_PREFIX));
     if (!*out)
         return error_set(err, CAUSE_NOT_FOUND, "there is no '%.80s'", target);
@@ -81,7 +81,7 @@ static int find_target(struct migration *m, const char *target, struct file **ou
 int control_run(struct migration *m, const struct control_line *line, const struct interrupt *interrupt,
                 struct error *err)
 {
-    struct file *file;
+    CLEANUP_FILE struct file *file = NULL;
 
     if (line->command == COMMAND_CANCEL)
         return migration_cancel(m, err);

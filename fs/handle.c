@@ -83,7 +83,9 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
     if (!out)
         return NULL;
     for (uint32_t i = 0; i < m->file_count && ret == 0; i++) {
-        struct file *file = m->files[i];
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        if (!file)
+            continue;
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
         if (migration_is_incoming(m)) {

@@ -36,6 +36,8 @@ static int compare(const void *pa, const void *pb)
         return (uintptr_t)a->m < (uintptr_t)b->m ? -1 : 1;
     if (a->kind != b->kind)
         return a->kind < b->kind ? -1 : 1;
+    if (a->file != b->file)
+        return (uintptr_t)a->file < (uintptr_t)b->file ? -1 : 1;
     if (a->index != b->index)
         return a->index < b->index ? -1 : 1;
     if (a->kind == NODE_CONTROL && a->inode != b->inode)
@@ -43,9 +45,9 @@ static int compare(const void *pa, const void *pb)
     return 0;
 }
 
-struct node *node_get(enum node_kind kind, struct migration *m, uint32_t index)
+struct node *node_get(enum node_kind kind, struct migration *m, struct file *file, uint32_t index)
 {
-    struct node key = {.kind = kind, .m = m, .index = index};
+    struct node key = {.kind = kind, .m = m, .file = file, .index = index};
     struct node **found;
 
     if (kind == NODE_ROOT)
@@ -68,7 +70,18 @@ struct node *node_get(enum node_kind kind, struct migration *m, uint32_t index)
     }
     if (m)
         migration_get(m);
+    if (file)
+        file_get(file);
     return node;
+}
+
+static void free_node(void *p)
+{
+    struct node *node = p;
+
+    file_put(node->file);
+    migration_put(node->m);
+    free(node);
 }
 
 void node_forget(struct node *node, uint64_t n)
@@ -81,18 +94,8 @@ void node_forget(struct node *node, uint64_t n)
     if (last)
         tdelete(node, &tree, compare);
     pthread_mutex_unlock(&tree_lock);
-    if (last) {
-        migration_put(node->m);
-        free(node);
-    }
-}
-
-static void free_node(void *p)
-{
-    struct node *node = p;
-
-    migration_put(node->m);
-    free(node);
+    if (last)
+        free_node(node);
 }
 
 void node_forget_all(void)
@@ -103,14 +106,7 @@ void node_forget_all(void)
 
 struct file *node_file(const struct node *node)
 {
-    switch (node->kind) {
-    case NODE_RAM:
-        return migration_file(node->m, WIRE_RAM);
-    case NODE_DEVICE:
-        return migration_file(node->m, node->index);
-    default:
-        return NULL;
-    }
+    return node->file;
 }
 
 bool node_is_directory(const struct node *node)
@@ -206,55 +202,65 @@ static bool is_shown(const struct migration *m, enum node_kind kind)
     return (kind != NODE_RAM && kind != NODE_RECEIVED) || m->file_count > 0;
 }
 
-static int lookup_in_migration(struct migration *m, const char *name, enum node_kind *kind, uint32_t *index)
+static int find_in_migration(struct migration *m, const char *name, struct node *place)
 {
     for (size_t i = 0; i < FIXED_COUNT; i++) {
         if (!strcmp(name, fixed[i].name) && is_shown(m, fixed[i].kind)) {
-            *kind = fixed[i].kind;
+            place->kind = fixed[i].kind;
+            place->file = place->kind == NODE_RAM ? migration_get_file(m, WIRE_RAM) : NULL;
             return 0;
         }
     }
     for (uint32_t i = 0; !migration_is_incoming(m) && i < settings_count; i++) {
         if (!strcmp(name, settings_table[i].name)) {
-            *kind = NODE_SETTING;
-            *index = i;
+            place->kind = NODE_SETTING;
+            place->index = i;
             return 0;
         }
     }
     return -ENOENT;
 }
 
-int node_lookup(struct host *host, const struct node *parent, const char *name, enum node_kind *kind,
-                struct migration **m, uint32_t *index)
+/* Fills in the place of a name; its migration and its file with references. */
+static int find_place(struct host *host, const struct node *parent, const char *name, struct node *place)
 {
-    *m = NULL;
-    *index = 0;
     switch (parent->kind) {
     case NODE_ROOT:
         if (!strcmp(name, ".error")) {
-            *kind = NODE_HOST_ERROR;
+            place->kind = NODE_HOST_ERROR;
             return 0;
         }
-        *kind = NODE_MIGRATION;
-        *m = host_find(host, name);
-        return *m ? 0 : -ENOENT;
+        place->kind = NODE_MIGRATION;
+        place->m = host_find(host, name);
+        return place->m ? 0 : -ENOENT;
     case NODE_MIGRATION:
-        if (lookup_in_migration(parent->m, name, kind, index) < 0)
+        if (find_in_migration(parent->m, name, place) < 0)
             return -ENOENT;
         break;
-    case NODE_DEVICE_STATE: {
-        struct file *file = migration_find_device(parent->m, name);
-        if (!file)
+    case NODE_DEVICE_STATE:
+        place->kind = NODE_DEVICE;
+        place->file = migration_find_device(parent->m, name);
+        if (!place->file)
             return -ENOENT;
-        *kind = NODE_DEVICE;
-        *index = file->slot;
         break;
-    }
     default:
         return -ENOENT;
     }
-    *m = migration_get(parent->m);
+    place->m = migration_get(parent->m);
     return 0;
+}
+
+int node_lookup(struct host *host, const struct node *parent, const char *name, struct node **out)
+{
+    struct node place = {0};
+    int ret = find_place(host, parent, name, &place);
+
+    if (ret < 0)
+        return ret;
+    *out = node_get(place.kind, place.m, place.file, place.index);
+    file_put(place.file);
+    migration_put(place.m);
+    return *out ? 0 : -ENOMEM;
 }
 
 static int list_root(struct host *host, int (*add)(void *, const char *, mode_t), void *arg)
@@ -282,8 +288,13 @@ int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, c
     if (dir->kind == NODE_ROOT)
         return list_root(host, add, arg);
     if (dir->kind == NODE_DEVICE_STATE) {
-        for (uint32_t i = 1; i < m->file_count && ret == 0; i++)
-            ret = add(arg, m->files[i]->name, S_IFREG);
+        struct file **files;
+        int n = migration_files(m, &files);
+        if (n < 0)
+            return n;
+        for (int i = 1; i < n && ret == 0; i++)
+            ret = add(arg, files[i]->name, S_IFREG);
+        migration_put_files(files, n);
         return ret;
     }
     for (size_t i = 0; i < FIXED_COUNT && ret == 0; i++) {

@@ -120,19 +120,15 @@ static int fill_entry(fuse_req_t req, struct node *node, struct fuse_entry_param
 static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
     struct fuse_entry_param entry;
-    enum node_kind kind;
-    struct migration *m;
-    uint32_t index;
+    struct node *node;
+    int ret = node_lookup(host_of(req), node_of(parent), name, &node);
 
-    if (node_lookup(host_of(req), node_of(parent), name, &kind, &m, &index) < 0) {
-        fuse_reply_err(req, ENOENT);
+    if (ret < 0) {
+        fuse_reply_err(req, -ret);
         return;
     }
-    struct node *node = node_get(kind, m, index);
-    migration_put(m);
-    if (fill_entry(req, node, &entry) < 0)
-        fuse_reply_err(req, ENOMEM);
-    else if (fuse_reply_entry(req, &entry) < 0)
+    fill_entry(req, node, &entry);
+    if (fuse_reply_entry(req, &entry) < 0)
         node_forget(node, 1);
 }
 
@@ -212,7 +208,7 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
         reply_error(req, NULL, &err);
         return;
     }
-    struct node *node = node_get(NODE_MIGRATION, m, 0);
+    struct node *node = node_get(NODE_MIGRATION, m, NULL, 0);
     migration_put(m);
     if (fill_entry(req, node, &entry) < 0)
         fuse_reply_err(req, ENOMEM);
@@ -352,7 +348,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct node *dir = node_of(parent);
     struct error err = {0};
     struct waiting waiting;
-    struct file *file;
+    CLEANUP_FILE struct file *file = NULL;
     struct stat st;
 
     (void)mode;
@@ -371,7 +367,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         reply_error(req, dir->m, &err);
         return;
     }
-    struct node *node = node_get(NODE_DEVICE, dir->m, file->slot);
+    struct node *node = node_get(NODE_DEVICE, dir->m, file, 0);
     struct handle *handle = node ? handle_new(node, fuse_req_ctx(req)->uid, fuse_req_ctx(req)->gid) : NULL;
     if (!handle || open_data(req, handle, fi->flags, &err) < 0) {
         if (!handle)

@@ -30,7 +30,8 @@ struct snapshot {
     uint64_t generation, rounds;
     struct round round;
     bool stopped;
-    uint32_t files;
+    struct file **files; /* each with a reference */
+    int file_count;
 };
 
 struct writer {
@@ -126,10 +127,10 @@ static struct sums add_up(struct migration *m, const struct snapshot *s, unsigne
     struct sums sums = {0};
 
     for (unsigned c = first; c < end; c++) {
-        for (uint32_t i = 0; i < s->files; i++) {
-            if (s->role == ROLE_INCOMING && !file_is_receiving(m->files[i]))
+        for (int i = 0; i < s->file_count; i++) {
+            if (s->role == ROLE_INCOMING && !file_is_receiving(s->files[i]))
                 continue;
-            struct file_totals totals = file_channel_totals(m->files[i], c);
+            struct file_totals totals = file_channel_totals(s->files[i], c);
             file_totals_add(i == WIRE_RAM ? &sums.ram : &sums.devices, &totals);
         }
         sums.wire_bytes += s->role == ROLE_INCOMING ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
@@ -238,7 +239,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     bool outgoing = s->role != ROLE_INCOMING;
     uint64_t main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
     struct sums sums = add_up(m, s, 0, channels);
-    struct file *ram = s->files ? m->files[WIRE_RAM] : NULL;
+    struct file *ram = s->file_count ? s->files[WIRE_RAM] : NULL;
 
     put_times(w, s, sums.wire_bytes + main_bytes);
     put_number(w, "transferred", sums.wire_bytes + main_bytes);
@@ -251,7 +252,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
     put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
     put_number(w, "device-bytes", sums.devices.bytes);
-    put_number(w, "devices", s->files ? s->files - 1 : 0);
+    put_number(w, "devices", s->file_count ? (uint64_t)s->file_count - 1 : 0);
     put_number(w, "ram-size", !ram ? 0 : outgoing ? atomic_load(&ram->size) : file_received_size(ram));
     if (outgoing) {
         struct copies copies = add_up_copies(m, 0, channels);
@@ -265,10 +266,15 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     put_channels(w, m, s, channels);
 }
 
-static struct snapshot take_snapshot(struct migration *m)
+static int take_snapshot(struct migration *m, struct snapshot *out)
 {
+    struct file **files;
+    int count = migration_files(m, &files);
+
+    if (count < 0)
+        return count;
     pthread_mutex_lock(&m->lock);
-    struct snapshot s = {
+    *out = (struct snapshot){
         .state = m->state,
         .role = m->role,
         .times = m->times,
@@ -277,21 +283,26 @@ static struct snapshot take_snapshot(struct migration *m)
         .generation = m->generation,
         .rounds = m->rounds,
         .round = m->last_round,
-        .files = m->file_count,
+        .files = files,
+        .file_count = count,
     };
     pthread_mutex_unlock(&m->lock);
-    return s;
+    return 0;
 }
 
 char *status_text(struct migration *m, bool json, size_t *size, uint64_t *generation)
 {
-    struct snapshot s = take_snapshot(m);
-    unsigned channels = s.role == ROLE_INCOMING ? incoming_channels(m) : outgoing_channels(m);
+    struct snapshot s;
     char *text = NULL;
-    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
 
-    if (!w.out)
+    if (take_snapshot(m, &s) < 0)
         return NULL;
+    unsigned channels = s.role == ROLE_INCOMING ? incoming_channels(m) : outgoing_channels(m);
+    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
+    if (!w.out) {
+        migration_put_files(s.files, s.file_count);
+        return NULL;
+    }
     if (json)
         fputc('{', w.out);
     put_text(&w, "status", state_names[s.state]);
@@ -318,6 +329,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
             put_text(&w, "ram-path", path);
     }
     put_counters(&w, m, &s, channels);
+    migration_put_files(s.files, s.file_count);
     if (json)
         fputs("\n}\n", w.out);
     if (fclose(w.out)) {

@@ -162,6 +162,7 @@ struct file *rig_device(struct migration *m, const char *name)
     struct error err;
 
     CHECK_OK(outgoing_create_device(m, name, false, NULL, &file, &err));
+    file_put(file); /* it stays in the migration's table */
     return file;
 }
 
@@ -170,9 +171,11 @@ struct file *rig_find_file(struct migration *incoming, const char *name)
     for (;;) {
         unsigned n = changes_so_far();
         struct file *file =
-            !strcmp(name, "ram") ? migration_file(incoming, WIRE_RAM) : migration_find_device(incoming, name);
-        if (file)
+            !strcmp(name, "ram") ? migration_get_file(incoming, WIRE_RAM) : migration_find_device(incoming, name);
+        if (file) {
+            file_put(file); /* it stays in the migration's table */
             return file;
+        }
         await_change_after(n);
     }
 }

@@ -29,7 +29,7 @@ static struct file *make(uint32_t id, unsigned channels, uint64_t size)
 
 static void discard_file(struct file *file)
 {
-    file_free(file, false);
+    file_put(file);
     cr_expect(eq(u64, budget.used, 0), "the budget got everything back");
 }
 
@@ -71,7 +71,7 @@ Test(file, home)
                     cr_assert(ne(uint, file_home(file, (stripe + 1) * STRIPE), home), "neighbours use other channels");
             }
             cr_expect(lt(uint, file_home(file, WIRE_OFFSET_MAX), channels));
-            file_free(file, false);
+            file_put(file);
         }
     }
 }
@@ -93,8 +93,8 @@ Test(file, device_channels)
                 cr_expect(eq(int, file_is_home(ram, c), c < channels - devices));
                 cr_expect(eq(int, file_is_home(dev, c), c >= channels - devices));
             }
-            file_free(ram, false);
-            file_free(dev, false);
+            file_put(ram);
+            file_put(dev);
         }
     }
 }
@@ -122,7 +122,7 @@ Test(file, home_bytes)
                 }
             }
             cr_expect(file_home_bytes(file, file_home(file, 0), 0, WIRE_OFFSET_MAX) > 0, "and no time for a huge one");
-            file_free(file, false);
+            file_put(file);
         }
     }
 }
@@ -144,8 +144,8 @@ Test(file, totals)
     cr_expect(eq(u64, totals.bytes, 60));
     cr_expect(eq(u64, totals.pages, 600));
     cr_expect(eq(u64, totals.digest, (uint64_t)-6), "the digest wraps");
-    file_free(file, false);
-    file_free(NULL, false);
+    file_put(file);
+    file_put(NULL);
 }
 
 /*
@@ -196,7 +196,7 @@ Test(file, limits)
     other = file_new(2, "other");
     file_set_channels(other, 1, 0);
     CHECK_FAILS(file_receive_begin(other, 501, UNLIMITED, NULL, "other", &budget, &err), CAUSE_QUOTA);
-    file_free(other, false);
+    file_put(other);
     cr_expect(eq(u64, budget.used, 1000));
     CHECK_OK(file_receive_size(file, 0, 1500, UNLIMITED, &err));
     discard_file(file);
@@ -469,7 +469,7 @@ Test(file, seek)
     apply_fill(dev, 0, 'x', 10);
     cr_expect(eq(i64, file_seek(dev, 4, true), 4));
     cr_expect(eq(i64, file_seek(dev, 4, false), 10));
-    file_free(dev, false);
+    file_put(dev);
     discard_file(file);
 }
 
@@ -634,7 +634,7 @@ Test(file, stream_that_never_ends)
     file_receive_end(ended, NULL);
     file_receive_over(ended, true);
     cr_expect(eq(long, read_now(ended, 5, buf, 32), 0), "this one had ended before");
-    file_free(ended, false);
+    file_put(ended);
     discard_file(file);
 }
 

@@ -264,6 +264,7 @@ Test(host, expected)
     m->settings.timeout_ms = 7000;
     CHECK_OK(outgoing_truncate(m, m->files[WIRE_RAM], 1 << 20, NULL, &err));
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    file_put(device); /* it stays in the table */
     CHECK_OK(host_add_incoming(host, &hello, &peer, &err));
     cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
     cr_expect(eq(uint, peer->settings.timeout_ms, 7000));
@@ -300,6 +301,7 @@ Test(host, nothing_of_a_source_once_it_is_incoming)
     struct error err;
 
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    file_put(device); /* it stays in the table */
     outgoing_open_writer(m, device);
     peer->state = STATE_SETUP;
     CHECK_OK(host_arrive(host, peer, &shown, &err));
@@ -343,6 +345,7 @@ Test(host, expected_again)
     m->settings.timeout_ms = 7000;
     CHECK_OK(outgoing_truncate(m, m->files[WIRE_RAM], 1 << 20, NULL, &err));
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    file_put(device); /* it stays in the table */
     peer->state = STATE_SETUP;
     CHECK_OK(host_arrive(host, peer, &shown, &err));
     migration_put(peer);
@@ -357,7 +360,9 @@ Test(host, expected_again)
     cr_expect(eq(uint, again->gid, 22));
     cr_expect(eq(uint, again->settings.timeout_ms, 7000));
     cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
-    cr_expect(ne(ptr, migration_find_device(again, "vga"), NULL));
+    struct file *vga = migration_find_device(again, "vga");
+    cr_expect(ne(ptr, vga, NULL));
+    file_put(vga);
     peer->state = STATE_FAILED;
     migration_put(peer);
     migration_put(again);
@@ -505,7 +510,9 @@ Test(host, devices)
 
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &file, &err));
     cr_expect(eq(u32, file->id, 1));
-    cr_expect(eq(ptr, migration_find_device(m, "vga"), file));
+    other = migration_find_device(m, "vga");
+    cr_expect(eq(ptr, other, file));
+    file_put(other);
     cr_expect(zero(ptr, migration_find_device(m, "ram")), "RAM is no device");
     CHECK_OK(outgoing_create_device(m, "vga", false, NULL, &other, &err));
     cr_expect(eq(ptr, other, file));
@@ -513,8 +520,11 @@ Test(host, devices)
     CHECK_FAILS(outgoing_create_device(m, ".", false, NULL, &other, &err), CAUSE_SYNTAX);
     CHECK_FAILS(outgoing_create_device(m, "a/b", false, NULL, &other, &err), CAUSE_SYNTAX);
     cr_expect(eq(u32, m->file_count, 2));
+    file_put(other);
     migration_put(m);
     end(host);
+    cr_expect(eq(str, file->name, "vga"), "a file outlives its migration for those who hold it");
+    file_put(file);
 }
 
 /* Every command before `start`, and the sentence that `error` shows then. */

@@ -1079,6 +1079,8 @@ static void run_cut(void *arg)
     if (ret == 0)
         ret = outgoing_create_device(m, "dev", false, NULL, &dev, &c->err);
     if (ret == 0)
+        file_put(dev); /* it stays in the migration's table */
+    if (ret == 0)
         ret = rig_try_write(m, dev, data + 7, 3000, 0, NULL, &c->err);
     if (ret == 0)
         ret = outgoing_sync(m, NULL, NULL, &c->err);

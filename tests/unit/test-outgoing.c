@@ -381,6 +381,8 @@ static void make_device(void *arg)
     struct file *file;
 
     s->ret = outgoing_create_device(m, "dev", false, &s->interrupt, &file, &s->err);
+    if (s->ret == 0)
+        file_put(file); /* it stays in the table */
 }
 
 static void forget_reference(void *arg)
