@@ -36,6 +36,7 @@ struct file *file_new(uint32_t id, const char *name)
     file->intact = UINT64_MAX;
     file->followed_from = UINT64_MAX;
     strncpy(file->name, name, sizeof(file->name) - 1);
+    attributes_init(&file->attributes);
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->arrived, NULL);
     return file;

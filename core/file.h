@@ -13,6 +13,7 @@
 #ifndef MIGFS_FILE_H
 #define MIGFS_FILE_H
 
+#include "attributes.h"
 #include "budget.h"
 #include "digest.h"
 #include "follower.h"
@@ -62,6 +63,7 @@ struct file {
      */
     uint32_t id;
     char name[WIRE_NAME_MAX + 1];
+    struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
 
     struct file_channel *per_channel; /* set when the number of channels is known; then constant */
     unsigned channels;
@@ -88,6 +90,7 @@ struct file {
     atomic_bool receiving;
     struct memory memory;
     bool has_memory;
+    bool settled; /* RAM: the memory takes owners and modes; guarded by the lock of the migration's attributes */
     /*
      * RAM: the pages that have arrived, and those whose memory holds something.
      * A zero page that arrives where nothing is held need not be touched.

@@ -14,13 +14,14 @@
 void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m))
 {
     *host = (struct host){.limits = *limits, .budget.limit = limits->max_memory, .changed = changed};
-    host->created = time(NULL);
+    attribute_table_init(&host->attributes, &limits->owner);
     pthread_mutex_init(&host->lock, NULL);
     pthread_cond_init(&host->gone, NULL);
 }
 
 void host_fini(struct host *host)
 {
+    attribute_table_fini(&host->attributes);
     pthread_cond_destroy(&host->gone);
     pthread_mutex_destroy(&host->lock);
 }
@@ -157,8 +158,7 @@ static struct migration *make_here(struct host *host, const char *name, uid_t ui
         migration_put(m);
         return NULL;
     }
-    m->uid = uid;
-    m->gid = gid;
+    attribute_table_give(&m->attributes, uid, gid);
     migration_add_file(m, ram);
     return m;
 }
@@ -197,11 +197,11 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
  */
 static struct migration *prepare_again(struct migration *old)
 {
-    struct migration *m = make_here(old->host, old->name, old->uid, old->gid);
+    struct migration *m = make_here(old->host, old->name, 0, 0);
 
     if (!m)
         return NULL;
-    m->created = old->created;
+    attribute_table_copy(&m->attributes, &old->attributes);
     m->settings.timeout_ms = old->settings.timeout_ms;
     m->files[WIRE_RAM]->declared = old->files[WIRE_RAM]->declared;
     m->files[WIRE_RAM]->size = old->files[WIRE_RAM]->declared;
@@ -211,6 +211,7 @@ static struct migration *prepare_again(struct migration *old)
         if (!file)
             continue;
         file->made_here = true;
+        file->attributes = attributes_get(&old->attributes, &was->attributes, ATTRIBUTES_DEVICE_STATE);
         migration_add_file(m, file);
     }
     SCOPED_LOCK(&old->lock);
@@ -276,8 +277,6 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
     m = migration_new(host, ROLE_INCOMING, hello->name, host->limits.max_devices);
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    m->uid = getuid();
-    m->gid = getgid();
     memcpy(m->session_id, hello->session, sizeof(m->session_id));
     m->settings.channels = hello->channels;
     m->settings.device_channels = hello->device_channels;

@@ -6,6 +6,7 @@
  *   handle.lock (in fs/)
  *   outgoing.announce_lock
  *   host.lock
+ *   attribute_table.lock
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
  *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock: leaves
  */
@@ -31,6 +32,7 @@ struct limits {
     bool expect;             /* a peer's migration has to be expected: mkdir has made it */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
     struct memory_place ram; /* of incoming migrations */
+    struct owner owner;      /* of what appears by itself: the root, incoming migrations */
     bool preallocate;        /* have the memory of incoming RAM there before it arrives */
 };
 
@@ -43,7 +45,7 @@ struct outcome_record {
 struct host {
     struct limits limits;
     struct budget budget;
-    int64_t created; /* seconds since 1970; constant */
+    struct attribute_table attributes; /* of the root directory and of what is in there by itself */
     bool splices;    /* writes can come in a pipe; constant once there are migrations */
     /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
     void (*changed)(struct migration *m);

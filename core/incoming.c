@@ -826,7 +826,8 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
         file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
-                           id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0) {
+                           id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0 ||
+        migration_settle_file(m, file, err) < 0) {
         file_put(file);
         return -EIO;
     }

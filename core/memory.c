@@ -107,6 +107,7 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
         mem->tmpfs = fs.f_type == TMPFS_MAGIC;
     }
     pthread_rwlock_init(&mem->map_lock, NULL);
+    pthread_mutex_init(&mem->mode_lock, NULL);
     mem->fd = steal_fd(&fd);
     mem->path = steal_ptr(&path);
     if (!mem->block)
@@ -125,6 +126,25 @@ void memory_fini(struct memory *mem, bool keep)
     free(mem->path);
     close(mem->fd);
     pthread_rwlock_destroy(&mem->map_lock);
+    pthread_mutex_destroy(&mem->mode_lock);
+}
+
+int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct error *err)
+{
+    struct stat st;
+
+    if (!mem->path)
+        return 0;
+    SCOPED_LOCK(&mem->mode_lock);
+    if (fstat(mem->fd, &st) < 0)
+        return error_set_errno(err, errno, "cannot look at the backing file '%.160s'", mem->path);
+    if ((st.st_uid != uid || st.st_gid != gid) && fchown(mem->fd, uid, gid) < 0)
+        return error_set_errno(err, errno, "cannot give the backing file '%.100s' to user %lld, group %lld", mem->path,
+                               (long long)uid, (long long)gid);
+    mode |= st.st_mode & (S_ISUID | S_ISGID | S_ISVTX);
+    if ((st.st_mode & 07777) == mode || fchmod(mem->fd, mode) == 0)
+        return 0;
+    return error_set_errno(err, errno, "cannot set the mode of the backing file '%.160s'", mem->path);
 }
 
 void memory_unlink(struct memory *mem)

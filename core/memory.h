@@ -29,6 +29,7 @@ struct memory {
     int fd;
     char *path;       /* of the backing file; NULL for a memfd */
     bool unlinked;    /* the backing file has been removed already */
+    pthread_mutex_t mode_lock; /* a leaf; held while the mode of the backing file is read and changed */
     uint64_t block;   /* hugetlbfs: the size of a huge page; otherwise 0 */
     bool tmpfs;       /* or a memfd: a page that is mapped for reading can be written, too */
     char *window;     /* not hugetlbfs: the mapping; NULL where address space is short */
@@ -58,6 +59,12 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
 
 /** memory_fini - free it; @keep leaves the backing file where it is */
 void memory_fini(struct memory *mem, bool keep);
+
+/**
+ * memory_own - give the backing file an owner and permissions; a memfd has none
+ * @mode: permissions; the set-user-ID, set-group-ID and sticky bits stay as they are
+ */
+int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct error *err);
 
 /** memory_unlink - remove the backing file now; who has it open or mapped keeps it */
 void memory_unlink(struct memory *mem);

@@ -26,7 +26,7 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
     m->host = host;
     m->role = role;
     strcpy(m->name, name);
-    m->created = time(NULL);
+    attribute_table_init(&m->attributes, &host->limits.owner);
     m->refs = 1;
     m->state = STATE_NONE;
     m->settings = (struct settings){
@@ -52,6 +52,7 @@ static void migration_free(struct migration *m)
     for (uint32_t i = 0; i < m->file_count; i++)
         file_put(m->files[i]);
     free(m->files);
+    attribute_table_fini(&m->attributes);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
     free(m);
@@ -308,6 +309,45 @@ struct file *migration_find_device(struct migration *m, const char *name)
             return file_get(file);
     }
     return NULL;
+}
+
+/* Called with the lock of the attributes held. */
+static int own_storage(struct migration *m, struct file *file, const struct attributes *attributes, struct error *err)
+{
+    return memory_own(&file->memory, attributes->uid, attributes->gid,
+                      attributes_mode(&m->attributes, attributes, ATTRIBUTES_RAM_MODE), err);
+}
+
+int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory, unsigned what,
+                     const struct attributes *to, struct error *err)
+{
+    struct attribute_table *table = &m->attributes;
+    SCOPED_LOCK(&table->lock);
+    struct attributes changed = *which;
+    struct file *ram = migration_file(m, WIRE_RAM);
+    bool owns = what & (ATTRIBUTE_UID | ATTRIBUTE_GID | ATTRIBUTE_MODE);
+
+    attributes_settle(&changed, &table->at[directory]);
+    attributes_update(&changed, what, to);
+    if (owns && which == &table->at[ATTRIBUTES_RAM] && ram->settled && own_storage(m, ram, &changed, err) < 0)
+        return -EIO;
+    *which = changed;
+    return 0;
+}
+
+int migration_settle_file(struct migration *m, struct file *file, struct error *err)
+{
+    struct attribute_table *table = &m->attributes;
+    SCOPED_LOCK(&table->lock);
+
+    if (file->id != WIRE_RAM) {
+        attributes_settle(&file->attributes, &table->at[ATTRIBUTES_DEVICE_STATE]);
+        return 0;
+    }
+    attributes_settle(&table->at[ATTRIBUTES_RAM], &table->at[ATTRIBUTES_DIRECTORY]);
+    attributes_settle(&table->at[ATTRIBUTES_RECEIVED], &table->at[ATTRIBUTES_DIRECTORY]);
+    file->settled = true;
+    return own_storage(m, file, &table->at[ATTRIBUTES_RAM], err);
 }
 
 void migration_add_file(struct migration *m, struct file *file)

@@ -16,6 +16,7 @@
 #ifndef MIGFS_MIGRATION_H
 #define MIGFS_MIGRATION_H
 
+#include "attributes.h"
 #include "file.h"
 #include "gate.h"
 #include "interrupt.h"
@@ -81,9 +82,7 @@ struct migration {
      */
     _Atomic enum role role;
     char name[WIRE_NAME_MAX + 1];
-    uid_t uid;
-    gid_t gid;
-    int64_t created; /* seconds since 1970, for stat(2) */
+    struct attribute_table attributes;
     atomic_uint refs;
     atomic_uint watchers;   /* how many poll a file of this migration */
     atomic_uint parked;     /* reads of its files that wait and hold no thread */
@@ -218,6 +217,23 @@ void migration_put_files(struct file **files, int count);
 
 /** migration_find_device - the device of a name, with a reference for the caller; NULL: there is none; no lock held */
 struct file *migration_find_device(struct migration *m, const char *name);
+
+/**
+ * migration_change - what chown(2), chmod(2) and utimensat(2) ask for; who may is the caller's business
+ * @which: in the migration's table, or in one of its devices; @directory: where that is
+ * @what: ATTRIBUTE_UID, ...
+ *
+ * The backing file of RAM gets the same; nothing is changed when it cannot.
+ */
+int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory, unsigned what,
+                     const struct attributes *to, struct error *err);
+
+/**
+ * migration_settle_file - a file that arrives has its memory: from now on its owner is known
+ *
+ * Before users see it. The backing file, if any, is the owner's, too.
+ */
+int migration_settle_file(struct migration *m, struct file *file, struct error *err);
 
 /** migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);

@@ -6,6 +6,7 @@
 #include "outgoing.h"
 #include "setting.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fuse_lowlevel.h>
 #include <search.h>
@@ -114,6 +115,38 @@ bool node_is_directory(const struct node *node)
     return node->kind == NODE_ROOT || node->kind == NODE_MIGRATION || node->kind == NODE_DEVICE_STATE;
 }
 
+/* Settings have the last places of the table of attributes. */
+#define PLACE_SETTING 48u
+static_assert(ATTRIBUTES_OTHERS + NODE_KINDS <= PLACE_SETTING, "there is a place for every kind of file");
+
+/* Where its attributes are, in which table, and what directory it is in. Not for settings beyond the table. */
+static struct attributes *find_attributes(struct host *host, const struct node *node, struct attribute_table **table,
+                                          enum attribute_place *directory)
+{
+    *table = node->m ? &node->m->attributes : &host->attributes;
+    *directory = ATTRIBUTES_DIRECTORY;
+    switch (node->kind) {
+    case NODE_ROOT:
+    case NODE_MIGRATION:
+        return &(*table)->at[ATTRIBUTES_DIRECTORY];
+    case NODE_DEVICE_STATE:
+        return &(*table)->at[ATTRIBUTES_DEVICE_STATE];
+    case NODE_DEVICE:
+        *directory = ATTRIBUTES_DEVICE_STATE;
+        return &node->file->attributes;
+    case NODE_RAM:
+        return &(*table)->at[ATTRIBUTES_RAM];
+    case NODE_RECEIVED:
+        return &(*table)->at[ATTRIBUTES_RECEIVED];
+    case NODE_SETTING:
+        assert(PLACE_SETTING + settings_count <= ATTRIBUTES_MAX);
+        return &(*table)->at[PLACE_SETTING + node->index];
+    default:
+        return &(*table)->at[ATTRIBUTES_OTHERS + node->kind];
+    }
+}
+
+/* The usual mode. */
 static mode_t mode_of(const struct node *node)
 {
     bool incoming = node->m && migration_is_incoming(node->m);
@@ -133,7 +166,7 @@ static mode_t mode_of(const struct node *node)
         return S_IFREG | 0444;
     case NODE_CONTROL:
     case NODE_RAM:
-        return S_IFREG | 0600;
+        return S_IFREG | ATTRIBUTES_RAM_MODE;
     case NODE_DIRTY:
         return S_IFREG | 0200;
     case NODE_DEVICE:
@@ -158,19 +191,24 @@ static void stat_file(const struct node *node, const struct file *file, struct s
     }
 }
 
-void node_stat(const struct host *host, const struct node *node, struct stat *st)
+void node_stat(struct host *host, const struct node *node, struct stat *st)
 {
-    const struct migration *m = node->m;
     const struct file *file = node_file(node);
+    struct attribute_table *table;
+    enum attribute_place directory;
+    const struct attributes *which = find_attributes(host, node, &table, &directory);
+    struct attributes attributes = attributes_get(table, which, directory);
+    mode_t usual = mode_of(node);
 
     memset(st, 0, sizeof(*st));
     st->st_ino = node->inode;
-    st->st_mode = mode_of(node);
+    st->st_mode = (usual & S_IFMT) | attributes_mode(table, &attributes, usual & 07777);
     st->st_nlink = node_is_directory(node) ? 2 : 1;
-    st->st_uid = m ? m->uid : getuid();
-    st->st_gid = m ? m->gid : getgid();
+    st->st_uid = attributes.uid;
+    st->st_gid = attributes.gid;
     st->st_blksize = WIRE_STRIPE_SIZE;
-    st->st_mtime = st->st_ctime = st->st_atime = m ? m->created : host->created;
+    st->st_atim = attributes.atime;
+    st->st_mtim = st->st_ctim = attributes.mtime;
     if (file)
         stat_file(node, file, st);
     else if (node->kind == NODE_RECEIVED)
@@ -179,6 +217,20 @@ void node_stat(const struct host *host, const struct node *node, struct stat *st
         st->st_size = (off_t)outgoing_dirty_size(node->m);
     else if (node->kind == NODE_CONTROL)
         st->st_size = WIRE_PAGE_SIZE; /* a write within the size needs no exclusive lock on the inode */
+}
+
+int node_change(struct host *host, const struct node *node, unsigned what, const struct attributes *to,
+                struct error *err)
+{
+    struct attribute_table *table;
+    enum attribute_place directory;
+    struct attributes *which = find_attributes(host, node, &table, &directory);
+
+    if (node->m)
+        return migration_change(node->m, which, directory, what, to, err);
+    SCOPED_LOCK(&table->lock);
+    attributes_update(which, what, to);
+    return 0;
 }
 
 /* The files of a migration's directory that have no table of their own. */

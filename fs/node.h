@@ -36,6 +36,7 @@ enum node_kind {
     NODE_RAM_SOURCE,
     NODE_DIRTY,
     NODE_WAIT,
+    NODE_KINDS
 };
 
 struct node {
@@ -73,7 +74,14 @@ struct file *node_file(const struct node *node);
 bool node_is_directory(const struct node *node);
 
 /** node_stat - what stat(2) shows */
-void node_stat(const struct host *host, const struct node *node, struct stat *st);
+void node_stat(struct host *host, const struct node *node, struct stat *st);
+
+/**
+ * node_change - chown(2), chmod(2), utimensat(2)
+ * @what: ATTRIBUTE_UID, ...; whether the caller may has been checked
+ */
+int node_change(struct host *host, const struct node *node, unsigned what, const struct attributes *to,
+                struct error *err);
 
 /**
  * node_lookup - the node of a name in a directory, with one more lookup

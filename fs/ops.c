@@ -167,23 +167,57 @@ static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struc
     return ret;
 }
 
+/*
+ * Who may change what has been checked by the kernel (default_permissions), but by what it knew when
+ * it looked `control` up: that has many inodes, and the others do not hear of a new owner.
+ */
+static bool may_change(fuse_req_t req, const struct node *node, const struct stat *now)
+{
+    uid_t uid = fuse_req_ctx(req)->uid;
+
+    return node->kind != NODE_CONTROL || uid == 0 || uid == now->st_uid;
+}
+
+/* What setattr is to change of owner, mode and times. */
+static unsigned changes_of(const struct node *node, const struct stat *attr, int to_set, struct attributes *to)
+{
+    struct timespec now;
+    unsigned what = 0;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    *to = (struct attributes){
+        .uid = attr->st_uid,
+        .gid = attr->st_gid,
+        /* Nothing here is executed, and files are made by one user alone: only a directory's sticky bit means something. */
+        .mode = attr->st_mode & (node_is_directory(node) ? 01777 : 0777),
+        .atime = to_set & FUSE_SET_ATTR_ATIME_NOW ? now : attr->st_atim,
+        .mtime = to_set & FUSE_SET_ATTR_MTIME_NOW ? now : attr->st_mtim,
+    };
+    what |= to_set & FUSE_SET_ATTR_UID ? ATTRIBUTE_UID : 0;
+    what |= to_set & FUSE_SET_ATTR_GID ? ATTRIBUTE_GID : 0;
+    what |= to_set & FUSE_SET_ATTR_MODE ? ATTRIBUTE_MODE : 0;
+    what |= to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_ATIME_NOW) ? ATTRIBUTE_ATIME : 0;
+    what |= to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW) ? ATTRIBUTE_MTIME : 0;
+    return what;
+}
+
 static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
     struct node *node = node_of(ino);
+    struct attributes to;
     struct error err = {0};
     struct stat st;
+    unsigned what = changes_of(node, attr, to_set, &to);
 
     (void)fi;
     node_stat(host_of(req), node, &st);
-    /* Times are nobody's here: touch(1) is let through. */
-    if ((to_set & FUSE_SET_ATTR_MODE && (attr->st_mode & 07777) != (st.st_mode & 07777)) ||
-        (to_set & FUSE_SET_ATTR_UID && attr->st_uid != st.st_uid) ||
-        (to_set & FUSE_SET_ATTR_GID && attr->st_gid != st.st_gid)) {
+    if (what & (ATTRIBUTE_UID | ATTRIBUTE_GID | ATTRIBUTE_MODE) && !may_change(req, node, &st)) {
         fuse_reply_err(req, EPERM);
         return;
     }
-    if (to_set & FUSE_SET_ATTR_SIZE && node_file(node) &&
-        truncate_node(req, node, (uint64_t)attr->st_size, &err) < 0) {
+    if ((to_set & FUSE_SET_ATTR_SIZE && node_file(node) &&
+         truncate_node(req, node, (uint64_t)attr->st_size, &err) < 0) ||
+        (what && node_change(host_of(req), node, what, &to, &err) < 0)) {
         reply_error(req, node->m, &err);
         return;
     }
@@ -199,7 +233,6 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
     struct error err = {0};
     struct migration *m;
 
-    (void)mode;
     if (dir->kind != NODE_ROOT) {
         reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory has the files that it has");
         return;
@@ -209,6 +242,8 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
         return;
     }
     struct node *node = node_get(NODE_MIGRATION, m, NULL, 0);
+    /* Nobody can look it up until this is answered: the kernel holds the lock of the root directory. */
+    attribute_table_mkdir(&m->attributes, mode & 01777);
     migration_put(m);
     if (fill_entry(req, node, &entry) < 0)
         fuse_reply_err(req, ENOMEM);
@@ -332,15 +367,32 @@ static struct fuse_attr attr_out(const struct stat *st)
         .ino = st->st_ino,
         .size = (uint64_t)st->st_size,
         .blocks = (uint64_t)st->st_blocks,
-        .atime = (uint64_t)st->st_atime,
-        .mtime = (uint64_t)st->st_mtime,
-        .ctime = (uint64_t)st->st_ctime,
+        .atime = (uint64_t)st->st_atim.tv_sec,
+        .mtime = (uint64_t)st->st_mtim.tv_sec,
+        .ctime = (uint64_t)st->st_ctim.tv_sec,
+        .atimensec = (uint32_t)st->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)st->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)st->st_ctim.tv_nsec,
         .mode = st->st_mode,
         .nlink = (uint32_t)st->st_nlink,
         .uid = st->st_uid,
         .gid = st->st_gid,
         .blksize = (uint32_t)st->st_blksize,
     };
+}
+
+/*
+ * A device is whose process makes it; one that root makes is the directory's owner's. What others may
+ * is said by chmod, not by O_CREAT: at a destination, anybody could read it with the usual umask.
+ */
+static void claim_device(fuse_req_t req, const struct node *dir, struct file *file, mode_t mode)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    struct stat st;
+
+    node_stat(host_of(req), dir, &st);
+    attributes_claim(&dir->m->attributes, &file->attributes, ctx->uid ? ctx->uid : st.st_uid,
+                     ctx->uid ? ctx->gid : st.st_gid, mode & ATTRIBUTES_RAM_MODE);
 }
 
 static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
@@ -351,7 +403,6 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     CLEANUP_FILE struct file *file = NULL;
     struct stat st;
 
-    (void)mode;
     if (dir->kind != NODE_DEVICE_STATE) {
         reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
         return;
@@ -367,6 +418,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         reply_error(req, dir->m, &err);
         return;
     }
+    claim_device(req, dir, file, mode);
     struct node *node = node_get(NODE_DEVICE, dir->m, file, 0);
     struct handle *handle = node ? handle_new(node, fuse_req_ctx(req)->uid, fuse_req_ctx(req)->gid) : NULL;
     if (!handle || open_data(req, handle, fi->flags, &err) < 0) {

@@ -10,7 +10,9 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <grp.h>
 #include <limits.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,11 +30,14 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
+enum key { KEY_UID, KEY_GID, KEY_UMASK, KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
     FUSE_OPT_KEY("backing=", KEY_BACKING),
+    FUSE_OPT_KEY("uid=", KEY_UID),
+    FUSE_OPT_KEY("gid=", KEY_GID),
+    FUSE_OPT_KEY("umask=", KEY_UMASK),
     FUSE_OPT_KEY("hugepages=", KEY_HUGE_PAGES),
     FUSE_OPT_KEY("preallocate", KEY_PREALLOCATE),
     FUSE_OPT_KEY("expect", KEY_EXPECT),
@@ -170,6 +175,56 @@ static int set_huge_pages(struct parser *parser, const char *text)
     return 0;
 }
 
+/* A number for a user or group that may have no name; -1 is no number of one. */
+static int parse_id(const char *text, const char *what, id_t *out, struct error *err)
+{
+    char *end;
+
+    errno = 0;
+    unsigned long value = strtoul(text, &end, 10);
+    if (!isdigit((unsigned char)*text) || *end || errno || value >= (id_t)-1) {
+        error_set(err, CAUSE_SYNTAX, "'%.64s' is no %s", text, what);
+        return -1;
+    }
+    *out = (id_t)value;
+    return 0;
+}
+
+static int set_user(struct parser *parser, const char *text)
+{
+    const struct passwd *user = getpwnam(text);
+
+    if (!user)
+        return parse_id(text, "user", &parser->options->limits.owner.uid, parser->err);
+    parser->options->limits.owner.uid = user->pw_uid;
+    return 0;
+}
+
+static int set_group(struct parser *parser, const char *text)
+{
+    const struct group *group = getgrnam(text);
+
+    if (!group)
+        return parse_id(text, "group", &parser->options->limits.owner.gid, parser->err);
+    parser->options->limits.owner.gid = group->gr_gid;
+    return 0;
+}
+
+static int set_mask(struct parser *parser, const char *text)
+{
+    struct owner *owner = &parser->options->limits.owner;
+    char *end;
+    unsigned long value = strtoul(text, &end, 8);
+
+    if (!isdigit((unsigned char)*text) || *end || value > 0777) {
+        error_set(parser->err, CAUSE_SYNTAX, "umask=%.32s: an octal number up to 777, such as 027", text);
+        return -1;
+    }
+    owner->masks = true;
+    owner->mask = (mode_t)value;
+    return 0;
+}
+
 static int process(void *data, const char *arg, int key, struct fuse_args *out)
 {
     struct parser *parser = data;
@@ -181,6 +236,12 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
         return add_uri(parser, arg + strlen("listen="));
     case KEY_BACKING:
         return set_backing(parser, arg + strlen("backing="));
+    case KEY_UID:
+        return set_user(parser, arg + strlen("uid="));
+    case KEY_GID:
+        return set_group(parser, arg + strlen("gid="));
+    case KEY_UMASK:
+        return set_mask(parser, arg + strlen("umask="));
     case KEY_HUGE_PAGES:
         return set_huge_pages(parser, arg + strlen("hugepages="));
     case KEY_PREALLOCATE:
@@ -251,6 +312,7 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
                 .max_migrations = DEFAULT_MAX_MIGRATIONS,
                 .write_behind = DEFAULT_WRITE_BEHIND,
                 .timeout_ms = DEFAULT_TIMEOUT_MS,
+                .owner = {.uid = getuid(), .gid = getgid()},
             },
     };
     if (fuse_opt_parse(args, &parser, templates, process) < 0)
@@ -285,6 +347,8 @@ void options_help(const char *program)
            "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
            "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
            "                           (tmpfs or hugetlbfs) instead of memfds\n"
+           "    -o uid=USER, gid=GROUP who owns the root directory and incoming migrations\n"
+           "    -o umask=MODE          what nobody may there, octal; what is left, all may\n"
            "    -o hugepages=WHICH     no; yes: transparent ones, where the kernel allows them for\n"
            "                           shared memory; or a size, such as 2M, of its reserved ones\n"
            "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"

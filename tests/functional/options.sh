@@ -35,6 +35,9 @@ gives 2 'not a directory' -f -o backing=file mnt
 gives 2 'hugepages=3M: no, yes, or' -f -o hugepages=3M mnt
 gives 2 'hugepages.*size' -f -o hugepages=maybe mnt
 gives 2 'exclude each other' -f -o hugepages=2M,backing=. mnt
+gives 2 "'nosuchuser' is no user" -f -o uid=nosuchuser mnt
+gives 2 "'4294967295' is no group" -f -o gid=4294967295 mnt
+for value in 8 1000 -1 '' 022x; do gives 2 'umask=.*octal' -f -o "umask=$value" mnt; done
 for option in max-memory max-ram max-device max-devices max-migrations write-behind timeout; do
 	for value in x -1 1X 1MM 99999999999999999999999 ''; do
 		gives 2 "$option.*(size|number)" -f -o "$option=$value" mnt

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Anything has changed in any migration. */
 static pthread_mutex_t change_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -50,6 +51,7 @@ struct limits rig_limits(void)
         .max_migrations = 1000,
         .write_behind = 8ull << 20,
         .timeout_ms = 60000,
+        .owner = {.uid = getuid(), .gid = getgid()},
     };
 }
 

@@ -47,8 +47,9 @@ Test(host, add_find_remove)
     struct error err;
 
     cr_expect(eq(str, m->name, "vm-1"));
-    cr_expect(eq(uint, m->uid, 11));
-    cr_expect(eq(uint, m->gid, 22));
+    struct attributes ram = attributes_get(&m->attributes, &m->attributes.at[ATTRIBUTES_RAM], ATTRIBUTES_DIRECTORY);
+    cr_expect(eq(uint, ram.uid, 11));
+    cr_expect(eq(uint, ram.gid, 22));
     cr_expect(eq(int, (int)m->role, ROLE_NONE));
     cr_expect(eq(int, (int)m->state, STATE_NONE));
     cr_expect(eq(uint, m->file_count, 1), "it has RAM");
@@ -279,7 +280,7 @@ Test(host, expected)
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
     cr_expect(eq(uint, m->settings.channels, 3));
     cr_expect(eq(uint, m->settings.timeout_ms, 7000));
-    cr_expect(eq(uint, m->uid, 11));
+    cr_expect(eq(uint, m->attributes.at[ATTRIBUTES_RAM].uid, 11));
     cr_expect(eq(uint, host->count, 1));
     struct migration *found = host_find_session(host, "vm", hello.session);
     cr_expect(eq(ptr, found, m));
@@ -356,8 +357,8 @@ Test(host, expected_again)
     cr_assert(ne(ptr, again, m));
     cr_expect(eq(int, (int)again->state, STATE_NONE));
     cr_expect(eq(int, (int)again->role, ROLE_NONE));
-    cr_expect(eq(uint, again->uid, 11));
-    cr_expect(eq(uint, again->gid, 22));
+    cr_expect(eq(uint, again->attributes.at[ATTRIBUTES_DIRECTORY].uid, 11));
+    cr_expect(eq(uint, again->attributes.at[ATTRIBUTES_RAM].gid, 22));
     cr_expect(eq(uint, again->settings.timeout_ms, 7000));
     cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
     struct file *vga = migration_find_device(again, "vga");
