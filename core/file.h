@@ -80,7 +80,7 @@ struct file {
     uint64_t truncations; /* source: how many there were; guarded by the locks of all channels */
     bool made_here;       /* a device that was made before a start, or for a peer to fill; constant */
     unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
-    atomic_bool touched;  /* source: has got something since it was made or emptied: it can end; relaxed */
+    atomic_bool touched;  /* source: has got something since it was made, or begun anew with O_TRUNC: it can end; relaxed */
     bool announced_open;  /* source: whether the destination expects more; guarded by outgoing.announce_lock */
 
     /*

@@ -1343,7 +1343,8 @@ static void make_truncate(struct file *file, uint64_t size, uint64_t range, stru
 {
     (void)range;
     atomic_store(&file->size, size);
-    atomic_store_explicit(&file->touched, size > 0, memory_order_relaxed);
+    if (size > 0)
+        atomic_store_explicit(&file->touched, true, memory_order_relaxed);
     *packet = (struct packet){.type = WIRE_TRUNCATE, .offset = size, .range = ++file->truncations};
 }
 
@@ -1787,6 +1788,13 @@ void outgoing_open_writer(struct migration *m, struct file *file)
     pthread_mutex_unlock(&m->lock);
     if (first)
         announce_stream(m, file, false);
+}
+
+void outgoing_begin_anew(struct file *file)
+{
+    /* Another writer may have been quicker. */
+    if (atomic_load(&file->size) == 0)
+        atomic_store_explicit(&file->touched, false, memory_order_relaxed);
 }
 
 void outgoing_close_writer(struct migration *m, struct file *file)

@@ -168,11 +168,14 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
                            struct file **out, struct error *err);
 
+/** outgoing_begin_anew - a device was emptied by one who has opened it to write it again: until then its stream does not end */
+void outgoing_begin_anew(struct file *file);
+
 /**
  * outgoing_open_writer, outgoing_close_writer - an open handle that can write came or went
  *
- * A stream ends when its last writer has closed it. An empty one does not: who reads it is to
- * wait until there is something.
+ * A stream ends when its last writer has closed it and something was ever written to it: a reader
+ * is to wait for the first byte.
  */
 void outgoing_open_writer(struct migration *m, struct file *file);
 void outgoing_close_writer(struct migration *m, struct file *file);

@@ -315,7 +315,13 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
         handle->writer = true;
         outgoing_open_writer(node->m, node_file(node));
     }
-    return flags & O_TRUNC ? truncate_node(req, node, 0, err) : 0;
+    if (!(flags & O_TRUNC))
+        return 0;
+    if (truncate_node(req, node, 0, err) < 0)
+        return -EIO;
+    if (writes)
+        outgoing_begin_anew(node_file(node));
+    return 0;
 }
 
 /*

@@ -67,7 +67,7 @@ enum received { MISSING, RECEIVED, EITHER };
 
 struct device {
     pthread_mutex_t lock; /* guards the rest */
-    bool exists, touched; /* touched: has got something since it was made or emptied, so that it can end */
+    bool exists, touched; /* touched: has got something since it was made, or opened with O_TRUNC, so that it can end */
     char path[600], there[600], sync[300];
     int fds[HANDLES]; /* -1: closed */
     bool appends[HANDLES];
@@ -559,8 +559,8 @@ static void device_resized(struct device *d, uint64_t size, unsigned at_step)
         for (uint64_t page = size / PAGE; page <= (d->size - 1) / PAGE; page++)
             d->step[page] = at_step;
     }
-    if (size != d->size)
-        d->touched = size > 0 && at_step > 0;
+    if (size > 0 && size != d->size && at_step > 0)
+        d->touched = true;
     d->size = size;
     if (d->prefix > size)
         d->prefix = size;
@@ -582,8 +582,10 @@ static void device_open(struct worker *w, struct device *d, int handle, unsigned
     if (d->fds[handle] < 0)
         die("opening %s with flags %o: %s", d->path, flags, strerror(errno));
     d->exists = true;
-    if (flags & O_TRUNC)
+    if (flags & O_TRUNC) {
         device_resized(d, 0, at_step);
+        d->touched = false;
+    }
 }
 
 static void device_close(struct device *d, int handle)
@@ -659,7 +661,7 @@ static void compare_prefix(struct worker *w, struct device *d, const char *when)
     if (n < 0 && errno != EAGAIN)
         die("reading %s: %s", d->there, strerror(errno));
     if (n == 0)
-        die("%s: %s is at its end, though it is %s at the source", when, d->there, d->touched ? "open" : "empty");
+        die("%s: %s is at its end, though it is %s at the source", when, d->there, d->touched ? "open" : "not begun");
     if (at < d->prefix)
         die("%s: %s can be read up to %" PRIu64 " of %" PRIu64 ", which have no gap", when, d->there, at, d->prefix);
     close(fd);
