@@ -148,7 +148,7 @@ static void let_go(struct migration *gone)
 /* A migration that is made here: with RAM, and without a role. */
 static struct migration *make_here(struct host *host, const char *name, uid_t uid, gid_t gid)
 {
-    struct migration *m = migration_new(host, ROLE_NONE, name, WIRE_DEVICES_MAX);
+    struct migration *m = migration_new(host, ROLE_NONE, name, 2 * WIRE_DEVICES_MAX); /* its own, and those that a peer makes */
     struct file *ram = file_new(WIRE_RAM, "ram");
 
     if (m)

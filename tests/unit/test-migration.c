@@ -1364,3 +1364,46 @@ Test(migration, rounds_and_stop)
     free(buf);
     rig_fini(&rig);
 }
+
+/*
+ * Expected migrations
+ */
+
+/* As many devices as can be made here, and another one that the peer makes. */
+Test(migration, expected_with_all_devices)
+{
+    struct file *prepared = NULL, *files[2];
+    struct migration *here = NULL;
+    struct error err;
+    char name[16], buf[16] = "";
+
+    rig_init(&rig, unix_place(""), NULL);
+    CHECK_OK(host_add_outgoing(&rig.destination, "vm", 0, 0, &here, &err));
+    for (int i = 0; i < WIRE_DEVICES_MAX; i++) {
+        snprintf(name, sizeof(name), "d%d", i);
+        struct file *file = rig_device(here, name);
+        prepared = i == 77 ? file : prepared;
+    }
+    CHECK_FAILS(outgoing_create_device(here, "one more", true, NULL, &files[0], &err), CAUSE_QUOTA);
+    cr_expect(eq(long, read_at(prepared, 0), -EAGAIN));
+    struct migration *m = rig_start(&rig, "vm", 3, 0);
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    cr_expect(eq(ptr, incoming, here));
+    files[0] = rig_device(m, "new");
+    files[1] = rig_device(m, "d77");
+    cr_expect(not(file_is_receiving(migration_file(here, 1))));
+    cr_expect(eq(ptr, rig_find_file(here, "d77"), prepared));
+    rig_write(m, files[0], "0", 1, 0);
+    rig_write(m, files[1], "hello", 5, 0);
+    cr_expect(eq(long, file_read(prepared, 0, buf, 16, false, NULL), 5));
+    cr_expect(zero(int, memcmp(buf, "hello", 5)));
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    check_completed(m, incoming);
+    cr_expect(eq(long, read_at(migration_file(here, 1), 0), 0), "nobody has it: it has ended");
+    cr_expect(eq(u64, file_received_size(migration_file(here, 1)), 0));
+    cr_expect(eq(long, read_at(rig_find_file(here, "new"), 0), 1));
+    migration_put(m);
+    migration_put(here);
+    migration_put(incoming);
+    rig_fini(&rig);
+}
