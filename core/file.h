@@ -81,7 +81,7 @@ struct file {
     bool made_here;       /* a device that was made before a start, or for a peer to fill; constant */
     unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
     atomic_bool touched;  /* source: has got something since it was made, or begun anew with O_TRUNC: it can end; relaxed */
-    bool announced_open;  /* source: whether the destination expects more; guarded by outgoing.announce_lock */
+    bool announced_open;  /* source: whether the destination expects more; guarded by migration.lock */
 
     /*
      * Destination only. A file that was made here for a peer to fill has none of it until it is

@@ -4,7 +4,6 @@
  *
  * Lock order of the core, outermost first:
  *   handle.lock (in fs/)
- *   outgoing.announce_lock
  *   host.lock
  *   attribute_table.lock
  *   migration.lock (of an arriving one, then of the expected one that takes its place)

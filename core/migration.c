@@ -300,15 +300,21 @@ void migration_put_files(struct file **files, int count)
     free(files);
 }
 
-struct file *migration_find_device(struct migration *m, const char *name)
+struct file *migration_device(struct migration *m, const char *name)
 {
-    SCOPED_LOCK(&m->lock);
     for (uint32_t i = 1; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file && !strcmp(file->name, name))
-            return file_get(file);
+            return file;
     }
     return NULL;
+}
+
+struct file *migration_find_device(struct migration *m, const char *name)
+{
+    SCOPED_LOCK(&m->lock);
+    struct file *file = migration_device(m, name);
+    return file ? file_get(file) : NULL;
 }
 
 /* Called with the lock of the attributes held. */

@@ -215,6 +215,9 @@ struct file *migration_get_file(struct migration *m, uint32_t id);
 int migration_files(struct migration *m, struct file ***out);
 void migration_put_files(struct file **files, int count);
 
+/** migration_device - the device of a name, without a reference, or NULL; the caller holds the lock */
+struct file *migration_device(struct migration *m, const char *name);
+
 /** migration_find_device - the device of a name, with a reference for the caller; NULL: there is none; no lock held */
 struct file *migration_find_device(struct migration *m, const char *name);
 

@@ -49,11 +49,14 @@ struct attempt {
         enum cause cause;
         uint8_t digest[DIGEST_SIZE];
     } digest;
+    /* The file that the destination has been told of, and has not answered about. One at a time, so that they come in order. */
     struct {
-        bool there;
-        uint32_t file;
-        struct error refusal; /* or nothing: accepted */
-    } reply; /* to the announcement of a file */
+        struct file *file; /* a reference; NULL: there is none */
+        bool made;         /* it is the migration's when the destination accepts it */
+        bool there;        /* it has answered; whoever asked takes the answer */
+        bool abandoned;    /* whoever asked has left: the answer decides */
+        struct error refusal;
+    } announced;
 };
 
 /* What the destination has last said of itself. */
@@ -89,9 +92,6 @@ struct outgoing {
     struct reference *_Atomic reference;
     bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it; guarded by migration.lock */
 
-    /* Held across the announcement of a stream or a device, so that the announcements come in order. */
-    pthread_mutex_t announce_lock;
-
     /* Guarded by migration.lock: */
     bool has_session;
     const struct interrupt *starter; /* of the `start` that runs */
@@ -114,7 +114,6 @@ struct outgoing *outgoing_new(struct migration *m)
         return NULL;
     }
     gate_init(&out->gate, m->host->limits.write_behind);
-    pthread_mutex_init(&out->announce_lock, NULL);
     return out;
 }
 
@@ -142,7 +141,7 @@ void outgoing_free(struct outgoing *out)
     disconnect_all(out);
     reference_free(out->reference);
     gate_fini(&out->gate);
-    pthread_mutex_destroy(&out->announce_lock);
+    file_put(out->attempt.announced.file);
     close(out->cancel_fd);
     free(out);
 }
@@ -204,6 +203,7 @@ static bool is_answer_due(const struct outgoing *out)
     const struct attempt *attempt = &out->attempt;
 
     return out->waiters || (attempt->digest.id && !attempt->digest.there) ||
+           (attempt->announced.file && !attempt->announced.there) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
 
@@ -308,56 +308,97 @@ static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channe
 
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err);
 
-/* Called with announce_lock held: tells the destination of a file, and waits for its answer. */
-static int announce_file(struct migration *m, struct file *file, bool in_setup, const struct interrupt *interrupt,
-                         struct error *err)
+/* Tells the destination of a file. The caller holds migration.lock, and no other announcement is open. */
+static void send_announcement(struct migration *m, struct file *file, bool made)
 {
-    struct outgoing *out = m->out;
+    struct attempt *attempt = &m->out->attempt;
     uint8_t buf[16 + WIRE_NAME_MAX];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    int ret = 0;
 
     wire_write_u32(&body, file->id);
     wire_write_u64(&body, atomic_load(&file->size));
     wire_write_text(&body, file->name);
-    pthread_mutex_lock(&m->lock);
-    out->attempt.reply.there = false;
-    out->attempt.reply.file = file->id;
-    out->attempt.reply.refusal = (struct error){0};
-    pthread_mutex_unlock(&m->lock);
-    session_send(&out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
-    /* While mig-out does not run yet, this thread reads the main channel itself. */
+    memset(&attempt->announced, 0, sizeof(attempt->announced));
+    attempt->announced.file = file_get(file);
+    attempt->announced.made = made;
+    session_send(&m->out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
+}
+
+/* Nobody waits for an answer any more. The caller holds migration.lock. */
+static void end_announcement(struct migration *m)
+{
+    struct attempt *attempt = &m->out->attempt;
+
+    file_put(attempt->announced.file);
+    memset(&attempt->announced, 0, sizeof(attempt->announced));
+    pthread_cond_broadcast(&m->changed);
+}
+
+/* Takes the answer. The caller holds migration.lock. */
+static int take_answer(struct migration *m, struct error *err)
+{
+    struct attempt *attempt = &m->out->attempt;
+
+    if (error_is_set(&attempt->announced.refusal))
+        *err = attempt->announced.refusal;
+    end_announcement(m);
+    return error_is_set(err) ? -EIO : 0;
+}
+
+/* Tells the destination of a file, and waits for its answer. While mig-out does not run yet: this thread reads the main channel itself. */
+static int announce_in_setup(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                             struct error *err)
+{
+    struct outgoing *out = m->out;
     int64_t deadline = clock_ms() + m->settings.timeout_ms;
-    while (in_setup && !out->attempt.reply.there && ret == 0) {
+
+    pthread_mutex_lock(&m->lock);
+    send_announcement(m, file, false);
+    pthread_mutex_unlock(&m->lock);
+    while (!out->attempt.announced.there) {
         if (interrupt_is_hit(interrupt))
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         if (m->state != STATE_SETUP)
             return error_set(err, CAUSE_CANCELLED, "cancelled");
         if (clock_ms() >= deadline)
             return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
-        ret = session_step(&out->session, deadline, handle_message, m, err);
+        if (session_step(&out->session, deadline, handle_message, m, err) < 0)
+            return -EIO;
     }
-    if (ret < 0)
-        return ret;
-    struct timespec until = clock_timespec(deadline * 1000000);
     SCOPED_LOCK(&m->lock);
-    /* Not interruptible any more: the destination may have made the file. */
-    while (!out->attempt.reply.there && m->state == STATE_ACTIVE) {
-        if (pthread_cond_timedwait(&m->changed, &m->lock, &until) == ETIMEDOUT && clock_ms() >= deadline) {
-            struct error silent = {0};
-            error_set(&silent, CAUSE_TIMEOUT, "the destination does not answer");
-            outgoing_doom(m, &silent, 0);
-        }
+    return take_answer(m, err);
+}
+
+/*
+ * Waits for the answer about a new device, which makes it the migration's. Whoever is
+ * interrupted leaves the device to the answer. The stall watch bounds the wait. The caller
+ * holds migration.lock.
+ */
+static int await_answer(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+{
+    struct attempt *attempt = &m->out->attempt;
+
+    while (!attempt->announced.there && m->state == STATE_ACTIVE && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (attempt->announced.there)
+        return take_answer(m, err);
+    if (m->state == STATE_ACTIVE) {
+        attempt->announced.abandoned = true;
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted: the destination decides whether '%.64s' exists",
+                         file->name);
     }
-    if (!out->attempt.reply.there)
-        return migration_allows(m, COMMAND_WRITE, err) < 0
-                   ? -EIO
-                   : error_set(err, CAUSE_RESET, "the connection is lost");
-    if (error_is_set(&out->attempt.reply.refusal)) {
-        *err = out->attempt.reply.refusal;
-        return -EIO;
+    end_announcement(m);
+    return migration_allows(m, COMMAND_WRITE, err) < 0 ? -EIO : error_set(err, CAUSE_RESET, "the connection is lost");
+}
+
+/* Waits until no announcement is open. The caller holds migration.lock. */
+static int await_turn(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    while (m->state == STATE_ACTIVE && m->out->attempt.announced.file) {
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
     }
-    file->announced_open = true;
     return 0;
 }
 
@@ -422,7 +463,6 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
             return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     }
     out->splices = wants_splice(m);
-    SCOPED_LOCK(&out->announce_lock);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file_set_channels(file, n, m->settings.device_channels) < 0)
@@ -430,7 +470,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
         if (file->id > out->limits.max_devices)
             return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", out->limits.max_devices);
         if (check_quota(out, file, atomic_load(&file->size), err) < 0 ||
-            announce_file(m, file, true, interrupt, err) < 0)
+            announce_in_setup(m, file, interrupt, err) < 0)
             return -EIO;
     }
     return out->reference ? reference_start(out->reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
@@ -555,6 +595,7 @@ static void leave_setup(struct migration *m, struct error *failure, struct error
         session_goodbye(&out->session, failure);
     pthread_mutex_lock(&m->lock);
     out->starter = NULL;
+    end_announcement(m);
     disconnect_all(out);
     if (m->state == STATE_SETUP)
         migration_move(m, STATE_FAILED, failure);
@@ -1381,6 +1422,7 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
         need[c] = file_is_home(file, c);
     if (broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err) < 0)
         return -EIO;
+    SCOPED_LOCK(&m->lock);
     announce_stream(m, file, true);
     return 0;
 }
@@ -1613,15 +1655,15 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     CLEANUP_FREE uint8_t *manifest = NULL;
     uint32_t length;
 
-    /* No device may be on its way to being made while the files are counted. */
-    pthread_mutex_lock(&out->announce_lock);
     pthread_mutex_lock(&m->lock);
-    int ret = migration_allows(m, COMMAND_COMPLETE, err);
+    /* No device may be on its way to being made while the files are counted. */
+    int ret = await_turn(m, interrupt, err);
+    if (ret == 0)
+        ret = migration_allows(m, COMMAND_COMPLETE, err);
     uint64_t id = ++out->attempt.last_id;
     if (ret == 0)
         migration_move(m, STATE_COMPLETING, NULL);
     pthread_mutex_unlock(&m->lock);
-    pthread_mutex_unlock(&out->announce_lock);
     if (ret < 0)
         return ret;
     migration_announce(m);
@@ -1656,6 +1698,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (interrupted) {
         out->attempt.manifest_id = 0;
         resume_from_completing(m);
+        announce_streams(m);
     } else if (m->state == STATE_COMPLETING) {
         struct error silent = {0};
         error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
@@ -1666,7 +1709,6 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_unlock(&m->lock);
     if (interrupted) {
         migration_announce(m);
-        announce_streams(m);
         return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     }
     if (commit)
@@ -1690,63 +1732,74 @@ bool outgoing_is_committing(const struct migration *m)
  * Devices
  */
 
+/* The place of a new device: the caller holds migration.lock, and it is not there. */
+static struct file *new_device(struct migration *m, const char *name, bool before_start, struct error *err)
+{
+    struct outgoing *out = m->out;
+    uint32_t id = m->file_count;
+    uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
+    struct file *file = NULL;
+
+    if (id > max || id > WIRE_DEVICES_MAX)
+        error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", id - 1);
+    else
+        file = file_new(id, name);
+    if (file && !before_start && file_set_channels(file, out->channel_count, m->settings.device_channels) < 0) {
+        file_put(file);
+        file = NULL;
+    }
+    if (!file)
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    return file;
+}
+
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
                            struct file **out_file, struct error *err)
 {
-    struct outgoing *out = m->out;
+    struct file *file;
 
     if (name_check_device(name, err) < 0)
         return -EIO;
-    pthread_mutex_lock(&m->lock);
-    int ret = await_starter(m, interrupt, err); /* before what it may need */
-    pthread_mutex_unlock(&m->lock);
-    if (ret < 0)
-        return ret;
-    SCOPED_LOCK(&out->announce_lock);
-    struct file *file = migration_find_device(m, name);
+    SCOPED_LOCK(&m->lock);
+    if (await_starter(m, interrupt, err) < 0) /* before what it may need */
+        return -EIO;
+    file = migration_device(m, name);
+    if (!file) {
+        if (await_turn(m, interrupt, err) < 0)
+            return -EIO;
+        file = migration_device(m, name);
+    }
     if (file) {
-        if (exclusive) {
-            file_put(file);
+        if (exclusive)
             return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
-        }
-        *out_file = file;
+        *out_file = file_get(file);
         return 0;
     }
-    pthread_mutex_lock(&m->lock);
     bool before_start = is_unstarted(m);
-    ret = before_start ? 0 : migration_allows(m, COMMAND_WRITE, err);
-    uint32_t id = m->file_count;
-    uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
-    if (ret == 0 && (id > max || id > WIRE_DEVICES_MAX))
-        ret = error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", id - 1);
-    file = ret == 0 ? file_new(id, name) : NULL;
-    if (ret == 0 && !file)
-        ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (ret == 0 && before_start) {
+    if (!before_start && migration_allows(m, COMMAND_WRITE, err) < 0)
+        return -EIO;
+    file = new_device(m, name, before_start, err);
+    if (!file)
+        return -EIO;
+    if (before_start) {
         file->made_here = true;
         migration_add_file(m, file_get(file));
-    }
-    pthread_mutex_unlock(&m->lock);
-    if (ret == 0 && !before_start) {
-        if (file_set_channels(file, out->channel_count, m->settings.device_channels) < 0)
-            ret = error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        else
-            ret = announce_file(m, file, false, interrupt, err);
-        pthread_mutex_lock(&m->lock);
-        if (ret == 0)
-            migration_add_file(m, file_get(file));
-        pthread_mutex_unlock(&m->lock);
-        if (ret < 0)
+    } else {
+        send_announcement(m, file, true);
+        if (await_answer(m, file, interrupt, err) < 0) {
             file_put(file);
+            return -EIO;
+        }
     }
-    if (ret == 0)
-        *out_file = file;
-    return ret;
+    *out_file = file;
+    return 0;
 }
 
 /*
  * Tells the destination whether a device's stream has ended, when that has changed.
  * @again: something was done to it by somebody who is no writer, so an end is told once more
+ *
+ * The caller holds migration.lock, so that the news come in order.
  */
 static void announce_stream(struct migration *m, struct file *file, bool again)
 {
@@ -1755,14 +1808,9 @@ static void announce_stream(struct migration *m, struct file *file, bool again)
     uint8_t buf[4 + sizeof(counts)];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
 
-    if (file->id == WIRE_RAM)
-        return;
-    SCOPED_LOCK(&out->announce_lock);
-    pthread_mutex_lock(&m->lock);
     bool open = file->writers > 0 || !atomic_load_explicit(&file->touched, memory_order_relaxed);
     bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING;
-    pthread_mutex_unlock(&m->lock);
-    if (!active || (open == file->announced_open && (open || !again)))
+    if (file->id == WIRE_RAM || !active || (open == file->announced_open && (open || !again)))
         return;
     wire_write_u32(&body, file->id);
     count_accepted(out, file, counts);
@@ -1775,18 +1823,15 @@ static void announce_stream(struct migration *m, struct file *file, bool again)
 static void announce_streams(struct migration *m)
 {
     for (uint32_t i = 1; i < m->file_count; i++) {
-        CLEANUP_FILE struct file *file = migration_get_file(m, i);
-        if (file)
-            announce_stream(m, file, false);
+        if (m->files[i])
+            announce_stream(m, m->files[i], false);
     }
 }
 
 void outgoing_open_writer(struct migration *m, struct file *file)
 {
-    pthread_mutex_lock(&m->lock);
-    bool first = file->writers++ == 0;
-    pthread_mutex_unlock(&m->lock);
-    if (first)
+    SCOPED_LOCK(&m->lock);
+    if (file->writers++ == 0)
         announce_stream(m, file, false);
 }
 
@@ -1799,10 +1844,8 @@ void outgoing_begin_anew(struct file *file)
 
 void outgoing_close_writer(struct migration *m, struct file *file)
 {
-    pthread_mutex_lock(&m->lock);
-    bool last = --file->writers == 0;
-    pthread_mutex_unlock(&m->lock);
-    if (last)
+    SCOPED_LOCK(&m->lock);
+    if (--file->writers == 0)
         announce_stream(m, file, false);
 }
 
@@ -1812,18 +1855,26 @@ void outgoing_close_writer(struct migration *m, struct file *file)
 
 static int on_file_reply(struct migration *m, struct wire_reader *body, struct error *err)
 {
-    struct outgoing *out = m->out;
-    uint32_t file = wire_read_u32(body);
+    struct attempt *attempt = &m->out->attempt;
+    uint32_t id = wire_read_u32(body);
     uint32_t cause = wire_read_u32(body);
     char text[WIRE_TEXT_MAX + 1];
 
     wire_read_text(body, text, WIRE_TEXT_MAX);
     SCOPED_LOCK(&m->lock);
-    if (!wire_read_done(body) || out->attempt.reply.there || file != out->attempt.reply.file)
+    if (!wire_read_done(body) || !attempt->announced.file || attempt->announced.there ||
+        id != attempt->announced.file->id)
         return error_set(err, CAUSE_PROTOCOL, "an answer about a file that nobody asked for");
     if (cause != CAUSE_NONE)
-        session_read_reason(cause, text, "the destination refuses", &out->attempt.reply.refusal);
-    out->attempt.reply.there = true;
+        session_read_reason(cause, text, "the destination refuses", &attempt->announced.refusal);
+    attempt->announced.there = true;
+    if (cause == CAUSE_NONE) {
+        attempt->announced.file->announced_open = true;
+        if (attempt->announced.made)
+            migration_add_file(m, file_get(attempt->announced.file));
+    }
+    if (attempt->announced.abandoned)
+        end_announcement(m);
     pthread_cond_broadcast(&m->changed);
     return 0;
 }
