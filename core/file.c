@@ -19,10 +19,12 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 _Static_assert(WIRE_STRIPE_SIZE / MEMORY_MAP_UNIT == 16, "file.mapped");
 
 #define HOLE_SIZE    (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
+#define UNDECLARED_WINDOW (1ull << 40) /* of RAM whose size nobody has declared; more is not worth the address space */
 #define PREPARE_SIZE (16u << 20) /* at a time; the thread that does it looks up in between */
 
 struct file *file_new(uint32_t id, const char *name)
@@ -48,9 +50,11 @@ static void forget_storage(struct file *file)
     if (file->has_memory)
         memory_fini(&file->memory, file->kept);
     file->has_memory = false;
-    if (file->budget)
-        budget_release(file->budget, file->charged);
-    file->charged = 0;
+    if (file->budgets.memory)
+        budget_release(file->budgets.memory, file->charged);
+    if (file->budgets.windows)
+        budget_release(file->budgets.windows, file->window);
+    file->charged = file->window = 0;
     page_map_fini(&file->received);
     page_map_fini(&file->held);
     free(file->mapped);
@@ -77,14 +81,19 @@ void file_put(struct file *file)
 
 int file_set_channels(struct file *file, unsigned channels, unsigned device_channels)
 {
+    struct file_channel *per_channel = calloc(channels, sizeof(*per_channel));
+
+    if (!per_channel)
+        return -ENOMEM;
+    SCOPED_LOCK(&file->lock);
     free(file->per_channel);
-    file->per_channel = calloc(channels, sizeof(*file->per_channel));
+    file->per_channel = per_channel;
     file->channels = channels;
     file->first_channel = device_channels && file->id != WIRE_RAM ? channels - device_channels : 0;
     file->home_channels = !device_channels          ? channels
                           : file->id == WIRE_RAM ? channels - device_channels
                                                  : device_channels;
-    return file->per_channel ? 0 : -ENOMEM;
+    return 0;
 }
 
 /* How much of [0, end) is of the stripes at @position in each round of the home channels. */
@@ -107,10 +116,14 @@ uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t off
     return bytes_before(file, position, offset + len) - bytes_before(file, position, offset);
 }
 
-struct file_totals file_channel_totals(const struct file *file, unsigned channel)
+/* The lock of a file that is only looked at. */
+static pthread_mutex_t *lock_of(const struct file *file)
 {
-    const struct file_channel *fc = &file->per_channel[channel];
+    return (pthread_mutex_t *)(uintptr_t)&file->lock;
+}
 
+static struct file_totals totals_of(const struct file_channel *fc)
+{
     return (struct file_totals){
         .packets = counter_get(&fc->packets),
         .accepted = counter_get(&fc->accepted),
@@ -121,6 +134,13 @@ struct file_totals file_channel_totals(const struct file *file, unsigned channel
         .first_pages = counter_get(&fc->first_pages),
         .discarded_bytes = counter_get(&fc->discarded_bytes),
     };
+}
+
+struct file_totals file_channel_totals(const struct file *file, unsigned channel)
+{
+    SCOPED_LOCK(lock_of(file));
+    bool there = file->per_channel && channel < file->channels;
+    return there ? totals_of(&file->per_channel[channel]) : (struct file_totals){0};
 }
 
 void file_totals_add(struct file_totals *sum, const struct file_totals *totals)
@@ -135,15 +155,54 @@ void file_totals_add(struct file_totals *sum, const struct file_totals *totals)
     sum->discarded_bytes += totals->discarded_bytes;
 }
 
-struct file_totals file_totals(const struct file *file)
+/* Called with file->lock held. */
+static struct file_totals sum_of_totals(const struct file *file)
 {
-    struct file_totals sum = {0};
+    struct file_totals sum = file->past;
 
     for (unsigned c = 0; file->per_channel && c < file->channels; c++) {
-        struct file_totals totals = file_channel_totals(file, c);
+        struct file_totals totals = totals_of(&file->per_channel[c]);
         file_totals_add(&sum, &totals);
     }
     return sum;
+}
+
+struct file_totals file_totals(const struct file *file)
+{
+    SCOPED_LOCK(lock_of(file));
+    return sum_of_totals(file);
+}
+
+/* Called with file->lock held. */
+static uint64_t received_size(const struct file *file)
+{
+    uint64_t size = file->past_size;
+
+    for (unsigned c = 0; file_is_receiving(file) && file->per_channel && c < file->channels; c++) {
+        uint64_t end = counter_get(&file->per_channel[c].end);
+        if (end > size)
+            size = end;
+    }
+    return size;
+}
+
+void file_settle(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    file->past = sum_of_totals(file);
+    file->past_size = received_size(file);
+    free(file->per_channel);
+    file->per_channel = NULL;
+    free(file->prefix);
+    file->prefix = NULL;
+    file->stripes = 0;
+    free(file->mapped);
+    file->mapped = NULL;
+    if (file->has_memory)
+        memory_unmap(&file->memory);
+    if (file->budgets.windows)
+        budget_release(file->budgets.windows, file->window);
+    file->window = 0;
 }
 
 /* Called with file->lock held. */
@@ -151,10 +210,10 @@ static int charge(struct file *file, uint64_t size, struct error *err)
 {
     if (size <= file->charged)
         return 0;
-    if (!budget_charge(file->budget, size - file->charged))
+    if (!budget_charge(file->budgets.memory, size - file->charged))
         return error_set(err, CAUSE_QUOTA,
                          "'%.64s' of %llu bytes does not fit: the destination holds at most %llu bytes in all",
-                         file->name, (unsigned long long)size, (unsigned long long)file->budget->limit);
+                         file->name, (unsigned long long)size, (unsigned long long)file->budgets.memory->limit);
     file->charged = size;
     return 0;
 }
@@ -165,42 +224,87 @@ void file_set_id(struct file *file, uint32_t id)
     file->id = id;
 }
 
-static int make_storage(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
-                        const char *name, struct budget *budget, struct error *err)
+/*
+ * How much of RAM gets a window: what was declared, or as much as it may be worth. Where the budget has no
+ * room for it there is none; then everything is written with pwrite(2), which is slower.
+ */
+static uint64_t charge_window(struct file *file, uint64_t size, uint64_t limit)
 {
-    file->budget = budget;
-    pthread_mutex_lock(&file->lock);
-    int ret = charge(file, size, err);
-    pthread_mutex_unlock(&file->lock);
-    if (ret < 0)
-        return ret;
-    if (limit > WIRE_OFFSET_MAX)
-        limit = WIRE_OFFSET_MAX;
-    ret = memory_init(&file->memory, place, name, limit, err);
-    if (ret < 0)
-        return ret;
-    file->has_memory = true;
-    if (file->id == WIRE_RAM && (page_map_init(&file->received, limit, err) < 0 ||
-                                 page_map_init(&file->held, limit, err) < 0))
+    uint64_t window = size ? size : limit < UNDECLARED_WINDOW ? limit : UNDECLARED_WINDOW;
+
+    if (!file->budgets.windows || !budget_charge(file->budgets.windows, window))
+        return 0;
+    file->window = window;
+    return window;
+}
+
+static int make_ram(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
+                    const char *name, struct error *err)
+{
+    if (memory_init(&file->memory, place, name, charge_window(file, size, limit), err) < 0)
         return -EIO;
-    if (file->id == WIRE_RAM)
-        file->mapped = calloc(limit / WIRE_STRIPE_SIZE + 1, sizeof(*file->mapped));
-    for (unsigned c = 0; c < file->channels; c++) {
-        if (file_is_home(file, c))
-            atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
-    }
+    file->has_memory = true;
+    if (page_map_init(&file->received, limit, err) < 0 || page_map_init(&file->held, limit, err) < 0)
+        return -EIO;
+    file->mapped = calloc(file->window / WIRE_STRIPE_SIZE + 1, sizeof(*file->mapped));
     return size ? memory_resize(&file->memory, size, err) : 0;
 }
 
 int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
-                       const char *name, struct budget *budget, struct error *err)
+                       const char *name, const struct file_budgets *budgets, struct error *err)
 {
-    if (make_storage(file, size, limit, place, name, budget, err) < 0) {
+    file->budgets = *budgets;
+    pthread_mutex_lock(&file->lock);
+    int ret = charge(file, size, err);
+    pthread_mutex_unlock(&file->lock);
+    /* More than all that may be held is not worth a map. */
+    if (limit > budgets->memory->limit)
+        limit = budgets->memory->limit;
+    if (limit > WIRE_OFFSET_MAX)
+        limit = WIRE_OFFSET_MAX;
+    if (ret == 0 && file->id == WIRE_RAM)
+        ret = make_ram(file, size, limit, place, name, err);
+    if (ret < 0) {
         forget_storage(file);
-        return -EIO;
+        return ret;
+    }
+    for (unsigned c = 0; c < file->channels; c++) {
+        if (file_is_home(file, c))
+            atomic_store_explicit(&file->per_channel[c].end, size, memory_order_relaxed);
     }
     atomic_store_explicit(&file->receiving, true, memory_order_release);
     return 0;
+}
+
+int file_receive_storage(struct file *file, struct error *err)
+{
+    if (atomic_load_explicit(&file->has_memory, memory_order_acquire))
+        return 0;
+    SCOPED_LOCK(&file->lock);
+    if (file->has_memory)
+        return 0;
+    if (memory_init(&file->memory, NULL, file->name, 0, err) < 0)
+        return -EIO;
+    atomic_store_explicit(&file->has_memory, true, memory_order_release);
+    return 0;
+}
+
+bool file_use(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    bool there = file_is_receiving(file) && !file->dropped;
+    file->users += there;
+    return there;
+}
+
+void file_unuse(struct file *file)
+{
+    pthread_mutex_lock(&file->lock);
+    bool last = --file->users == 0 && file->dropped && !file->released;
+    file->released |= last;
+    pthread_mutex_unlock(&file->lock);
+    if (last)
+        forget_storage(file);
 }
 
 bool file_receive_prepare(struct file *file)
@@ -326,6 +430,8 @@ static int punch(struct file *file, uint64_t offset, uint64_t len, struct error 
 
     while (offset < intact && !atomic_compare_exchange_weak(&file->intact, &intact, offset))
         ;
+    if (!file->has_memory)
+        return 0;
     for (uint64_t done = 0, part; done < len; done += part) {
         part = len - done < HOLE_SIZE ? len - done : HOLE_SIZE;
         if (memory_discard(&file->memory, offset + done, part, err) < 0)
@@ -462,44 +568,64 @@ void file_receive_keep(struct file *file)
     file->kept = true;
 }
 
+void file_receive_unlink(struct file *file)
+{
+    if (!file_use(file))
+        return;
+    if (file->has_memory)
+        memory_unlink(&file->memory);
+    file_unuse(file);
+}
+
+int64_t file_receive_blocks(struct file *file)
+{
+    struct stat st = {0};
+
+    if (!file_use(file))
+        return 0;
+    if (file->has_memory)
+        fstat(file->memory.fd, &st);
+    file_unuse(file);
+    return st.st_blocks;
+}
+
 void file_receive_drop(struct file *file)
 {
     struct error err = {0};
 
-    if (!file_is_receiving(file))
+    if (!file_use(file))
         return;
     pthread_mutex_lock(&file->lock);
     file->dropped = true;
     wake_readers(file);
     pthread_mutex_unlock(&file->lock);
-    memory_resize(&file->memory, 0, &err);
+    /* The pages go now; the rest goes when nobody looks any more. */
+    if (file->has_memory) {
+        memory_unlink(&file->memory);
+        memory_resize(&file->memory, 0, &err);
+    }
     file_receive_discharge(file);
+    file_unuse(file);
 }
 
 void file_receive_discharge(struct file *file)
 {
     SCOPED_LOCK(&file->lock);
-    if (file->budget)
-        budget_release(file->budget, file->charged);
+    if (file->budgets.memory)
+        budget_release(file->budgets.memory, file->charged);
     file->charged = 0;
 }
 
 uint64_t file_received_size(const struct file *file)
 {
-    uint64_t size = 0;
-
-    for (unsigned c = 0; file_is_receiving(file) && c < file->channels; c++) {
-        uint64_t end = counter_get(&file->per_channel[c].end);
-        if (end > size)
-            size = end;
-    }
-    return size;
+    SCOPED_LOCK(lock_of(file));
+    return received_size(file);
 }
 
 /* Called with file->lock held: how many of @len bytes at @offset can be read; -EAGAIN: wait. */
 static ssize_t readable(struct file *file, uint64_t offset, size_t len)
 {
-    uint64_t end = file_received_size(file);
+    uint64_t end = received_size(file);
 
     if (file->dropped)
         return -ECONNRESET;
@@ -533,7 +659,10 @@ ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, boo
     pthread_mutex_unlock(&file->lock);
     if (n <= 0)
         return n;
-    ssize_t got = memory_read(&file->memory, offset, buf, (size_t)n);
+    bool used = file_use(file);
+    ssize_t got = used && file->has_memory ? memory_read(&file->memory, offset, buf, (size_t)n) : 0;
+    if (used)
+        file_unuse(file);
     if (got < 0)
         return got;
     pthread_mutex_lock(&file->lock);
@@ -572,7 +701,7 @@ void *file_window(struct file *file, uint64_t offset, size_t len)
         return memory_window(&file->memory, offset, len);
     if (page_map_next(&file->held, first, first + pages, false) != first + pages)
         return NULL;
-    if (len >= MEMORY_MAP_UNIT / 2 && file->mapped)
+    if (len >= MEMORY_MAP_UNIT / 2 && file->mapped && offset + len <= file->window)
         map_once(file, offset, len);
     return memory_window(&file->memory, offset, len);
 }
@@ -589,7 +718,7 @@ static int64_t seek_device(struct file *file, uint64_t offset, uint64_t size, bo
     pthread_mutex_unlock(&file->lock);
     if (offset >= known)
         return (int64_t)(data ? offset : size);
-    int64_t found = memory_seek(&file->memory, offset, data);
+    int64_t found = file->has_memory ? memory_seek(&file->memory, offset, data) : data ? -ENXIO : (int64_t)offset;
     if (found < 0 && found != -ENXIO)
         return found;
     if (found >= 0 && (uint64_t)found < known)
@@ -597,14 +726,8 @@ static int64_t seek_device(struct file *file, uint64_t offset, uint64_t size, bo
     return !data ? (int64_t)size : known < size ? (int64_t)known : -ENXIO;
 }
 
-int64_t file_seek(struct file *file, uint64_t offset, bool data)
+static int64_t seek_ram(struct file *file, uint64_t offset, uint64_t size, bool data)
 {
-    uint64_t size = file_received_size(file);
-
-    if (offset >= size)
-        return -ENXIO;
-    if (file->id != WIRE_RAM)
-        return seek_device(file, offset, size, data);
     uint64_t page = offset / WIRE_PAGE_SIZE, end = (size + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
     uint64_t found = page_map_next(&file->held, page, end, data);
     if (found == page)
@@ -614,6 +737,18 @@ int64_t file_seek(struct file *file, uint64_t offset, bool data)
     return (int64_t)(found * WIRE_PAGE_SIZE);
 }
 
+int64_t file_seek(struct file *file, uint64_t offset, bool data)
+{
+    uint64_t size = file_received_size(file);
+
+    if (offset >= size || !file_use(file))
+        return -ENXIO;
+    int64_t found =
+        file->id == WIRE_RAM ? seek_ram(file, offset, size, data) : seek_device(file, offset, size, data);
+    file_unuse(file);
+    return found;
+}
+
 /* Where nothing is held there is nothing to read. */
 static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len)
 {
@@ -621,17 +756,21 @@ static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len
     uint64_t first = offset / WIRE_PAGE_SIZE, end = (offset + len + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
 
     atomic_fetch_add_explicit(&file->work, len, memory_order_relaxed);
-    if (file->id == WIRE_RAM && page_map_next(&file->held, first, end, true) == end)
+    if (!file->has_memory || (file->id == WIRE_RAM && page_map_next(&file->held, first, end, true) == end))
         return 0;
     return memory_read(&file->memory, offset, buf, len);
 }
 
 int file_digest(struct file *file, uint8_t out[DIGEST_SIZE])
 {
+    if (!file_use(file))
+        return -ECONNRESET;
     int ret = digest_compute(file_received_size(file), read_for_digest, file, out);
-
-    SCOPED_LOCK(&file->lock);
-    return ret == 0 && file->dropped ? -ECONNRESET : ret;
+    pthread_mutex_lock(&file->lock);
+    bool dropped = file->dropped;
+    pthread_mutex_unlock(&file->lock);
+    file_unuse(file);
+    return ret == 0 && dropped ? -ECONNRESET : ret;
 }
 
 uint64_t file_received_map_size(const struct file *file)
@@ -641,15 +780,16 @@ uint64_t file_received_map_size(const struct file *file)
     return (pages + 63) / 64 * 8;
 }
 
-size_t file_read_received_map(const struct file *file, uint64_t offset, void *buf, size_t len)
+size_t file_read_received_map(struct file *file, uint64_t offset, void *buf, size_t len)
 {
     uint64_t size = file_received_map_size(file);
 
-    if (offset >= size)
+    if (offset >= size || !file_use(file))
         return 0;
     if (len > size - offset)
         len = (size_t)(size - offset);
     page_map_read(&file->received, offset, buf, len);
+    file_unuse(file);
     return len;
 }
 

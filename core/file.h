@@ -55,6 +55,17 @@ static inline uint64_t counter_get(const _Atomic uint64_t *counter)
 
 struct barrier;
 
+/* What the channels did for a file, one of them or all. */
+struct file_totals {
+    uint64_t packets, accepted, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
+};
+
+/* What a file that arrives is charged to. */
+struct file_budgets {
+    struct budget *memory;  /* its size in bytes */
+    struct budget *windows; /* address space for memory_window() */
+};
+
 struct file {
     atomic_uint refs;
     /*
@@ -65,7 +76,11 @@ struct file {
     char name[WIRE_NAME_MAX + 1];
     struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
 
-    struct file_channel *per_channel; /* set when the number of channels is known; then constant */
+    /*
+     * Set when the number of channels is known, and given up by file_settle(). Whoever works for a channel
+     * (receiver, or channel.lock) has it; others look with the lock held.
+     */
+    struct file_channel *per_channel;
     unsigned channels;
     unsigned first_channel, home_channels; /* the channels that its stripes go round */
 
@@ -89,7 +104,7 @@ struct file {
      */
     atomic_bool receiving;
     struct memory memory;
-    bool has_memory;
+    atomic_bool has_memory; /* release; of a device from its first byte on */
     bool settled; /* RAM: the memory takes owners and modes; guarded by the lock of the migration's attributes */
     /*
      * RAM: the pages that have arrived, and those whose memory holds something.
@@ -101,8 +116,8 @@ struct file {
     struct barrier *end_barrier; /* devices: at which the stream ends; the migration's thread */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
-    struct budget *budget;
-    pthread_mutex_t lock;  /* guards what follows; a leaf lock */
+    struct file_budgets budgets;
+    pthread_mutex_t lock;  /* guards what follows; a leaf lock, but for file_settle() */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
     unsigned readers;      /* waiting on arrived */
     struct follower *followers; /* who wants to read on, and is told */
@@ -111,6 +126,11 @@ struct file {
     bool ended;            /* the writers have closed it: what is there is all, for now */
     bool broken;           /* the migration is over and the stream will never end */
     bool dropped;          /* the memory has been given back: there is nothing to read */
+    unsigned users;        /* who look at the memory and the maps, and are no receivers: file_use() */
+    bool released;         /* the last of them has given all of it back */
+    uint64_t window;       /* bytes of address space that the budget has been charged for */
+    struct file_totals past; /* what is left of per_channel when it is given up */
+    uint64_t past_size;
     bool kept;             /* the migration has completed: the backing file is the user's */
     uint32_t *prefix;      /* devices: how much of each stripe has arrived without a gap from its start */
     uint64_t stripes;      /* length of prefix */
@@ -156,16 +176,19 @@ static inline void cleanup_file(struct file **file)
  */
 int file_set_channels(struct file *file, unsigned channels, unsigned device_channels);
 
-/* What the channels did for a file, one of them or all. */
-struct file_totals {
-    uint64_t packets, accepted, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
-};
-/** file_channel_totals - of one channel */
+/** file_channel_totals - of one channel; nothing when the file is settled */
 struct file_totals file_channel_totals(const struct file *file, unsigned channel);
 /** file_totals_add - add up */
 void file_totals_add(struct file_totals *sum, const struct file_totals *totals);
 /** file_totals - of all channels */
 struct file_totals file_totals(const struct file *file);
+
+/**
+ * file_settle - the migration is over: keep the sums, and free what is there for each channel
+ *
+ * Nobody works for a channel any more. At the source the caller holds the locks of all channels.
+ */
+void file_settle(struct file *file);
 
 /*
  * The destination's side.
@@ -181,13 +204,23 @@ static inline bool file_is_receiving(const struct file *file)
 }
 
 /**
- * file_receive_begin - make the memory of a file that will arrive
- * @size: declared; charged to @budget at once
+ * file_receive_begin - a file will arrive
+ * @size: declared; charged to the budget at once
  * @limit: no larger size will be allowed
- * @place, @name: memory_init()'s
+ * @place, @name: memory_init()'s, for RAM, whose memory is made now
  */
 int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
-                       const char *name, struct budget *budget, struct error *err);
+                       const char *name, const struct file_budgets *budgets, struct error *err);
+
+/** file_receive_storage - have the memory there before bytes are stored in it */
+int file_receive_storage(struct file *file, struct error *err);
+
+/**
+ * file_use - keep the memory from being given back while somebody who is no receiver looks at it
+ * Return: whether there is any; then file_unuse() follows.
+ */
+bool file_use(struct file *file);
+void file_unuse(struct file *file);
 
 /**
  * file_receive_prepare - have the memory of the next part of RAM there before it arrives
@@ -232,7 +265,17 @@ void file_receive_over(struct file *file, bool broken);
 /** file_receive_keep - the migration has completed: a backing file stays where it is */
 void file_receive_keep(struct file *file);
 
-/** file_receive_drop - the migration has failed: give the memory back; nobody writes any more */
+/** file_receive_unlink - the user has removed the migration: remove the backing file */
+void file_receive_unlink(struct file *file);
+
+/** file_receive_blocks - what stat(2) says of the memory, in blocks of 512 bytes */
+int64_t file_receive_blocks(struct file *file);
+
+/**
+ * file_receive_drop - the migration has failed: give everything back; nobody writes any more
+ *
+ * The last of those who look at the memory closes it. Readers get -ECONNRESET.
+ */
 void file_receive_drop(struct file *file);
 
 /**
@@ -283,7 +326,7 @@ int file_digest(struct file *file, uint8_t out[DIGEST_SIZE]);
 uint64_t file_received_map_size(const struct file *file);
 
 /** file_read_received_map - read it; the count */
-size_t file_read_received_map(const struct file *file, uint64_t offset, void *buf, size_t len);
+size_t file_read_received_map(struct file *file, uint64_t offset, void *buf, size_t len);
 
 /** file_kick - make the readers look at their interrupts */
 void file_kick(struct file *file);

@@ -13,7 +13,12 @@
 
 void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m))
 {
-    *host = (struct host){.limits = *limits, .budget.limit = limits->max_memory, .changed = changed};
+    *host = (struct host){
+        .limits = *limits,
+        .budget.limit = limits->max_memory,
+        .windows.limit = HOST_WINDOWS,
+        .changed = changed,
+    };
     attribute_table_init(&host->attributes, &limits->owner);
     pthread_mutex_init(&host->lock, NULL);
     pthread_cond_init(&host->gone, NULL);

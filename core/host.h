@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #define HOST_HISTORY 256
+#define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
 
 /* What a user sets when the daemon starts; constant after that. */
 struct limits {
@@ -44,6 +45,7 @@ struct outcome_record {
 struct host {
     struct limits limits;
     struct budget budget;
+    struct budget windows; /* of address space, for all incoming RAM */
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
     bool splices;    /* writes can come in a pipe; constant once there are migrations */
     /* Called after a change that status or poll(2) can show; with no lock held; any thread. */

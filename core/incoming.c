@@ -422,6 +422,8 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
 
     if (file_receive_size(file, r->index, packet->offset + packet->raw_length, limit_of(r->m, file), err) < 0)
         return -EIO;
+    if (file_receive_storage(file, err) < 0)
+        return -EIO;
     sink.window = file_window(file, packet->offset, packet->raw_length);
     if (packet->flags & WIRE_PACKET_ZSTD) {
         if (unpack(r, file, packet, sink.window, &raw, err) < 0 ||
@@ -807,6 +809,7 @@ static int check_size(const struct migration *m, const struct file *file, uint64
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
 {
     const struct limits *limits = &m->host->limits;
+    const struct file_budgets budgets = {.memory = &m->host->budget, .windows = &m->host->windows};
     struct incoming *in = m->in;
 
     if (id > limits->max_devices)
@@ -826,7 +829,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
         file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
-                           id == WIRE_RAM ? m->name : name, &m->host->budget, err) < 0 ||
+                           id == WIRE_RAM ? m->name : name, &budgets, err) < 0 ||
         migration_settle_file(m, file, err) < 0) {
         file_put(file);
         return -EIO;
@@ -1055,7 +1058,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
     for (uint32_t i = 0; i < in->file_count; i++) {
         struct file *file = in->files[i];
-        if (memory_resize(&file->memory, file_received_size(file), err) < 0)
+        if (file->has_memory && memory_resize(&file->memory, file_received_size(file), err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->host->lock);
@@ -1326,8 +1329,8 @@ enum wire_outcome incoming_outcome(struct migration *m)
 
 void incoming_release(struct migration *m)
 {
-    if (m->file_count > 0 && file_is_receiving(m->files[0]))
-        memory_unlink(&m->files[0]->memory);
+    if (m->file_count > 0)
+        file_receive_unlink(m->files[WIRE_RAM]);
     for (uint32_t i = 0; i < m->file_count; i++) {
         CLEANUP_FILE struct file *file = migration_get_file(m, i);
         if (file)
@@ -1337,14 +1340,16 @@ void incoming_release(struct migration *m)
 
 void incoming_ram_path(struct migration *m, char *out, size_t size)
 {
-    const struct memory *mem = m->file_count > 0 && file_is_receiving(m->files[0]) ? &m->files[0]->memory : NULL;
+    struct file *ram = migration_file(m, WIRE_RAM);
 
-    if (!mem)
-        out[0] = '\0';
-    else if (mem->path)
-        snprintf(out, size, "%s", mem->path);
+    out[0] = '\0';
+    if (!ram || !file_use(ram))
+        return;
+    if (ram->memory.path)
+        snprintf(out, size, "%s", ram->memory.path);
     else
-        snprintf(out, size, "/proc/%d/fd/%d", (int)getpid(), mem->fd);
+        snprintf(out, size, "/proc/%d/fd/%d", (int)getpid(), ram->memory.fd);
+    file_unuse(ram);
 }
 
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index)

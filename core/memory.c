@@ -17,11 +17,8 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define WINDOW_MAX (1ull << 40) /* more is not worth the address space */
-
-static void map_window(struct memory *mem, uint64_t limit, bool transparent)
+static void map_window(struct memory *mem, uint64_t size, bool transparent)
 {
-    uint64_t size = limit < WINDOW_MAX ? limit : WINDOW_MAX;
     void *map = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0) : MAP_FAILED;
 
     if (map == MAP_FAILED)
@@ -75,7 +72,7 @@ static int make_private_file(void)
     return private_tmpfs < 0 ? -1 : openat(private_tmpfs, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 }
 
-int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t limit,
+int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t window,
                 struct error *err)
 {
     const char *directory = place ? place->directory : NULL;
@@ -111,7 +108,7 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
     mem->fd = steal_fd(&fd);
     mem->path = steal_ptr(&path);
     if (!mem->block)
-        map_window(mem, limit, place && place->transparent);
+        map_window(mem, window, place && place->transparent);
     return 0;
 }
 
@@ -119,8 +116,7 @@ void memory_fini(struct memory *mem, bool keep)
 {
     if (mem->map)
         munmap(mem->map, mem->mapped);
-    if (mem->window)
-        munmap(mem->window, mem->window_size);
+    memory_unmap(mem);
     if (!keep)
         memory_unlink(mem);
     free(mem->path);
@@ -145,6 +141,13 @@ int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct err
     if ((st.st_mode & 07777) == mode || fchmod(mem->fd, mode) == 0)
         return 0;
     return error_set_errno(err, errno, "cannot set the mode of the backing file '%.160s'", mem->path);
+}
+
+void memory_unmap(struct memory *mem)
+{
+    if (mem->window)
+        munmap(mem->window, mem->window_size);
+    mem->window = NULL;
 }
 
 void memory_unlink(struct memory *mem)

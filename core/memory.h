@@ -52,9 +52,9 @@ struct memory_place {
  * memory_init - make an empty memory
  * @place: NULL: a memfd of ordinary pages
  * @name: of the file in a directory; a file of that name must not exist
- * @limit: it will not grow past it
+ * @window: how much of it gets a window, which takes address space; not on hugetlbfs
  */
-int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t limit,
+int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t window,
                 struct error *err);
 
 /** memory_fini - free it; @keep leaves the backing file where it is */
@@ -65,6 +65,9 @@ void memory_fini(struct memory *mem, bool keep);
  * @mode: permissions; the set-user-ID, set-group-ID and sticky bits stay as they are
  */
 int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct error *err);
+
+/** memory_unmap - give the window up; nobody uses it any more */
+void memory_unmap(struct memory *mem);
 
 /** memory_unlink - remove the backing file now; who has it open or mapped keeps it */
 void memory_unlink(struct memory *mem);

@@ -177,23 +177,20 @@ static mode_t mode_of(const struct node *node)
 }
 
 /* The size and the blocks of a file of data. */
-static void stat_file(const struct node *node, const struct file *file, struct stat *st)
+static void stat_file(const struct node *node, struct file *file, struct stat *st)
 {
-    struct stat stored;
-
     if (!migration_is_incoming(node->m)) {
         st->st_size = (off_t)atomic_load(&file->size);
         st->st_blocks = (st->st_size + 511) / 512;
     } else {
         st->st_size = (off_t)file_received_size(file);
-        if (file_is_receiving(file) && fstat(file->memory.fd, &stored) == 0)
-            st->st_blocks = stored.st_blocks;
+        st->st_blocks = file_receive_blocks(file);
     }
 }
 
 void node_stat(struct host *host, const struct node *node, struct stat *st)
 {
-    const struct file *file = node_file(node);
+    struct file *file = node_file(node);
     struct attribute_table *table;
     enum attribute_place directory;
     const struct attributes *which = find_attributes(host, node, &table, &directory);

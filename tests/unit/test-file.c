@@ -8,6 +8,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,7 +16,8 @@
 #define UNLIMITED UINT64_MAX
 #define DEVICE    1u
 
-static struct budget budget = {.limit = 1ull << 40};
+static struct budget budget = {.limit = 1ull << 40}, windows = {.limit = 4ull << 40};
+static const struct file_budgets budgets = {.memory = &budget, .windows = &windows};
 
 static struct file *make(uint32_t id, unsigned channels, uint64_t size)
 {
@@ -23,7 +25,7 @@ static struct file *make(uint32_t id, unsigned channels, uint64_t size)
     struct error err;
 
     cr_assert(zero(int, file_set_channels(file, channels, 0)));
-    CHECK_OK(file_receive_begin(file, size, 1ull << 40, NULL, file->name, &budget, &err));
+    CHECK_OK(file_receive_begin(file, size, 1ull << 40, NULL, file->name, &budgets, &err));
     return file;
 }
 
@@ -31,6 +33,7 @@ static void discard_file(struct file *file)
 {
     file_put(file);
     cr_expect(eq(u64, budget.used, 0), "the budget got everything back");
+    cr_expect(eq(u64, windows.used, 0), "the address space, too");
 }
 
 /* One packet's worth of data, as a receiver applies it: within one stripe, on its home channel. */
@@ -39,6 +42,7 @@ static void apply_data(struct file *file, uint64_t offset, const void *data, siz
     struct error err;
 
     CHECK_OK(file_receive_size(file, file_home(file, offset), offset + len, UNLIMITED, &err));
+    CHECK_OK(file_receive_storage(file, &err));
     CHECK_OK(memory_write(&file->memory, offset, data, len, &err));
     file_received(file, file_home(file, offset), offset, len);
 }
@@ -195,7 +199,7 @@ Test(file, limits)
     CHECK_FAILS(file_receive_size(file, 0, 1501, UNLIMITED, &err), CAUSE_QUOTA);
     other = file_new(2, "other");
     file_set_channels(other, 1, 0);
-    CHECK_FAILS(file_receive_begin(other, 501, UNLIMITED, NULL, "other", &budget, &err), CAUSE_QUOTA);
+    CHECK_FAILS(file_receive_begin(other, 501, UNLIMITED, NULL, "other", &budgets, &err), CAUSE_QUOTA);
     file_put(other);
     cr_expect(eq(u64, budget.used, 1000));
     CHECK_OK(file_receive_size(file, 0, 1500, UNLIMITED, &err));
@@ -946,6 +950,7 @@ static void receive_stream(void *arg)
             for (uint64_t i = 0; i < len; i++)
                 buf[i] = byte_at(at + i);
             file_receive_size(stream, channel, at + len, UNLIMITED, NULL);
+            file_receive_storage(stream, NULL);
             memory_write(&stream->memory, at, buf, len, NULL);
             file_received(stream, channel, at, len);
         }
@@ -973,4 +978,85 @@ Test(file, follow_a_stream)
         worker_join(&workers[c]);
     cr_expect(eq(u64, at, STREAM_LENGTH));
     discard_file(stream);
+}
+
+/* A device takes a descriptor when its first byte comes, and never address space; until then it reads as holes. */
+Test(file, device_without_a_byte)
+{
+    struct file *file = make(DEVICE, 2, 0);
+    struct error err;
+    char got[10] = "xxxxxxxxx";
+
+    CHECK_OK(file_receive_truncate(file, 0, 1000, 1, UNLIMITED, &err));
+    CHECK_OK(file_receive_truncate(file, 1, 1000, 1, UNLIMITED, &err));
+    CHECK_OK(file_receive_discard(file, file_home(file, 0), 0, 1000, &err));
+    cr_expect(not(file->has_memory));
+    file_receive_end(file, NULL);
+    cr_expect(eq(long, file_read(file, 995, got, sizeof(got), true, NULL), 5));
+    cr_expect(zero(int, memcmp(got, "\0\0\0\0\0xxxx", sizeof(got))));
+    cr_expect(eq(long, file_seek(file, 0, true), -ENXIO));
+    cr_expect(eq(long, file_seek(file, 0, false), 0));
+    cr_expect(eq(long, file_receive_blocks(file), 0));
+    apply_data(file, 10, "data", 4);
+    cr_expect(file->has_memory);
+    cr_expect(zero(ptr, file->memory.window));
+    cr_expect(eq(u64, windows.used, 0));
+    discard_file(file);
+}
+
+/* A migration has failed: all is given back at once, but for what somebody looks at, which goes with the last of them. */
+Test(file, drop_while_it_is_used)
+{
+    struct file *ram = make(WIRE_RAM, 2, STRIPE);
+    char got[4];
+
+    apply_data(ram, 0, "data", 4);
+    int fd = ram->memory.fd;
+    cr_assert(file_use(ram));
+    cr_assert(file_use(ram));
+    file_receive_drop(ram);
+    cr_expect(not(file_use(ram)), "nobody starts to look at it");
+    cr_expect(eq(long, file_read(ram, 0, got, sizeof(got), true, NULL), -ECONNRESET));
+    cr_expect(eq(u64, budget.used, 0));
+    file_unuse(ram);
+    cr_expect(ge(int, fcntl(fd, F_GETFD), 0), "one still looks");
+    file_unuse(ram);
+    cr_expect(eq(int, fcntl(fd, F_GETFD), -1));
+    cr_expect(zero(ptr, ram->received.words));
+    cr_expect(eq(u64, windows.used, 0));
+    cr_expect(eq(u64, file_read_received_map(ram, 0, got, sizeof(got)), 0));
+    cr_expect(eq(long, file_seek(ram, 0, true), -ENXIO));
+    file_settle(ram);
+    cr_expect(eq(u64, file_totals(ram).bytes, 4), "what it did is still told");
+    cr_expect(eq(u64, file_received_size(ram), STRIPE));
+    cr_expect(zero(ptr, ram->per_channel));
+    discard_file(ram);
+}
+
+/* Where the budget of address space is used up, there is no window, and all else works. */
+Test(file, no_room_for_a_window)
+{
+    struct file *files[6];
+    struct error err;
+
+    for (size_t i = 0; i < 6; i++) {
+        files[i] = file_new(WIRE_RAM, "ram");
+        CHECK_OK(file_set_channels(files[i], 1, 0));
+        CHECK_OK(file_receive_begin(files[i], 0, UNLIMITED, NULL, "ram", &budgets, &err));
+        cr_expect(eq(int, files[i]->memory.window != NULL, i < 4), "%zu", i);
+        apply_data(files[i], STRIPE, "data", 4);
+        cr_expect(eq(int, file_window(files[i], STRIPE, 4) != NULL, i < 4));
+    }
+    struct file *small = make(WIRE_RAM, 1, STRIPE);
+    cr_expect(zero(ptr, small->memory.window));
+    file_put(files[0]);
+    file_put(small);
+    small = make(WIRE_RAM, 1, STRIPE);
+    cr_expect(eq(u64, small->memory.window_size, STRIPE), "as large as it was declared");
+    file_settle(small);
+    cr_expect(zero(ptr, small->memory.window));
+    file_put(small);
+    for (size_t i = 1; i < 5; i++)
+        file_put(files[i]);
+    discard_file(files[5]);
 }
