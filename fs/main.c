@@ -7,7 +7,8 @@
  * until their migration ends, so it first fails what runs, and then lets the
  * workers finish.
  *
- * Exit status: 0; 1 when something failed; 2 when the command line is wrong.
+ * Exit status: 0; 1 when something failed; 2 when the command line is wrong; 32
+ * when another mount is in the way.
  */
 #include "cleanup.h"
 #include "digest.h"
@@ -16,6 +17,7 @@
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
+#include "mountpoint.h"
 #include "node.h"
 #include "ops.h"
 #include "options.h"
@@ -30,7 +32,8 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
-enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
+/* EXIT_MOUNT is mount(8)'s "mount failure". */
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MOUNT = 32 };
 
 static void on_kick(int signal)
 {
@@ -188,25 +191,51 @@ static int print_digest(const char *path)
     return 0;
 }
 
+/* The options that libfuse gets from us. */
+static int add_options(struct fuse_args *args, const struct options *options)
+{
+    CLEANUP_FREE char *text = NULL, *source = NULL;
+
+    if (asprintf(&source, "fsname=%s", options->source && *options->source ? options->source : "migfs") < 0) {
+        source = NULL;
+        return -ENOMEM;
+    }
+    if (fuse_opt_add_opt(&text, "default_permissions") < 0 || fuse_opt_add_opt(&text, "subtype=migfs") < 0 ||
+        fuse_opt_add_opt_escaped(&text, source) < 0 || fuse_opt_add_arg(args, "-o") < 0)
+        return -ENOMEM;
+    return fuse_opt_add_arg(args, text) < 0 ? -ENOMEM : 0;
+}
+
+/* Says what is wrong with the command line, or with the place. */
+static int refuse(const struct error *err)
+{
+    fprintf(stderr, "migfs: %s\n", err->message);
+    return err->cause == CAUSE_STATE || err->cause == CAUSE_UNSUPPORTED ? EXIT_MOUNT : EXIT_USAGE;
+}
+
 int main(int argc, char **argv)
 {
     struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
     struct options options;
     struct error err = {0};
+    char *absolute;
     int ret = 0;
 
     if (options_parse(&args, &options, &err) < 0) {
-        fprintf(stderr, "migfs: %s\n", err.message);
-        ret = EXIT_USAGE;
+        ret = refuse(&err);
     } else if (options.help) {
         options_help(argv[0]);
     } else if (options.version) {
         printf("migfs %s, protocol %d, libfuse %s\n", MIGFS_VERSION, WIRE_VERSION, fuse_pkgversion());
     } else if (options.digest) {
         ret = print_digest(options.digest);
-    } else if (fuse_opt_add_arg(&args, "-odefault_permissions,subtype=migfs,fsname=migfs") < 0) {
+    } else if (mountpoint_claim(options.mountpoint, options.stack, &absolute, &err) < 0) {
+        ret = refuse(&err);
+    } else if (add_options(&args, &options) < 0) {
         ret = EXIT_FAILED;
     } else {
+        free(options.mountpoint);
+        options.mountpoint = absolute;
         ret = start(&args, &options);
     }
     fuse_opt_free_args(&args);

@@ -4,9 +4,12 @@
  *
  * `-o listen=URI,URI`: libfuse splits the argument of -o at commas, so an option
  * that begins like a URI belongs to the list. The mount point is the last word;
- * mount(8) puts a source in front of it, which is ignored.
+ * mount(8) puts a source in front of it. That is the name that the mount gets:
+ * `mount -a` sees by it what is mounted already.
  */
 #include "options.h"
+#include "cleanup.h"
+#include "mountpoint.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -30,7 +33,7 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_UID, KEY_GID, KEY_UMASK, KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
+enum key { KEY_UID, KEY_GID, KEY_UMASK, KEY_SOURCE, KEY_STACK, KEY_REMOUNT, KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
@@ -38,6 +41,25 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("uid=", KEY_UID),
     FUSE_OPT_KEY("gid=", KEY_GID),
     FUSE_OPT_KEY("umask=", KEY_UMASK),
+    FUSE_OPT_KEY("fsname=", KEY_SOURCE),
+    FUSE_OPT_KEY("stack", KEY_STACK),
+    FUSE_OPT_KEY("remount", KEY_REMOUNT),
+    /* What fstab says to mount(8), which does not always keep it to itself. */
+    FUSE_OPT_KEY("defaults", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("auto", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("noauto", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("user", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("user=", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("nouser", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("users", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("nousers", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("owner", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("noowner", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("group", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("nogroup", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("_netdev", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("nofail", FUSE_OPT_KEY_DISCARD),
+    FUSE_OPT_KEY("comment=", FUSE_OPT_KEY_DISCARD),
     FUSE_OPT_KEY("hugepages=", KEY_HUGE_PAGES),
     FUSE_OPT_KEY("preallocate", KEY_PREALLOCATE),
     FUSE_OPT_KEY("expect", KEY_EXPECT),
@@ -140,12 +162,16 @@ static int set_backing(struct parser *parser, const char *path)
 
     free(options->backing);
     options->backing = realpath(path, NULL);
-    if (!options->backing) {
-        error_set_errno(parser->err, errno, "backing=%s", path);
+    if (!options->backing || stat(options->backing, &st) < 0) {
+        if (errno == ENOTCONN)
+            mountpoint_blame(path, parser->err);
+        else
+            error_set_errno(parser->err, errno, "%s", path);
+        error_prefix(parser->err, "backing");
         return -1;
     }
-    if (stat(options->backing, &st) < 0 || !S_ISDIR(st.st_mode)) {
-        error_set(parser->err, CAUSE_SYNTAX, "backing=%s: not a directory", path);
+    if (!S_ISDIR(st.st_mode)) {
+        error_set(parser->err, CAUSE_SYNTAX, "backing: %s: not a directory", path);
         return -1;
     }
     return 0;
@@ -225,6 +251,29 @@ static int set_mask(struct parser *parser, const char *text)
     return 0;
 }
 
+static int set_source(struct options *options, char *source)
+{
+    free(options->source);
+    options->source = source;
+    return 0;
+}
+
+/* The last word is the mount point, and one before it is the source. */
+static int add_word(struct parser *parser, const char *word)
+{
+    struct options *options = parser->options;
+
+    if (++parser->words > 2) {
+        error_set(parser->err, CAUSE_SYNTAX, "one mount point, please: '%.64s' is too much", word);
+        return -1;
+    }
+    if (options->mountpoint && !options->source)
+        set_source(options, steal_ptr(&options->mountpoint));
+    free(options->mountpoint);
+    options->mountpoint = strdup(word);
+    return 0;
+}
+
 static int process(void *data, const char *arg, int key, struct fuse_args *out)
 {
     struct parser *parser = data;
@@ -242,6 +291,15 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
         return set_group(parser, arg + strlen("gid="));
     case KEY_UMASK:
         return set_mask(parser, arg + strlen("umask="));
+    case KEY_SOURCE:
+        return set_source(options, strdup(arg + strlen("fsname=")));
+    case KEY_STACK:
+        options->stack = true;
+        return 0;
+    case KEY_REMOUNT:
+        error_set(parser->err, CAUSE_UNSUPPORTED,
+                  "a mount of migfs cannot be changed: unmount it, and mount it with the new options");
+        return -1;
     case KEY_HUGE_PAGES:
         return set_huge_pages(parser, arg + strlen("hugepages="));
     case KEY_PREALLOCATE:
@@ -269,32 +327,12 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
         options->debug = options->foreground = true;
         return 1;
     case FUSE_OPT_KEY_NONOPT:
-        if (++parser->words > 2) {
-            error_set(parser->err, CAUSE_SYNTAX, "one mount point, please: '%.64s' is too much", arg);
-            return -1;
-        }
-        free(options->mountpoint);
-        options->mountpoint = strdup(arg);
-        return 0;
+        return add_word(parser, arg);
     default:
+        if (!strncasecmp(arg, "x-", 2))
+            return 0; /* for whoever reads fstab */
         return uri_has_scheme(arg) ? add_uri(parser, arg) : 1;
     }
-}
-
-static int check_mountpoint(struct options *options, struct error *err)
-{
-    struct stat st;
-
-    if (!options->mountpoint)
-        return error_set(err, CAUSE_SYNTAX, "where should it be mounted? See migfs -h");
-    char *absolute = realpath(options->mountpoint, NULL);
-    if (!absolute)
-        return error_set_errno(err, errno, "the mount point '%.128s'", options->mountpoint);
-    free(options->mountpoint);
-    options->mountpoint = absolute;
-    if (stat(absolute, &st) == 0 && !S_ISDIR(st.st_mode))
-        return error_set(err, CAUSE_SYNTAX, "the mount point '%.128s' is not a directory", absolute);
-    return 0;
 }
 
 int options_parse(struct fuse_args *args, struct options *out, struct error *err)
@@ -327,13 +365,16 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     limits->ram.directory = out->backing;
     if (out->backing && limits->ram.huge_page)
         return error_set(err, CAUSE_SYNTAX, "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
-    return check_mountpoint(out, err);
+    if (!out->mountpoint)
+        return error_set(err, CAUSE_SYNTAX, "where should it be mounted? See migfs -h");
+    return 0;
 }
 
 void options_fini(struct options *options)
 {
     free(options->backing);
     free(options->mountpoint);
+    free(options->source);
     free(options->digest);
 }
 
@@ -360,6 +401,7 @@ void options_help(const char *program)
            "    -o max-migrations=N    at once, in both roles (default: %d)\n"
            "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
            "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
+           "    -o stack               mount even where migfs is mounted already\n"
            "    -o allow_other, ...    options of FUSE; see mount.fuse3(8)\n"
            "\n"
            "The files of the mount are described in migfs(5).\n",

@@ -13,7 +13,9 @@ struct options {
     char *backing;
     struct uri uris[LISTENER_URIS_MAX];
     unsigned uri_count;
-    char *mountpoint; /* an absolute path */
+    char *mountpoint;
+    char *source; /* what the mount is called in the table of mounts; NULL: migfs */
+    bool stack;   /* mount even over a mount of migfs */
     char *digest;     /* a file whose digest is asked for, instead of a mount */
     bool foreground, help, version, debug;
 };

@@ -16,7 +16,7 @@ mount --bind bin /usr/local/bin
 
 uri=unix:$dir/socket
 limited mount -t fuse.migfs none "$dir/mnt" -o "listen=$uri,max-ram=64M,allow_other,nosuid,nodev"
-grep -q "^migfs $dir/mnt fuse.migfs .*nosuid.*allow_other" /proc/self/mounts || fail "$(grep "$dir/mnt" /proc/self/mounts)"
+grep -q "^none $dir/mnt fuse.migfs .*nosuid.*allow_other" /proc/self/mounts || fail "$(grep "$dir/mnt" /proc/self/mounts)"
 migfs src
 outgoing vm
 truncate -s 1M src/vm/ram

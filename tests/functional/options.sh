@@ -30,7 +30,7 @@ gives 2 'option' -f --nonsense mnt
 gives 2 'not a URI' -f -o listen=here mnt
 gives 2 'expected a port' -f -o listen=tcp:host: mnt
 gives 2 'not a URI' -f -o listen= mnt
-gives 2 'backing=nowhere' -f -o backing=nowhere mnt
+gives 2 'backing: nowhere' -f -o backing=nowhere mnt
 gives 2 'not a directory' -f -o backing=file mnt
 gives 2 'hugepages=3M: no, yes, or' -f -o hugepages=3M mnt
 gives 2 'hugepages.*size' -f -o hugepages=maybe mnt
