@@ -32,14 +32,14 @@ void host_fini(struct host *host)
 }
 
 /*
- * The migration of a name that users see, or (@visible false) the one that is arriving: there is
- * at most one of each. Called with host->lock held.
+ * The migration of a name that users see. Any number of others may be arriving under the name: the first
+ * whose channels are all there takes it. Called with host->lock held.
  */
-static struct migration *find(struct host *host, const char *name, bool visible)
+static struct migration *find(struct host *host, const char *name)
 {
     struct migration *m = host->first;
 
-    while (m && (m->visible != visible || strcmp(m->name, name)))
+    while (m && (!m->visible || strcmp(m->name, name)))
         m = m->next;
     return m;
 }
@@ -47,7 +47,7 @@ static struct migration *find(struct host *host, const char *name, bool visible)
 struct migration *host_find(struct host *host, const char *name)
 {
     SCOPED_LOCK(&host->lock);
-    struct migration *m = find(host, name, true);
+    struct migration *m = find(host, name);
     return m ? migration_get(m) : NULL;
 }
 
@@ -177,7 +177,7 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     pthread_mutex_lock(&host->lock);
-    struct migration *old = find(host, name, true);
+    struct migration *old = find(host, name);
     int ret = 0;
     if (host->closed)
         ret = error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
@@ -245,15 +245,10 @@ static int enlist_arriving(struct host *host, struct migration *m, struct migrat
                            struct error *err)
 {
     SCOPED_LOCK(&host->lock);
-    struct migration *arriving = find(host, m->name, false), *old = find(host, m->name, true);
-
-    if (arriving && !has_failed(arriving))
-        return is_taken(arriving, err);
+    struct migration *old = find(host, m->name);
     bool stale = old && has_failed(old) && (again || !old->out);
     if (check_arrival(host, stale && !old->out ? NULL : stale ? again : old, m->name, err) < 0)
         return -EIO;
-    if (arriving)
-        make_way(host, arriving, gone);
     if (stale)
         make_way(host, old, gone);
     if (stale && again)
@@ -263,7 +258,7 @@ static int enlist_arriving(struct host *host, struct migration *m, struct migrat
     if (host->count >= host->limits.max_migrations)
         return is_full(host, err);
     add_to_list(host, m, false);
-    old = find(host, m->name, true);
+    old = find(host, m->name);
     if (old) {
         pthread_mutex_lock(&old->lock);
         m->settings.timeout_ms = old->settings.timeout_ms;
@@ -355,7 +350,7 @@ static int take_over(struct migration *expected, struct migration *arriving, str
 int host_arrive(struct host *host, struct migration *m, struct migration **out, struct error *err)
 {
     pthread_mutex_lock(&host->lock);
-    struct migration *expected = find(host, m->name, true);
+    struct migration *expected = find(host, m->name);
     bool takes_over = false;
     int ret = check_arrival(host, expected, m->name, err);
 

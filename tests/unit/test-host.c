@@ -163,7 +163,6 @@ Test(host, incoming)
     cr_expect(eq(uint, m->settings.device_channels, 1));
     cr_expect(m->settings.checksum);
     cr_expect(zero(ptr, host_find(host, "vm")), "not shown before its channels are there");
-    CHECK_FAILS(host_add_incoming(host, &again, &other, &err), CAUSE_EXISTS);
     other = host_find_session(host, "vm", hello.session);
     cr_expect(eq(ptr, other, m));
     migration_put(other);
@@ -181,6 +180,36 @@ Test(host, incoming)
     end(host);
 }
 
+/* Of two that arrive under a name, the first whose channels are all there takes it. */
+Test(host, two_at_once)
+{
+    for (int expected = 0; expected < 2; expected++) {
+        struct host *host = make(10);
+        struct migration *m = expected ? add(host, "vm") : NULL, *shown = NULL;
+        struct hello hellos[2] = {peer_hello("vm", 1), peer_hello("vm", 2)};
+        struct migration *peers[2];
+        struct error err;
+
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(host_add_incoming(host, &hellos[i], &peers[i], &err));
+            peers[i]->state = STATE_SETUP;
+        }
+        CHECK_OK(host_arrive(host, peers[1], &shown, &err));
+        cr_expect(eq(ptr, shown, m ? m : peers[1]));
+        cr_expect(eq(uint, shown->settings.channels, 2));
+        CHECK_FAILS(host_arrive(host, peers[0], &m, &err), CAUSE_EXISTS);
+        cr_expect(eq(int, (int)peers[0]->state, STATE_SETUP), "for whoever calls to end it");
+        cr_expect(eq(int, (int)shown->state, STATE_ACTIVE));
+        peers[0]->state = shown->state = STATE_FAILED;
+        for (int i = 0; i < 2; i++)
+            migration_put(peers[i]);
+        if (expected)
+            migration_put(shown);
+        migration_put(shown);
+        end(host);
+    }
+}
+
 /* Who fails makes way for a new attempt of the same name; who completed, or is outgoing, does not. */
 Test(host, who_makes_way)
 {
@@ -188,7 +217,7 @@ Test(host, who_makes_way)
         enum state state;
         bool makes_way;
     } cases[] = {
-        {STATE_NONE, false}, {STATE_SETUP, false}, {STATE_ACTIVE, false}, {STATE_COMPLETED, false}, {STATE_FAILED, true}, {STATE_CANCELLED, true},
+        {STATE_ACTIVE, false}, {STATE_COMPLETED, false}, {STATE_FAILED, true}, {STATE_CANCELLED, true},
     };
     struct error err;
 
@@ -197,8 +226,7 @@ Test(host, who_makes_way)
         struct hello hello = peer_hello("vm", 1), again = peer_hello("vm", 1);
         struct migration *m, *next;
         CHECK_OK(host_add_incoming(host, &hello, &m, &err));
-        if (cases[i].state > STATE_SETUP)
-            arrive(host, m);
+        arrive(host, m);
         m->state = cases[i].state;
         if (cases[i].makes_way) {
             CHECK_OK(host_add_incoming(host, &again, &next, &err));
@@ -206,9 +234,8 @@ Test(host, who_makes_way)
         } else {
             CHECK_FAILS(host_add_incoming(host, &again, &next, &err), CAUSE_EXISTS);
         }
-        /* Users do not see it before it is active. */
-        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err),
-                    cases[i].state > STATE_SETUP && !cases[i].makes_way ? CAUSE_EXISTS : CAUSE_QUOTA);
+        /* What users do not see yet is in nobody's way. */
+        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err), cases[i].makes_way ? CAUSE_QUOTA : CAUSE_EXISTS);
         m->state = STATE_FAILED;
         migration_put(m);
         end(host);
@@ -258,7 +285,7 @@ Test(host, expected)
 {
     struct host *host = make(10);
     struct migration *m = add(host, "vm"), *peer, *shown = NULL;
-    struct hello hello = peer_hello("vm", 3), again = peer_hello("vm", 3);
+    struct hello hello = peer_hello("vm", 3);
     struct file *device = NULL;
     struct error err;
 
@@ -270,7 +297,6 @@ Test(host, expected)
     cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
     cr_expect(eq(uint, peer->settings.timeout_ms, 7000));
     cr_expect(eq(int, (int)m->role, ROLE_NONE), "it has not arrived yet");
-    CHECK_FAILS(host_add_incoming(host, &again, &shown, &err), CAUSE_EXISTS);
     peer->state = STATE_SETUP;
     CHECK_OK(host_arrive(host, peer, &shown, &err));
     cr_expect(eq(ptr, shown, m));

@@ -138,6 +138,36 @@ Test(incoming, idle_connections_keep_nobody_out)
     rig_fini(&rig);
 }
 
+/* A peer that begins and does not go on keeps nobody out. */
+Test(incoming, stalled_peer_of_the_same_name)
+{
+    struct hello_reply reply;
+    struct error err;
+    uint8_t body[WIRE_BODY_MAX];
+    struct message message;
+    struct peer p = {0};
+
+    rig_init(&rig, place(), NULL);
+    p.hello = peer_hello("vm", 2);
+    p.main = peer_greet(rig.address, &p.hello, &reply);
+    cr_assert(not(zero(ptr, p.main)));
+    struct migration *m = rig_start(&rig, "vm", 2, 0);
+    /* What it gets when it goes on. */
+    for (unsigned c = 0; c < 2; c++) {
+        struct hello hello = p.hello;
+        hello.kind = WIRE_HELLO_DATA;
+        hello.channel = c;
+        p.data[c] = peer_greet(rig.address, &hello, &reply);
+        cr_assert(not(zero(ptr, p.data[c])));
+    }
+    cr_expect(eq(int, peer_receive(p.main, &message, body), 0));
+    cr_expect(eq(int, (int)message.type, WIRE_ABORT));
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    migration_put(m);
+    peer_close(&p);
+    rig_fini(&rig);
+}
+
 Test(incoming, channels_that_do_not_belong)
 {
     struct hello hello;
@@ -150,9 +180,6 @@ Test(incoming, channels_that_do_not_belong)
     cr_assert(not(zero(ptr, p.main)));
 
     hello = peer_hello("vm", 2);
-    cr_expect(zero(ptr, peer_greet(rig.address, &hello, &reply)));
-    cr_expect(eq(int, (int)reply.cause, CAUSE_EXISTS), "a second peer of the same name");
-
     hello.kind = WIRE_HELLO_DATA;
     cr_expect(zero(ptr, peer_greet(rig.address, &hello, &reply)));
     cr_expect(eq(int, (int)reply.cause, CAUSE_NOT_FOUND), "another session's channel");
@@ -178,6 +205,10 @@ Test(incoming, channels_that_do_not_belong)
     hello.channel = 1;
     p.data[1] = peer_greet(rig.address, &hello, &reply);
     cr_assert(not(zero(ptr, p.data[1])), "and after all that it starts");
+    migration_put(rig_arrived(&rig, "vm"));
+    struct hello second = peer_hello("vm", 2);
+    cr_expect(zero(ptr, peer_greet(rig.address, &second, &reply)));
+    cr_expect(eq(int, (int)reply.cause, CAUSE_EXISTS), "a second peer of the same name");
     cr_expect(eq(int, (int)peer_announce(&p, 0, RAM_SIZE, "ram"), CAUSE_NONE));
     cr_expect(zero(ptr, peer_greet(rig.address, &hello, &reply)));
     cr_expect(eq(int, (int)reply.cause, CAUSE_STATE), "a channel too many");
