@@ -11,6 +11,11 @@
  *   keeps until every receiver has passed its own; a receiver that passes the
  *   next count that anybody waits for wakes mig-in.
  *
+ *   Users do not see a migration that arrives before all of its channels are there.
+ *   If they have made one of its name by then, which expects it, that one takes over
+ *   what belongs to the arriving one (host_arrive()): so what they have opened and
+ *   wait for stays the same, and an attempt that fails before has touched nothing.
+ *
  *   As often as it sends its heartbeat, mig-in tells the source what has arrived,
  *   and looks whether anything still does while a barrier waits (stall.h).
  */
