@@ -27,7 +27,7 @@ told() {
 	same "$1" "$2"
 }
 
-pair
+pair -o timeout=1000
 random image 3000000
 random device 1234567
 
@@ -79,6 +79,39 @@ expect ok rmdir src/vm
 outgoing vm
 refused EEXIST src/vm/error 'exists already: it is completed' write src/vm/control start
 forget src/vm dst/vm src/again
+
+say "its owner, its modes and its timeout"
+expect ok mkdir dst/vm
+touch dst/vm/device-state/disk
+expect ok write dst/vm/timeout 2
+chmod 750 dst/vm
+chmod 640 dst/vm/device-state/disk dst/vm/ram
+[ "$(id -u)" != 0 ] || chown -R 1234:5678 dst/vm
+owners() { stat -c '%n %u %g %a' dst/vm dst/vm/ram dst/vm/status dst/vm/device-state dst/vm/device-state/disk; }
+owners >owners.before
+[ "$(id -u)" != 0 ] || grep -q 'disk 1234 5678 640' owners.before
+outgoing vm
+for end in failed completed; do
+	tell src/vm start
+	reaches dst/vm active
+	owners >owners.after
+	cmp owners.before owners.after
+	[ $end = failed ] || break
+	# The mount's timeout is longer than a test may take.
+	stop_migfs src
+	[[ $(limited cat dst/vm/wait) =~ ^failed:.*2000\ ms ]] || fail "wait says $(cat dst/vm/wait)"
+	owners >owners.after
+	cmp owners.before owners.after
+	continue_migfs src
+	reaches src/vm failed
+	forget src/vm
+	outgoing vm
+done
+echo theirs >src/vm/device-state/disk
+tell src/vm complete
+owners >owners.after
+cmp owners.before owners.after
+forget src/vm dst/vm
 
 say "too large"
 expect ok mkdir dst/vm
@@ -182,7 +215,7 @@ unmount dst
 
 say "-o expect"
 rm -f socket
-migfs dst -o "listen=$uri,expect"
+migfs dst -o "listen=$uri,expect,timeout=1000"
 outgoing vm
 refused EPERM src/vm/error "the destination refuses: nobody here expects a migration 'vm'" write src/vm/control start
 [[ $(cat dst/.error) =~ nobody\ here\ expects ]]
