@@ -749,14 +749,25 @@ int64_t file_seek(struct file *file, uint64_t offset, bool data)
     return found;
 }
 
-/* Where nothing is held there is nothing to read. */
+static bool is_dropped(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    return file->dropped;
+}
+
+/* What is there, not what ought to be. A hole need not be read. */
 static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len)
 {
     struct file *file = arg;
-    uint64_t first = offset / WIRE_PAGE_SIZE, end = (offset + len + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
 
     atomic_fetch_add_explicit(&file->work, len, memory_order_relaxed);
-    if (!file->has_memory || (file->id == WIRE_RAM && page_map_next(&file->held, first, end, true) == end))
+    /* Of a migration that is over; nobody needs to know any more. */
+    if (is_dropped(file))
+        return -ECONNRESET;
+    if (!file->has_memory)
+        return 0;
+    int64_t data = memory_seek(&file->memory, offset, true);
+    if (data == -ENXIO || data >= (int64_t)(offset + len))
         return 0;
     return memory_read(&file->memory, offset, buf, len);
 }
@@ -766,11 +777,26 @@ int file_digest(struct file *file, uint8_t out[DIGEST_SIZE])
     if (!file_use(file))
         return -ECONNRESET;
     int ret = digest_compute(file_received_size(file), read_for_digest, file, out);
-    pthread_mutex_lock(&file->lock);
-    bool dropped = file->dropped;
-    pthread_mutex_unlock(&file->lock);
+    if (ret == 0 && is_dropped(file))
+        ret = -ECONNRESET;
     file_unuse(file);
-    return ret == 0 && dropped ? -ECONNRESET : ret;
+    return ret;
+}
+
+int file_digest_pieces(struct file *file, uint64_t first, uint64_t count, uint8_t *out)
+{
+    struct digest_source source = {.size = file_received_size(file), .read = read_for_digest, .arg = file};
+    uint64_t pieces = (source.size + DIGEST_PIECE - 1) / DIGEST_PIECE;
+
+    if (first > pieces || count > pieces - first)
+        return -ERANGE;
+    if (!file_use(file))
+        return -ECONNRESET;
+    int ret = digest_pieces(&source, first, count, out);
+    if (ret == 0 && is_dropped(file))
+        ret = -ECONNRESET;
+    file_unuse(file);
+    return ret;
 }
 
 uint64_t file_received_map_size(const struct file *file)

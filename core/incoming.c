@@ -57,6 +57,13 @@ struct manifest {
     uint64_t counts[WIRE_CHANNELS_MAX];
 };
 
+/* A question about the contents of a file. */
+struct question {
+    enum wire_message_type type; /* WIRE_DIGEST, or WIRE_VERIFY about @count pieces from @first on */
+    uint64_t id, first;
+    uint32_t file, count;
+};
+
 struct incoming {
     struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over */
     uint64_t max_ram;    /* the largest RAM; constant once there are receivers */
@@ -79,8 +86,7 @@ struct incoming {
     bool preparing;                /* it has to be joined; mig-in's */
     atomic_bool prepare_ends;      /* it is to end */
     atomic_bool digesting;         /* thread mig-digest answers a question */
-    uint32_t digest_file;          /* its file; written before the thread is made */
-    uint64_t digest_id;
+    struct question question;      /* it; written before the thread is made */
 
     /* Guarded by migration.lock: */
     bool has_session;
@@ -968,50 +974,73 @@ static int on_complete(struct migration *m, const struct message *message, struc
     return add_barrier(m, barrier, err);
 }
 
-/* Answers the question that is open; @digest is NULL where there is none. */
-static void answer_digest(struct migration *m, enum cause cause, const uint8_t *digest)
+/* The digests that a question is about. */
+static uint32_t digests_of(const struct question *question)
+{
+    return question->type == WIRE_VERIFY ? question->count : 1;
+}
+
+/* Answers the question that is open. @body: where the answer is written; the digests are in it, behind the cause. */
+static void answer(struct migration *m, enum cause cause, uint8_t *body)
 {
     struct incoming *in = m->in;
-    uint8_t buf[4 + DIGEST_SIZE] = {0};
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    uint64_t id = in->digest_id;
+    struct question question = in->question;
+    struct wire_writer w = {body, body, body + 4};
+    enum wire_message_type type = question.type == WIRE_VERIFY ? WIRE_VERIFY_REPLY : WIRE_DIGEST_REPLY;
+    uint32_t size = digests_of(&question) * DIGEST_SIZE;
 
-    wire_write_u32(&body, cause);
-    if (digest)
-        memcpy(buf + 4, digest, DIGEST_SIZE);
+    wire_write_u32(&w, cause);
+    if (cause != CAUSE_NONE && type == WIRE_VERIFY_REPLY)
+        size = 0;
+    else if (cause != CAUSE_NONE)
+        memset(body + 4, 0, size);
     atomic_store(&in->digesting, false);
-    session_send(&in->session, WIRE_DIGEST_REPLY, id, buf, sizeof(buf));
+    session_send(&in->session, type, question.id, body, 4 + size);
+}
+
+static int compute(struct file *file, const struct question *question, uint8_t *digests)
+{
+    if (question->type == WIRE_VERIFY)
+        return file_digest_pieces(file, question->first, question->count, digests);
+    return file_digest(file, digests);
 }
 
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
 static void *mig_digest(void *arg)
 {
     struct migration *m = arg;
-    struct incoming *in = m->in;
-    uint8_t digest[DIGEST_SIZE];
+    const struct question *question = &m->in->question;
+    uint8_t few[4 + DIGEST_SIZE];
+    CLEANUP_FREE uint8_t *many = malloc(4 + digests_of(question) * (size_t)DIGEST_SIZE);
 
     pthread_setname_np(pthread_self(), "mig-digest");
-    int ret = file_digest(announced_file(in, in->digest_file), digest);
-    answer_digest(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, ret < 0 ? NULL : digest);
+    int ret = many ? compute(announced_file(m->in, question->file), question, many + 4) : -ENOMEM;
+    answer(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, many ? many : few);
     migration_put(m);
     return NULL;
 }
 
-static int on_digest(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
+static int on_question(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
     struct incoming *in = m->in;
-    uint32_t file = wire_read_u32(body);
+    struct question question = {.type = message->type, .id = message->id, .file = wire_read_u32(body)};
+    uint8_t few[4 + DIGEST_SIZE];
 
-    if (!wire_read_done(body) || !announced_file(in, file))
+    if (question.type == WIRE_VERIFY) {
+        question.count = wire_read_u32(body);
+        question.first = wire_read_u64(body);
+    }
+    if (!wire_read_done(body) || !announced_file(in, question.file))
         return error_set(err, CAUSE_PROTOCOL, "a question about a file that does not exist");
+    if (question.type == WIRE_VERIFY && (!question.count || question.count > WIRE_VERIFY_MAX))
+        return error_set(err, CAUSE_PROTOCOL, "a question about %u pieces of a file", question.count);
     if (atomic_exchange(&in->digesting, true))
         return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
-    in->digest_file = file;
-    in->digest_id = id;
+    in->question = question;
     struct error failure = {0};
     if (migration_start_thread(m, mig_digest, &failure) < 0) {
         log_error("%s: %s", m->name, failure.message);
-        answer_digest(m, failure.cause, NULL);
+        answer(m, failure.cause, few);
     }
     return 0;
 }
@@ -1167,7 +1196,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_SYNC:
         return on_sync(m, message, body, err);
     case WIRE_DIGEST:
-        return on_digest(m, message->id, body, err);
+    case WIRE_VERIFY:
+        return on_question(m, message, body, err);
     case WIRE_COMPLETE:
         return on_complete(m, message, body, err);
     case WIRE_COMMIT:

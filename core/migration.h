@@ -53,6 +53,7 @@ struct settings {
     enum zerocopy_mode zero_copy;
     /* Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that is known to be faster. */
     enum choice splice;
+    bool verify;     /* both ends compare what both have before the commit */
     bool zero_pages; /* look for zero pages in what is written to RAM */
 };
 

@@ -44,11 +44,13 @@ struct attempt {
     bool peer_aborted;    /* the destination said why; it needs no goodbye */
     struct round round_start; /* the sums when the current round began */
     struct {
-        uint64_t id; /* of the question; 0: none is open */
-        bool there;
+        uint64_t id;                 /* 0: none is open */
+        enum wire_message_type type; /* WIRE_DIGEST or WIRE_VERIFY */
+        bool there;                  /* the answer, or (its asker has left) nobody waits for it */
         enum cause cause;
-        uint8_t digest[DIGEST_SIZE];
-    } digest;
+        uint8_t *digests; /* where they go: the asker's */
+        size_t size;
+    } question; /* about what the destination has */
     /* The file that the destination has been told of, and has not answered about. One at a time, so that they come in order. */
     struct {
         struct file *file; /* a reference; NULL: there is none */
@@ -84,6 +86,7 @@ struct outgoing {
 
     struct progress progress; /* mig-out's */
     struct stall_watch watch; /* mig-out's */
+    _Atomic uint64_t verified; /* bytes of RAM that the last verification has found the same so far */
 
     /*
      * Of the RAM, or NULL. Changed with migration.lock held: at will before the
@@ -202,7 +205,7 @@ static bool is_answer_due(const struct outgoing *out)
 {
     const struct attempt *attempt = &out->attempt;
 
-    return out->waiters || (attempt->digest.id && !attempt->digest.there) ||
+    return out->waiters || (attempt->question.id && !attempt->question.there) ||
            (attempt->announced.file && !attempt->announced.there) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
@@ -539,6 +542,9 @@ static int may_start(struct migration *m, struct error *err)
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
 static bool wants_checksum(const struct settings *settings, bool by_reference)
 {
+    /* Nothing is left here of what comes through FUSE: only what it was sent with can tell. */
+    if (settings->verify && !by_reference)
+        return true;
     if (settings->checksum_choice != CHOICE_AUTO)
         return settings->checksum_choice == CHOICE_ON;
     return settings->compress || (settings->zero_pages && !by_reference);
@@ -1568,47 +1574,188 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     return 0;
 }
 
+/*
+ * Asks the destination about the contents of a file, when no question is open any more: it answers one at a
+ * time, and one that nobody waits for is still open. Returns the question's id; 0 when the migration has left
+ * @during, or the wait was interrupted. @digests stays until await_digests() has returned.
+ */
+static uint64_t ask_digests(struct migration *m, enum state during, enum wire_message_type type, const void *body,
+                            uint32_t length, uint8_t *digests, size_t size, const struct interrupt *interrupt)
+{
+    struct outgoing *out = m->out;
+
+    pthread_mutex_lock(&m->lock);
+    while (m->state == during && out->attempt.question.id && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? ++out->attempt.last_id : 0;
+    if (id) {
+        out->attempt.question.id = id;
+        out->attempt.question.type = type;
+        out->attempt.question.there = false;
+        out->attempt.question.digests = digests;
+        out->attempt.question.size = size;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (id)
+        session_send(&out->session, type, id, body, length);
+    return id;
+}
+
+/* Waits for the answer, or (@leave) not: whoever reads it throws it away. */
+static int await_digests(struct migration *m, const struct file *file, uint64_t id, bool leave,
+                         const struct interrupt *interrupt, struct error *err)
+{
+    struct attempt *attempt = &m->out->attempt;
+
+    SCOPED_LOCK(&m->lock);
+    while (!leave && state_is_running(m->state) && attempt->question.id == id && !attempt->question.there &&
+           !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    bool ours = attempt->question.id == id;
+    if (ours && attempt->question.there) {
+        attempt->question.id = 0;
+        pthread_cond_broadcast(&m->changed);
+        if (attempt->question.cause != CAUSE_NONE)
+            return error_set(err, attempt->question.cause, "the destination cannot read '%.64s'", file->name);
+        return 0;
+    }
+    if (ours) {
+        attempt->question.there = true;
+        attempt->question.digests = NULL;
+    }
+    if (state_is_running(m->state))
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    return error_set(err, m->failure.cause, "%s", m->failure.message);
+}
+
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
                     uint8_t digest[DIGEST_SIZE], struct error *err)
 {
-    struct outgoing *out = m->out;
     uint8_t buf[4];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+
+    if (check_command(m, COMMAND_SYNC, err) < 0)
+        return -EIO;
+    wire_write_u32(&body, file->id);
+    uint64_t id = ask_digests(m, STATE_ACTIVE, WIRE_DIGEST, buf, sizeof(buf), digest, DIGEST_SIZE, interrupt);
+    if (id)
+        return await_digests(m, file, id, false, interrupt, err);
+    if (check_command(m, COMMAND_SYNC, err) < 0)
+        return -EIO;
+    return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+}
+
+/*
+ * Verifying: the RAM's file and what the destination has are compared piece by piece, by their digests. A
+ * thousand at a time, so that nobody works long for one who has left.
+ */
+#define VERIFY_PIECES 1024u
+
+struct verification {
+    struct migration *m;
+    const struct interrupt *interrupt;
+    struct reference_reader reader;
+};
+
+static ssize_t read_for_verification(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    struct verification *v = arg;
+
+    return reference_read(&v->reader, offset, buf, len);
+}
+
+static bool verification_stops(void *arg)
+{
+    struct verification *v = arg;
+
+    return interrupt_is_hit(v->interrupt) || atomic_load(&v->m->state) != STATE_COMPLETING;
+}
+
+/* The first piece whose digests differ, or @count. */
+static uint32_t first_difference(const uint8_t *ours, const uint8_t *theirs, uint32_t count)
+{
+    uint32_t i = 0;
+
+    while (i < count && !memcmp(ours + i * DIGEST_SIZE, theirs + i * DIGEST_SIZE, DIGEST_SIZE))
+        i++;
+    return i;
+}
+
+static int verify_pieces(struct verification *v, const struct digest_source *source, uint64_t first, uint32_t count,
+                         uint8_t *digests, struct error *err)
+{
+    struct migration *m = v->m;
+    struct file *ram = m->files[WIRE_RAM];
+    uint8_t *theirs = digests + (size_t)count * DIGEST_SIZE;
+    uint8_t buf[16];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+
+    wire_write_u32(&body, WIRE_RAM);
+    wire_write_u32(&body, count);
+    wire_write_u64(&body, first);
+    uint64_t id = ask_digests(m, STATE_COMPLETING, WIRE_VERIFY, buf, sizeof(buf), theirs,
+                              (size_t)count * DIGEST_SIZE, v->interrupt);
+    if (!id)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    /* Both ends compute at the same time. */
+    int ret = digest_pieces(source, first, count, digests);
+    struct error lost = {0};
+    int answered = await_digests(m, ram, id, ret < 0, v->interrupt, &lost);
+    if (ret == -ECANCELED)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    if (ret == -ENODATA)
+        return error_set(err, CAUSE_IO, "the RAM source has become shorter");
+    if (ret < 0)
+        return error_set_errno(err, ret, "cannot read the RAM source to verify it");
+    if (answered < 0) {
+        *err = lost;
+        return -EIO;
+    }
+    uint32_t differs = first_difference(digests, theirs, count);
+    if (differs < count)
+        return error_set(err, CAUSE_MISMATCH,
+                         "'%.64s' is not the same at both ends in the MiB at offset %llu: damaged on the way, or changed "
+                         "after it was sent",
+                         ram->name, (unsigned long long)(first + differs) * DIGEST_PIECE);
+    uint64_t end = (first + count) * DIGEST_PIECE;
+    atomic_store(&m->out->verified, end < source->size ? end : source->size);
+    return 0;
+}
+
+/* Everything is applied: are the bytes that both ends have the same? Of what came through FUSE there is no copy here. */
+static int verify(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    struct outgoing *out = m->out;
+    struct verification v = {.m = m, .interrupt = interrupt};
+    struct digest_source source = {
+        .size = atomic_load(&m->files[WIRE_RAM]->size),
+        .read = read_for_verification,
+        .stop = verification_stops,
+        .arg = &v,
+    };
+    uint64_t pieces = (source.size + DIGEST_PIECE - 1) / DIGEST_PIECE;
     int ret = 0;
 
-    wire_write_u32(&body, file->id);
+    if (!m->settings.verify || !out->reference)
+        return 0;
+    CLEANUP_FREE uint8_t *digests = malloc((size_t)VERIFY_PIECES * 2 * DIGEST_SIZE);
     pthread_mutex_lock(&m->lock);
-    /* The destination answers one question at a time; a question that nobody waits for any more is still open. */
-    while (m->state == STATE_ACTIVE && out->attempt.digest.id && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    ret = migration_allows(m, COMMAND_SYNC, err);
-    if (ret == 0 && interrupt_is_hit(interrupt))
-        ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    uint64_t id = ret == 0 ? ++out->attempt.last_id : 0;
-    if (ret == 0) {
-        out->attempt.digest.id = id;
-        out->attempt.digest.there = false;
-    }
+    v.reader = reference_open(out->reference);
     pthread_mutex_unlock(&m->lock);
-    if (ret < 0)
-        return ret;
-    session_send(&m->out->session, WIRE_DIGEST, id, buf, sizeof(buf));
-    SCOPED_LOCK(&m->lock);
-    while (state_is_running(m->state) && out->attempt.digest.id == id && !out->attempt.digest.there && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (out->attempt.digest.id == id && out->attempt.digest.there) {
-        memcpy(digest, out->attempt.digest.digest, DIGEST_SIZE);
-        if (out->attempt.digest.cause != CAUSE_NONE)
-            error_set(err, out->attempt.digest.cause, "the destination cannot read '%.64s'", file->name);
-        out->attempt.digest.id = 0;
-        pthread_cond_broadcast(&m->changed);
-        return error_is_set(err) ? -EIO : 0;
+    CLEANUP_FD int mine = v.reader.fd;
+    if (!digests || mine < 0)
+        return error_set(err, CAUSE_NO_MEMORY, "not enough memory or descriptors to verify the RAM");
+    atomic_store(&out->verified, 0);
+    for (uint64_t first = 0; first < pieces && ret == 0; first += VERIFY_PIECES) {
+        uint64_t rest = pieces - first;
+        ret = verify_pieces(&v, &source, first, rest < VERIFY_PIECES ? (uint32_t)rest : VERIFY_PIECES, digests, err);
     }
-    if (state_is_running(m->state)) {
-        out->attempt.digest.there = true; /* whoever reads the answer throws it away */
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    }
-    return error_set(err, m->failure.cause, "%s", m->failure.message);
+    return ret;
+}
+
+uint64_t outgoing_verified(const struct migration *m)
+{
+    return atomic_load(&m->out->verified);
 }
 
 /* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
@@ -1649,10 +1796,29 @@ static void resume_from_completing(struct migration *m)
         reference_seal(m->out->reference, false);
 }
 
+/* Waits until the destination has everything that manifest @id (0: none was sent) is about. */
+static bool await_prepared(struct migration *m, uint64_t id, const struct interrupt *interrupt, struct error *err)
+{
+    struct attempt *attempt = &m->out->attempt;
+
+    SCOPED_LOCK(&m->lock);
+    attempt->manifest_id = id;
+    while (m->state == STATE_COMPLETING && (!id || attempt->prepared_id != id) && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (m->state != STATE_COMPLETING)
+        return false;
+    if (!id || attempt->prepared_id != id) {
+        error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        return false;
+    }
+    return true;
+}
+
 int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
     CLEANUP_FREE uint8_t *manifest = NULL;
+    struct error failure = {0};
     uint32_t length;
 
     pthread_mutex_lock(&m->lock);
@@ -1690,16 +1856,17 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (sent)
         session_send(&m->out->session, WIRE_COMPLETE, id, manifest, length);
 
+    bool verified = await_prepared(m, sent ? id : 0, interrupt, &failure) && verify(m, interrupt, &failure) == 0;
+    bool interrupted = failure.cause == CAUSE_INTERRUPTED || failure.cause == CAUSE_NO_MEMORY;
+    if (error_is_set(&failure) && !interrupted)
+        migration_fail(m, &failure);
     pthread_mutex_lock(&m->lock);
-    out->attempt.manifest_id = sent ? id : 0;
-    while (m->state == STATE_COMPLETING && out->attempt.prepared_id != id && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    bool interrupted = m->state == STATE_COMPLETING && out->attempt.prepared_id != id;
+    interrupted = interrupted && m->state == STATE_COMPLETING;
     if (interrupted) {
         out->attempt.manifest_id = 0;
         resume_from_completing(m);
         announce_streams(m);
-    } else if (m->state == STATE_COMPLETING) {
+    } else if (verified && m->state == STATE_COMPLETING) {
         struct error silent = {0};
         error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
         out->attempt.commit_id = id;
@@ -1709,7 +1876,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_unlock(&m->lock);
     if (interrupted) {
         migration_announce(m);
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
+        return error_set(err, failure.cause, "%s: the migration goes on", failure.message);
     }
     if (commit)
         session_send(&m->out->session, WIRE_COMMIT, id, NULL, 0);
@@ -1879,20 +2046,23 @@ static int on_file_reply(struct migration *m, struct wire_reader *body, struct e
     return 0;
 }
 
-static int on_digest_reply(struct migration *m, uint64_t id, struct wire_reader *body, struct error *err)
+static int on_answer(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct outgoing *out = m->out;
+    struct attempt *attempt = &m->out->attempt;
+    enum wire_message_type type = message->type == WIRE_VERIFY_REPLY ? WIRE_VERIFY : WIRE_DIGEST;
     uint32_t cause = wire_read_u32(body);
 
     SCOPED_LOCK(&m->lock);
-    if (body->bad || body->left != DIGEST_SIZE || !id || id != out->attempt.digest.id)
+    size_t want = type == WIRE_VERIFY && cause != CAUSE_NONE ? 0 : attempt->question.size;
+    if (body->bad || !message->id || message->id != attempt->question.id || type != attempt->question.type ||
+        body->left != want)
         return error_set(err, CAUSE_PROTOCOL, "an answer that nobody asked for");
-    if (out->attempt.digest.there) {
-        out->attempt.digest.id = 0; /* the one who asked has left */
+    if (attempt->question.there) {
+        attempt->question.id = 0; /* the one who asked has left */
     } else {
-        memcpy(out->attempt.digest.digest, body->p, DIGEST_SIZE);
-        out->attempt.digest.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
-        out->attempt.digest.there = true;
+        memcpy(attempt->question.digests, body->p, want);
+        attempt->question.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
+        attempt->question.there = true;
     }
     pthread_cond_broadcast(&m->changed);
     return 0;
@@ -1956,7 +2126,8 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_PROGRESS:
         return on_progress(m, body, err);
     case WIRE_DIGEST_REPLY:
-        return on_digest_reply(m, message->id, body, err);
+    case WIRE_VERIFY_REPLY:
+        return on_answer(m, message, body, err);
     case WIRE_COMMITTED:
         return on_committed(m, message->id, err);
     case WIRE_ABORT:

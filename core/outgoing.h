@@ -192,6 +192,8 @@ bool outgoing_is_committing(const struct migration *m);
 
 /** outgoing_wire_bytes - sent on channel @index, headers and all; @index -1: the main channel */
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
+/** outgoing_verified - bytes of RAM that `complete` has found the same at both ends so far */
+uint64_t outgoing_verified(const struct migration *m);
 /** outgoing_path - which way RAM takes into the sockets: reference, splice, zero-copy or copy; NULL before the start */
 const char *outgoing_path(struct migration *m);
 /** outgoing_zerocopy - what channel @index has sent without a copy, and out of pipes (which is in no other counter) */

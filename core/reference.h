@@ -34,6 +34,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct migration;
 struct reference_sender;
@@ -97,6 +98,21 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
  * Return: 0, -EINTR, or -ECONNRESET when the senders have ended.
  */
 int reference_drain(struct reference *ref, const struct interrupt *interrupt);
+
+/* The file, for somebody who reads it when reference_close() may come. */
+struct reference_reader {
+    int fd; /* -1: there is none */
+    bool seeks; /* its position is not the VMM's: holes can be looked for */
+};
+
+/** reference_open - another descriptor of the file, for the caller to close; the caller holds migration.lock */
+struct reference_reader reference_open(const struct reference *ref);
+
+/**
+ * reference_read - read [offset, offset + len), and make no pages of the file; any thread
+ * Return: @len; 0 when all of it is a hole; -ENODATA when the file is shorter, or another negative errno.
+ */
+ssize_t reference_read(const struct reference_reader *reader, uint64_t offset, void *buf, size_t len);
 
 /** reference_seal - let nobody ask for more, or (@sealed false) take one seal back */
 void reference_seal(struct reference *ref, bool sealed);

@@ -29,6 +29,7 @@
 #define WIRE_TEXT_MAX     255
 #define WIRE_BODY_MAX     (1u << 18)
 #define WIRE_OFFSET_MAX   (1ull << 46) /* no file is larger */
+#define WIRE_VERIFY_MAX   4096u        /* pieces of a file in one question; each is a stripe */
 #define WIRE_RAM          0u           /* the file id of the RAM image; devices count from 1 */
 #define WIRE_SYNCS_MAX    4096 /* that may wait for their acknowledgement */
 #define WIRE_CHECK_SIZE   8
@@ -67,6 +68,8 @@ enum wire_message_type {
     WIRE_DIGEST = 13,     /* source: what is the digest of this file? One question at a time */
     WIRE_DIGEST_REPLY = 14,
     WIRE_PROGRESS = 15, /* destination: what has arrived on each channel so far, and what else it has done */
+    WIRE_VERIFY = 18,   /* source: what are the digests of these pieces of a file? In place of WIRE_DIGEST */
+    WIRE_VERIFY_REPLY = 19,
     WIRE_MESSAGE_MAX
 };
 

@@ -173,6 +173,16 @@ static void format_zero_copy(const struct settings *settings, char *out, size_t 
     snprintf(out, size, "%s", zerocopy_mode_names[settings->zero_copy]);
 }
 
+static int parse_verify(struct settings *settings, const char *text, struct error *err)
+{
+    return parse_switch(text, &settings->verify, err);
+}
+
+static void format_verify(const struct settings *settings, char *out, size_t size)
+{
+    format_switch(settings->verify, out, size);
+}
+
 static int parse_zero_pages(struct settings *settings, const char *text, struct error *err)
 {
     return parse_switch(text, &settings->zero_pages, err);
@@ -191,6 +201,7 @@ const struct setting settings_table[] = {
     {"checksum", parse_checksum, format_checksum},
     {"compression", parse_compression, format_compression},
     {"splice", parse_splice, format_splice},
+    {"verify", parse_verify, format_verify},
     {"zstd-level", parse_zstd_level, format_zstd_level},
     {"zero-copy", parse_zero_copy, format_zero_copy},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},

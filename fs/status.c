@@ -230,6 +230,7 @@ static void put_rounds(struct writer *w, struct migration *m, const struct snaps
     put_number(w, "last-round-time", (uint64_t)round->time_ms);
     put_number(w, "dirty-pages-rate", round->pages * 1000 / time);
     put_number(w, "remaining", queued);
+    put_number(w, "verified-bytes", outgoing_verified(m));
     put_number(w, "expected-downtime",
                round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
 }
@@ -317,6 +318,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (s.role == ROLE_INCOMING || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
+    if (s.role != ROLE_INCOMING)
+        put_text(&w, "verify", s.settings.verify ? "on" : "off");
     if (s.role != ROLE_INCOMING)
         put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
     const char *way = s.role == ROLE_INCOMING ? NULL : outgoing_path(m);

@@ -430,7 +430,8 @@ static void expect_abort(struct session *s)
 
     do {
         message = get_message(s, body);
-    } while (message.type == WIRE_SYNC_ACK || message.type == WIRE_FILE_REPLY || message.type == WIRE_DIGEST_REPLY);
+    } while (message.type == WIRE_SYNC_ACK || message.type == WIRE_FILE_REPLY || message.type == WIRE_DIGEST_REPLY ||
+             message.type == WIRE_VERIFY_REPLY);
     if (message.type != WIRE_ABORT || message.length < 6)
         fail("it says something else than that it gives up");
     memcpy(&length, body + 4, 2);
@@ -622,6 +623,32 @@ static void refused_file(struct session *s, const char *what, uint64_t size, con
         fail("it is accepted");
 }
 
+/* They are refused, and nothing else happens. */
+static void pieces_that_are_not_there(void)
+{
+    static char answer[BODY_MAX];
+    const struct {
+        const char *what;
+        uint64_t first;
+        uint32_t count;
+        bool there;
+    } questions[] = {{"the piece that is there", 0, 1, true},
+                     {"a piece past the end", 1, 1, false},
+                     {"a piece over the end", 0, 2, false},
+                     {"piece 2^64-1", UINT64_MAX, 2, false}};
+    struct session s = begin_with_ram("pieces of a file", 1, 0);
+
+    for (size_t i = 0; i < sizeof(questions) / sizeof(questions[0]); i++) {
+        step = questions[i].what;
+        struct body *body = BODY(add_u32(b, 0); add_u32(b, questions[i].count); add_u64(b, questions[i].first));
+        put_message(&s, WIRE_VERIFY, i + 1, body->data, body->length);
+        struct wire_message message = get_message(&s, answer);
+        if (message.type != WIRE_VERIFY_REPLY || message.id != i + 1 || message.length != (questions[i].there ? 20 : 4))
+            fail("another answer than was due");
+    }
+    leave(&s);
+}
+
 static void files(void)
 {
     struct session s = begin_with_ram("files", 1, 0);
@@ -758,6 +785,13 @@ static void messages(void)
     message_with("a manifest of another size", WIRE_COMPLETE, 1,
                  BODY(add_u64(b, 0); add_u64(b, 0); add_u32(b, 1); add_u32(b, 0); add_u32(b, 0);
                       add_u64(b, 4096); add_u64(b, 0); add_u64(b, 0); add_u64(b, 0)));
+    message_with("a question about pieces of an unknown file", WIRE_VERIFY, 1,
+                 BODY(add_u32(b, 7); add_u32(b, 1); add_u64(b, 0)));
+    message_with("a question about no pieces", WIRE_VERIFY, 1, BODY(add_u32(b, 0); add_u32(b, 0); add_u64(b, 0)));
+    message_with("a question about 4294967295 pieces", WIRE_VERIFY, 1,
+                 BODY(add_u32(b, 0); add_u32(b, UINT32_MAX); add_u64(b, 0)));
+    message_with("half a question about pieces", WIRE_VERIFY, 1, BODY(add_u32(b, 0); add_u32(b, 1)));
+    pieces_that_are_not_there();
     message_with("a commit of nothing", WIRE_COMMIT, 1, BODY());
     message_with("a commit of id 0", WIRE_COMMIT, 0, BODY());
     files();

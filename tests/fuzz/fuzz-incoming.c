@@ -47,7 +47,7 @@ enum code {
     CODE_SYNC,     /* id, skew */
     CODE_COMPLETE, /* id, skew, wrong: which field of the manifest */
     CODE_COMMIT,   /* 0: the last id completed, else the id */
-    CODE_DIGEST,   /* id, file */
+    CODE_DIGEST,   /* id, file; from id 128 on: about pieces, their count and the first one */
     CODE_ABORT,    /* cause, text */
     CODE_MESSAGE,  /* type, body: a right header around any body */
     CODE_RAW,      /* lane, bytes */
@@ -403,9 +403,14 @@ static void step_complete(struct lab *lab)
 static void step_digest(struct lab *lab)
 {
     uint64_t id = input_u8(&lab->in);
-    uint8_t buf[4] = {input_u8(&lab->in)};
+    uint8_t buf[16] = {input_u8(&lab->in)};
+    bool pieces = id >= 128;
 
-    send_message(lab, WIRE_DIGEST, id, buf, sizeof(buf));
+    if (pieces) {
+        buf[4] = input_u8(&lab->in);
+        buf[8] = input_u8(&lab->in);
+    }
+    send_message(lab, pieces ? WIRE_VERIFY : WIRE_DIGEST, id, buf, pieces ? 16 : 4);
 }
 
 static void step_abort(struct lab *lab)

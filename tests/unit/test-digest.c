@@ -6,6 +6,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <xxhash.h>
 
@@ -98,6 +99,50 @@ Test(digest, differs)
     digest_compute(3 * PIECE, read_content, &nothing, sparse);
     cr_expect(zero(int, memcmp(sparse, digests[0], DIGEST_SIZE)), "what is missing counts as zeros");
     free(bytes);
+}
+
+/* Any range of pieces; together they are what the digest of the whole is made of. */
+Test(digest, pieces)
+{
+    uint64_t size = 9 * (uint64_t)PIECE + 5;
+    uint8_t *bytes = calloc(10, PIECE), all[10 * DIGEST_SIZE], some[10 * DIGEST_SIZE];
+    struct content content = {bytes, size, UINT64_MAX}, nothing = {NULL, 0, UINT64_MAX};
+    struct digest_source source = {.size = size, .read = read_content, .arg = &content};
+
+    for (uint64_t i = 0; i < size; i += 1000)
+        bytes[i] = (uint8_t)(i >> 10);
+    cr_assert(zero(int, digest_pieces(&source, 0, 10, all)));
+    for (uint64_t first = 0; first < 10; first++) {
+        for (uint64_t count = 0; count <= 10 - first; count++) {
+            cr_assert(zero(int, digest_pieces(&source, first, count, some)));
+            cr_expect(zero(int, memcmp(some, all + first * DIGEST_SIZE, count * DIGEST_SIZE)));
+        }
+    }
+    memset(bytes, 0, 10 * PIECE);
+    cr_assert(zero(int, digest_pieces(&source, 0, 10, all)));
+    source.arg = &nothing;
+    cr_assert(zero(int, digest_pieces(&source, 0, 10, some)));
+    cr_expect(zero(int, memcmp(some, all, sizeof(all))), "what is missing counts as zeros");
+    free(bytes);
+}
+
+static atomic_int asked;
+
+static bool stop_at_three(void *arg)
+{
+    (void)arg;
+    return atomic_fetch_add(&asked, 1) >= 3;
+}
+
+Test(digest, stops)
+{
+    struct content content = {NULL, 0, UINT64_MAX};
+    struct digest_source source = {.size = 1ull << 40, .read = read_content, .stop = stop_at_three, .arg = &content};
+    uint8_t *out = malloc(DIGEST_SIZE << 20);
+
+    cr_expect(eq(int, digest_pieces(&source, 0, 1 << 20, out), -ECANCELED));
+    cr_expect(zero(int, atomic_load(&asked) > 100), "it goes on and on");
+    free(out);
 }
 
 Test(digest, errors)

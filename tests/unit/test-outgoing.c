@@ -14,6 +14,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
 
 static struct host host;
 static struct fake fake;
@@ -1141,5 +1143,236 @@ Test(outgoing, declared_sizes)
     CHECK_FAILS(outgoing_truncate(m, ram, 1001, NULL, &err), CAUSE_TOO_BIG);
     CHECK_OK(outgoing_truncate(m, ram, 500, NULL, &err));
     rig_write(m, ram, "x", 1, 999);
+    end();
+}
+
+/*
+ * Verifying
+ */
+
+#define VERIFIED_SIZE (2 * (size_t)WIRE_STRIPE_SIZE + 5000)
+
+static char *verified; /* the RAM's file, mapped */
+static int verified_fd;
+
+/* Active, by reference, with `verify`; and `complete` has come so far that the destination is asked. @id: of the question */
+static void begin_to_verify(uint64_t *id)
+{
+    struct error err = {0};
+
+    verified_fd = memfd_create("ram", 0);
+    cr_assert(zero(int, ftruncate(verified_fd, (off_t)VERIFIED_SIZE)));
+    verified = mmap(NULL, VERIFIED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, verified_fd, 0);
+    cr_assert(ne(ptr, (void *)verified, MAP_FAILED));
+    memset(verified, 1, WIRE_STRIPE_SIZE);
+    memset(verified + 2 * WIRE_STRIPE_SIZE, 2, 5000);
+    m->settings.verify = true;
+    struct reference *ref = reference_new(dup(verified_fd), "fd:7", &err);
+    cr_assert(not(zero(ptr, ref)), "%s", err.message);
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
+    become_active();
+    cr_expect(not(m->settings.checksum), "the digests tell");
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, complete, &waiter);
+    await_message(WIRE_COMPLETE, id);
+    say(WIRE_PREPARED, *id);
+    await_message(WIRE_VERIFY, id);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETING));
+}
+
+/* @wrong: the piece whose digest is another one; -1: none */
+static void answer_verify(uint64_t id, int wrong)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+
+    wire_write_u32(&w, CAUSE_NONE);
+    for (int i = 0; i < 3; i++) {
+        XXH128_canonical_t canonical;
+        size_t at = (size_t)i * WIRE_STRIPE_SIZE, len = i < 2 ? WIRE_STRIPE_SIZE : 5000;
+        XXH128_canonicalFromHash(&canonical, XXH3_128bits(verified + at, len));
+        canonical.digest[15] ^= i == wrong;
+        memcpy(w.p, canonical.digest, DIGEST_SIZE);
+        w.p += DIGEST_SIZE;
+    }
+    peer_send(fake.main, WIRE_VERIFY_REPLY, id, body_buf, wire_written(&w));
+}
+
+static void end_verified(void)
+{
+    end();
+    munmap(verified, VERIFIED_SIZE);
+    close(verified_fd);
+}
+
+static void verify_fails(enum cause cause, const char *says)
+{
+    worker_join(&waiter.worker);
+    cr_expect(lt(int, waiter.ret, 0));
+    cr_expect(eq(int, (int)waiter.err.cause, (int)cause), "%s", waiter.err.message);
+    cr_expect(not(zero(ptr, strstr(waiter.err.message, says))), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_FAILED));
+    end_verified();
+}
+
+Test(outgoing, verify)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    answer_verify(id, -1);
+    await_message(WIRE_COMMIT, &id);
+    cr_expect(eq(u64, outgoing_verified(m), VERIFIED_SIZE));
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    end_verified();
+}
+
+Test(outgoing, verify_finds_a_difference)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    answer_verify(id, 2);
+    verify_fails(CAUSE_MISMATCH, "MiB at offset 2097152");
+}
+
+/* Once the destination has been told, it fails for the same reason. */
+Test(outgoing, verify_tells_the_destination)
+{
+    struct message message;
+    uint64_t id;
+
+    begin_to_verify(&id);
+    answer_verify(id, 0);
+    do
+        cr_assert(zero(int, peer_receive(fake.main, &message, body_buf)));
+    while (message.type != WIRE_ABORT);
+    struct wire_reader r = {.p = body_buf, .left = message.length};
+    cr_expect(eq(u32, wire_read_u32(&r), CAUSE_MISMATCH));
+    verify_fails(CAUSE_MISMATCH, "'ram' is not the same");
+}
+
+Test(outgoing, verify_is_interrupted)
+{
+    uint64_t id, again;
+
+    begin_to_verify(&id);
+    worker_await_sleep(&waiter.worker);
+    atomic_store(&waiter.interrupt.hit, true);
+    migration_kick(m);
+    worker_join(&waiter.worker);
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_INTERRUPTED), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
+    /* And once more. The destination answers one question at a time. */
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, complete, &waiter);
+    await_message(WIRE_COMPLETE, &again);
+    say(WIRE_PREPARED, again);
+    answer_verify(id, 0);
+    await_message(WIRE_VERIFY, &id);
+    answer_verify(id, -1);
+    await_message(WIRE_COMMIT, &id);
+    cr_expect(eq(u64, id, again));
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    end_verified();
+}
+
+Test(outgoing, verify_is_cancelled)
+{
+    struct error err;
+    uint64_t id;
+
+    begin_to_verify(&id);
+    worker_await_sleep(&waiter.worker);
+    CHECK_OK(migration_cancel(m, &err));
+    worker_join(&waiter.worker);
+    cr_expect(eq(int, (int)waiter.err.cause, CAUSE_CANCELLED), "%s", waiter.err.message);
+    end_verified();
+}
+
+Test(outgoing, verify_without_a_peer)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    fake_hang_up(&fake);
+    verify_fails(CAUSE_RESET, "");
+}
+
+Test(outgoing, verify_what_cannot_be_read)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+    uint64_t id;
+
+    begin_to_verify(&id);
+    wire_write_u32(&w, CAUSE_IO);
+    peer_send(fake.main, WIRE_VERIFY_REPLY, id, body_buf, wire_written(&w));
+    verify_fails(CAUSE_IO, "the destination cannot read 'ram'");
+}
+
+/* Too many digests, or of something else. */
+Test(outgoing, verify_with_wrong_answers)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    memset(body_buf, 0, 4 + 4 * DIGEST_SIZE);
+    peer_send(fake.main, WIRE_VERIFY_REPLY, id, body_buf, 4 + 4 * DIGEST_SIZE);
+    verify_fails(CAUSE_PROTOCOL, "nobody asked for");
+}
+
+Test(outgoing, verify_with_another_answer)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    memset(body_buf, 0, 4 + DIGEST_SIZE);
+    peer_send(fake.main, WIRE_DIGEST_REPLY, id, body_buf, 4 + DIGEST_SIZE);
+    verify_fails(CAUSE_PROTOCOL, "nobody asked for");
+}
+
+/* The file becomes shorter when all of it has been sent. */
+Test(outgoing, verify_of_a_shorter_file)
+{
+    uint64_t id;
+
+    begin_to_verify(&id);
+    atomic_store(&waiter.interrupt.hit, true);
+    migration_kick(m);
+    worker_join(&waiter.worker);
+    cr_assert(zero(int, ftruncate(verified_fd, 5)));
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, complete, &waiter);
+    memset(body_buf, 0, 4 + 3 * DIGEST_SIZE);
+    peer_send(fake.main, WIRE_VERIFY_REPLY, id, body_buf, 4 + 3 * DIGEST_SIZE);
+    await_message(WIRE_COMPLETE, &id);
+    say(WIRE_PREPARED, id);
+    await_message(WIRE_VERIFY, &id);
+    verify_fails(CAUSE_IO, "has become shorter");
+}
+
+/* A destination that is there, and does nothing. */
+Test(outgoing, verify_that_stalls)
+{
+    uint64_t id;
+
+    m->settings.timeout_ms = fake.reply.timeout_ms = SHORT_MS;
+    begin_to_verify(&id);
+    while (!atomic_load(&waiter.worker.done))
+        tell_progress();
+    verify_fails(CAUSE_TIMEOUT, "has not answered");
+}
+
+/* What comes through FUSE is verified by its checksums. */
+Test(outgoing, verify_without_a_reference)
+{
+    m->settings.verify = true;
+    m->settings.checksum_choice = CHOICE_OFF;
+    become_active();
+    cr_expect(m->settings.checksum);
+    cr_expect(eq(u64, fake.hello.features & WIRE_FEATURE_CHECKSUM, WIRE_FEATURE_CHECKSUM));
     end();
 }
