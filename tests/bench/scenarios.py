@@ -3,6 +3,7 @@
 
 import os
 import subprocess
+import time
 
 import machine
 import mount
@@ -487,6 +488,46 @@ def downtime_matrix(s):
     return lines + [""]
 
 
+# ---- verify ----
+
+def verify_scenario(size):
+    """What it costs to have RAM by reference checked: in the end (`verify`), or on its way (`checksum`)."""
+    s = Scenario("verify", f"RAM by reference, {size >> 20} MiB, and `complete`", [
+        ("complete, ms", milliseconds("complete"), ".1f"), ("all, ms", milliseconds("all"), ".1f"),
+        ("CPU s/GB source", per_gb("cpu_source"), ".2f"), ("destination", per_gb("cpu_destination"), ".2f")], [
+        "`complete` is timed with nothing left to send. All: the round before it, too.",
+    ], smaller=True)
+    for n in (2, 4):
+        for label, settings in (("verify off", {}), ("verify on", {"verify": "on"}), ("checksum on", {"checksum": "on"})):
+            def run(check, n=n, settings=settings, row=f"{n} ch, {label}"):
+                image = machine.image("random", size)
+                with mount.Pair() as pair:
+                    migration = pair.migration("vm", size, {"channels": n, "ram-source": image, **settings})
+                    migration.push(image, "-p")         # the memory is there, as a VM's is
+                    pushed = migration.push(image, "-p")
+                    costs = pair.cost()
+                    begin = time.monotonic()
+                    migration.command("complete")
+                    seconds = time.monotonic() - begin
+                    source, destination = (cost.take()[0] for cost in costs)
+                    if check:
+                        machine.compare(image, migration.ram_path(), size)
+                    if "verify" in settings and int(migration.status()["verified-bytes"]) != size:
+                        raise Failure(f"only {migration.status()['verified-bytes']} bytes were verified")
+                    return {row: {"bytes": size, "complete": seconds, "all": pushed["seconds"] + seconds,
+                                  "cpu_source": pushed["cpu_source"] + source,
+                                  "cpu_destination": pushed["cpu_destination"] + destination}}
+            s.add(f"{n} ch, {label}", run)
+        for text, column in (("complete", 0), ("all", 1)):
+            for label in ("verify on", "checksum on"):
+                s.ratio(f"{n} channels, {text}: {label} / off", rf"^{n} ch, {label}$", rf"^{n} ch, verify off$", column=column)
+    return s
+
+
+def milliseconds(key):
+    return lambda figures: figures[key] * 1000
+
+
 SCENARIOS = {
     "rate": rate_scenario,
     "zero": zero_scenario,
@@ -497,4 +538,5 @@ SCENARIOS = {
     "cpu": cpu_scenario,
     "faults": faults_scenario,
     "downtime": downtime_scenario,
+    "verify": verify_scenario,
 }
