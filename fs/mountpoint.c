@@ -117,10 +117,11 @@ static void ask(int fd, const struct mount *mount, int answer)
 {
     struct stat st;
 
-    if (geteuid() == 0 && (setresgid(mount->gid, mount->gid, mount->gid) < 0 ||
-                           setresuid(mount->uid, mount->uid, mount->uid) < 0))
-        _exit(1);
+    bool user = geteuid() != 0 || (setresgid(mount->gid, mount->gid, mount->gid) == 0 &&
+                                   setresuid(mount->uid, mount->uid, mount->uid) == 0);
     char life = fstat(fd, &st) < 0 && errno == ENOTCONN ? DEAD : ALIVE;
+    if (life == ALIVE && !user)
+        _exit(1); /* it may have refused us */
     _exit(write(answer, &life, 1) != 1);
 }
 
@@ -214,9 +215,10 @@ static int look(const char *path, bool stack, char **out, struct error *err)
         return errno == ENOTCONN ? mountpoint_blame(path, err) : error_set_errno(err, errno, "the mount point '%.128s'", path);
     snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);
     ssize_t length = readlink(self, absolute, sizeof(absolute) - 1);
-    if (length < 0)
+    if (length >= 0)
+        absolute[length] = '\0';
+    else if (!realpath(path, absolute)) /* without /proc */
         return error_set_errno(err, errno, "the mount point '%.128s'", path);
-    absolute[length] = '\0';
     bool is_root = find_mount(fd, &mount) && !strcmp(mount.point, absolute) && is_fuse(&mount);
     if (is_root) {
         enum life life = examine(fd, &mount);
@@ -224,7 +226,7 @@ static int look(const char *path, bool stack, char **out, struct error *err)
         if (life == DEAD)
             return ours && end_dead(fd, absolute) == 0 ? 1 : is_dead(&mount, err);
         if (ours && !stack)
-            return error_set(err, CAUSE_STATE, "migfs is mounted at '%.128s' already%s: unmount it first", absolute,
+            return error_set(err, CAUSE_STATE, "migfs is mounted at '%.128s' already%s: unmount it first, or give -o stack", absolute,
                              life == SILENT ? ", and does not answer" : "");
     } else if (fstat(fd, &st) < 0) {
         return error_set_errno(err, errno, "the mount point '%.128s'", path);

@@ -116,10 +116,10 @@ bool node_is_directory(const struct node *node)
 }
 
 /* Settings have the last places of the table of attributes. */
-#define PLACE_SETTING 48u
+#define PLACE_SETTING (ATTRIBUTES_MAX - SETTINGS_MAX)
 static_assert(ATTRIBUTES_OTHERS + NODE_KINDS <= PLACE_SETTING, "there is a place for every kind of file");
 
-/* Where its attributes are, in which table, and what directory it is in. Not for settings beyond the table. */
+/* Where its attributes are, in which table, and what directory it is in. */
 static struct attributes *find_attributes(struct host *host, const struct node *node, struct attribute_table **table,
                                           enum attribute_place *directory)
 {
@@ -139,7 +139,6 @@ static struct attributes *find_attributes(struct host *host, const struct node *
     case NODE_RECEIVED:
         return &(*table)->at[ATTRIBUTES_RECEIVED];
     case NODE_SETTING:
-        assert(PLACE_SETTING + settings_count <= ATTRIBUTES_MAX);
         return &(*table)->at[PLACE_SETTING + node->index];
     default:
         return &(*table)->at[ATTRIBUTES_OTHERS + node->kind];

@@ -6,6 +6,7 @@
 #include "control.h"
 #include "outgoing.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -206,6 +207,7 @@ const struct setting settings_table[] = {
     {"zero-copy", parse_zero_copy, format_zero_copy},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},
 };
+static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX, "there is a place for each setting");
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
 
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,

@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 
+#define SETTINGS_MAX 48 /* as many as there can be, for tables by setting */
 #define SETTING_VALUE_MAX (URI_MAX + 2)
 
 /**
