@@ -14,7 +14,7 @@
 
 struct barrier *barrier_new(unsigned channels)
 {
-    return calloc(1, sizeof(struct barrier) + channels * sizeof(uint64_t));
+    return calloc(1, barrier_size(channels));
 }
 
 int barrier_set_init(struct barrier_set *set, unsigned channels)

@@ -37,6 +37,12 @@ struct barrier_set {
     struct barrier **heaps; /* one for each channel, and one for those that are passed */
 };
 
+/** barrier_size - the bytes of a barrier */
+static inline size_t barrier_size(unsigned channels)
+{
+    return sizeof(struct barrier) + channels * sizeof(uint64_t);
+}
+
 /** barrier_new - a barrier whose counts are 0; NULL when memory runs out. free() frees it. */
 struct barrier *barrier_new(unsigned channels);
 

@@ -213,12 +213,14 @@ void compressor_help(struct compressor *c, struct context *lease)
 }
 
 struct decompressor {
+    struct decompressor *next;
     ZSTD_DCtx *zstd;
+    uint8_t buffer[COMPRESSION_RAW_MAX];
 };
 
 struct decompressor *decompressor_new(void)
 {
-    struct decompressor *d = calloc(1, sizeof(*d));
+    struct decompressor *d = malloc(sizeof(*d));
 
     if (d)
         d->zstd = ZSTD_createDCtx();
@@ -234,6 +236,63 @@ void decompressor_free(struct decompressor *d)
     if (d)
         ZSTD_freeDCtx(d->zstd);
     free(d);
+}
+
+void *decompressor_buffer(struct decompressor *d)
+{
+    return d->buffer;
+}
+
+void decompressor_pool_init(struct decompressor_pool *pool)
+{
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+    *pool = (struct decompressor_pool){.max = cpus > 1 ? 2 * (unsigned)cpus : 2};
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->returned, NULL);
+}
+
+void decompressor_pool_trim(struct decompressor_pool *pool)
+{
+    SCOPED_LOCK(&pool->lock);
+    while (pool->idle) {
+        struct decompressor *d = pool->idle;
+        pool->idle = d->next;
+        pool->count--;
+        decompressor_free(d);
+    }
+}
+
+void decompressor_pool_fini(struct decompressor_pool *pool)
+{
+    decompressor_pool_trim(pool);
+    pthread_cond_destroy(&pool->returned);
+    pthread_mutex_destroy(&pool->lock);
+}
+
+struct decompressor *decompressor_take(struct decompressor_pool *pool)
+{
+    SCOPED_LOCK(&pool->lock);
+    while (!pool->idle) {
+        struct decompressor *d = pool->count < pool->max ? decompressor_new() : NULL;
+        pool->count += d != NULL;
+        if (d || !pool->count)
+            return d;
+        pthread_cond_wait(&pool->returned, &pool->lock);
+    }
+    struct decompressor *d = pool->idle;
+    pool->idle = d->next;
+    return d;
+}
+
+void decompressor_return(struct decompressor_pool *pool, struct decompressor *d)
+{
+    if (!d)
+        return;
+    SCOPED_LOCK(&pool->lock);
+    d->next = pool->idle;
+    pool->idle = d;
+    pthread_cond_signal(&pool->returned);
 }
 
 int decompressor_unpack(struct decompressor *d, const void *packed, size_t len, void *out, size_t raw_len,

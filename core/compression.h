@@ -13,6 +13,7 @@
 #include "error.h"
 #include "wire.h"
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -54,10 +55,36 @@ size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *
 /** compressor_help - compress what others wait for, and give the lease back; NULL is fine */
 void compressor_help(struct compressor *c, struct context *lease);
 
+/* A context, and room for what comes out. */
 struct decompressor;
 
 struct decompressor *decompressor_new(void);
 void decompressor_free(struct decompressor *d);
+
+/** decompressor_buffer - COMPRESSION_RAW_MAX bytes that belong to it */
+void *decompressor_buffer(struct decompressor *d);
+
+/*
+ * The decompressors of all receivers of a daemon: twice as many as processors at
+ * most, so that their number does not depend on that of the channels. A receiver
+ * has one only between two looks at its connection: nobody waits for a peer here.
+ */
+struct decompressor_pool {
+    pthread_mutex_t lock; /* a leaf lock; guards what follows */
+    pthread_cond_t returned;
+    struct decompressor *idle;
+    unsigned count, max;
+};
+
+void decompressor_pool_init(struct decompressor_pool *pool);
+/** decompressor_pool_trim - free those that nobody has */
+void decompressor_pool_trim(struct decompressor_pool *pool);
+/** decompressor_pool_fini - all have been returned */
+void decompressor_pool_fini(struct decompressor_pool *pool);
+/** decompressor_take - get one, which may take until another receiver is done; NULL: there is no memory for the first one */
+struct decompressor *decompressor_take(struct decompressor_pool *pool);
+/** decompressor_return - give it back; NULL is fine */
+void decompressor_return(struct decompressor_pool *pool, struct decompressor *d);
 
 /**
  * decompressor_unpack - the other way round

@@ -15,6 +15,7 @@
  * of a channel count again only when that channel has applied it too.
  */
 #include "file.h"
+#include "account.h"
 #include "cleanup.h"
 
 #include <errno.h>
@@ -47,14 +48,18 @@ struct file *file_new(uint32_t id, const char *name)
 /* Nobody uses it any more, or yet. */
 static void forget_storage(struct file *file)
 {
-    if (file->has_memory)
+    if (file->has_memory) {
         memory_fini(&file->memory, file->kept);
+        if (file->account)
+            budget_release(&file->account->descriptors, 1);
+    }
     file->has_memory = false;
-    if (file->budgets.memory)
-        budget_release(file->budgets.memory, file->charged);
-    if (file->budgets.windows)
-        budget_release(file->budgets.windows, file->window);
+    budget_release(file->budgets.memory, file->charged);
+    budget_release(file->budgets.windows, file->window);
     file->charged = file->window = 0;
+    if (file->account)
+        budget_release(&file->account->memory, file->overhead);
+    file->overhead = 0;
     page_map_fini(&file->received);
     page_map_fini(&file->held);
     free(file->mapped);
@@ -72,6 +77,7 @@ void file_put(struct file *file)
     if (!file || atomic_fetch_sub(&file->refs, 1) > 1)
         return;
     forget_storage(file);
+    account_put(file->account);
     free(file->per_channel);
     free(file->prefix);
     pthread_cond_destroy(&file->arrived);
@@ -193,6 +199,10 @@ void file_settle(struct file *file)
     file->past_size = received_size(file);
     free(file->per_channel);
     file->per_channel = NULL;
+    if (file->overhead > sizeof(*file)) {
+        budget_release(&file->account->memory, file->overhead - sizeof(*file));
+        file->overhead = sizeof(*file);
+    }
     free(file->prefix);
     file->prefix = NULL;
     file->stripes = 0;
@@ -210,10 +220,9 @@ static int charge(struct file *file, uint64_t size, struct error *err)
 {
     if (size <= file->charged)
         return 0;
-    if (!budget_charge(file->budgets.memory, size - file->charged))
-        return error_set(err, CAUSE_QUOTA,
-                         "'%.64s' of %llu bytes does not fit: the destination holds at most %llu bytes in all",
-                         file->name, (unsigned long long)size, (unsigned long long)file->budgets.memory->limit);
+    if (budget_take(file->budgets.memory, size - file->charged, err, "'%.64s' of %llu bytes does not fit", file->name,
+                    (unsigned long long)size) < 0)
+        return -EIO;
     file->charged = size;
     return 0;
 }
@@ -222,6 +231,35 @@ void file_set_id(struct file *file, uint32_t id)
 {
     SCOPED_LOCK(&file->lock);
     file->id = id;
+}
+
+int file_receive_account(struct file *file, struct account *account, struct error *err)
+{
+    uint64_t bytes = sizeof(*file) + file->channels * sizeof(*file->per_channel);
+
+    if (budget_take(&account->memory, bytes, err, "'%.64s' does not fit", file->name) < 0)
+        return -EIO;
+    if (!file->account)
+        file->account = account_hold(account);
+    file->overhead = bytes;
+    return 0;
+}
+
+/* Makes the memory. Negative: there is none, and nothing is charged for it. */
+static int make_memory(struct file *file, const struct memory_place *place, const char *name, uint64_t window,
+                       struct error *err)
+{
+    struct budget *descriptors = file->account ? &file->account->descriptors : NULL;
+
+    if (descriptors &&
+        budget_take(descriptors, 1, err, "'%.64s' needs a descriptor, and there is none left", file->name) < 0)
+        return -EIO;
+    if (memory_init(&file->memory, place, name, window, err) < 0) {
+        budget_release(descriptors, 1);
+        return -EIO;
+    }
+    atomic_store_explicit(&file->has_memory, true, memory_order_release);
+    return 0;
 }
 
 /*
@@ -241,9 +279,8 @@ static uint64_t charge_window(struct file *file, uint64_t size, uint64_t limit)
 static int make_ram(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
                     const char *name, struct error *err)
 {
-    if (memory_init(&file->memory, place, name, charge_window(file, size, limit), err) < 0)
+    if (make_memory(file, place, name, charge_window(file, size, limit), err) < 0)
         return -EIO;
-    file->has_memory = true;
     if (page_map_init(&file->received, limit, err) < 0 || page_map_init(&file->held, limit, err) < 0)
         return -EIO;
     file->mapped = calloc(file->window / WIRE_STRIPE_SIZE + 1, sizeof(*file->mapped));
@@ -283,10 +320,7 @@ int file_receive_storage(struct file *file, struct error *err)
     SCOPED_LOCK(&file->lock);
     if (file->has_memory)
         return 0;
-    if (memory_init(&file->memory, NULL, file->name, 0, err) < 0)
-        return -EIO;
-    atomic_store_explicit(&file->has_memory, true, memory_order_release);
-    return 0;
+    return make_memory(file, NULL, file->name, 0, err);
 }
 
 bool file_use(struct file *file)

@@ -53,6 +53,7 @@ static inline uint64_t counter_get(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+struct account;
 struct barrier;
 
 /* What the channels did for a file, one of them or all. */
@@ -117,6 +118,8 @@ struct file {
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     struct file_budgets budgets;
+    struct account *account; /* whose it is, with a reference, or NULL; its descriptor is charged to it, and */
+    uint64_t overhead;       /* bytes for the struct and what each channel has of it */
     pthread_mutex_t lock;  /* guards what follows; a leaf lock, but for file_settle() */
     pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
     unsigned readers;      /* waiting on arrived */
@@ -202,6 +205,13 @@ static inline bool file_is_receiving(const struct file *file)
 {
     return atomic_load_explicit(&file->receiving, memory_order_acquire);
 }
+
+/**
+ * file_receive_account - whose limits the file counts against, from here until it is freed
+ *
+ * What the file needs without a byte in it is charged at once, the descriptor of its memory when that is made.
+ */
+int file_receive_account(struct file *file, struct account *account, struct error *err);
 
 /**
  * file_receive_begin - a file will arrive

@@ -7,19 +7,40 @@
 #include "name.h"
 #include "outgoing.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include <time.h>
 
+static void default_to(uint32_t *limit, uint32_t value)
+{
+    *limit = *limit ? *limit : value;
+}
+
+static void set_budgets(struct host *host)
+{
+    struct limits *limits = &host->limits;
+
+    limits->max_peer_memory = limits->max_peer_memory ? limits->max_peer_memory : limits->max_memory;
+    default_to(&limits->max_peer_migrations, limits->max_migrations);
+    default_to(&limits->max_outgoing, UINT32_MAX);
+    default_to(&limits->max_channels, UINT32_MAX);
+    default_to(&limits->max_peer_channels, limits->max_channels);
+    default_to(&limits->max_descriptors, UINT32_MAX);
+    default_to(&limits->max_peer_descriptors, limits->max_descriptors);
+    host->budget = (struct budget){.limit = limits->max_memory, .unit = "bytes in all (max-memory)"};
+    host->channels = (struct budget){.limit = limits->max_channels, .unit = "channels in all (max-channels)"};
+    host->descriptors = (struct budget){.limit = limits->max_descriptors,
+                                        .unit = "descriptors in all (see the limit of open files)"};
+}
+
 void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m))
 {
-    *host = (struct host){
-        .limits = *limits,
-        .budget.limit = limits->max_memory,
-        .windows.limit = HOST_WINDOWS,
-        .changed = changed,
-    };
+    *host = (struct host){.limits = *limits, .windows.limit = HOST_WINDOWS, .changed = changed};
+    set_budgets(host);
     attribute_table_init(&host->attributes, &limits->owner);
+    pthread_mutex_init(&host->accounts_lock, NULL);
+    decompressor_pool_init(&host->decompressors);
     pthread_mutex_init(&host->lock, NULL);
     pthread_cond_init(&host->gone, NULL);
 }
@@ -27,6 +48,9 @@ void host_init(struct host *host, const struct limits *limits, void (*changed)(s
 void host_fini(struct host *host)
 {
     attribute_table_fini(&host->attributes);
+    assert(!host->accounts);
+    decompressor_pool_fini(&host->decompressors);
+    pthread_mutex_destroy(&host->accounts_lock);
     pthread_cond_destroy(&host->gone);
     pthread_mutex_destroy(&host->lock);
 }
@@ -85,6 +109,10 @@ static bool unlist(struct host *host, struct migration *m)
     *p = m->next;
     m->listed = m->visible = false;
     host->count--;
+    if (m->maker) {
+        host->arrived--;
+        m->maker->migrations--;
+    }
     return true;
 }
 
@@ -95,19 +123,31 @@ static bool has_failed(const struct migration *m)
     return migration_is_incoming(m) && (state == STATE_FAILED || state == STATE_CANCELLED);
 }
 
-/*
- * The incoming migration that has been failed or cancelled for the longest time, or NULL; none that
- * was made here. Called with host->lock held.
- */
-static struct migration *oldest_failed(struct host *host)
+/* Whether it is over and nobody loses anything with it: nothing has arrived in it, and nobody looks at it. */
+static bool is_worthless(struct migration *m)
 {
-    struct migration *oldest = NULL;
+    return migration_is_incoming(m) && m->state == STATE_COMPLETED && !m->opens && incoming_is_empty(m);
+}
+
+/*
+ * The migration that makes way for one of a peer: the one that has been failed or cancelled for the
+ * longest time, or else the oldest one of those that have completed with nothing in them; NULL: there
+ * is none. Only those that peers have made. Called with host->lock held.
+ * @account: one of this peer's; NULL: anybody's
+ */
+static struct migration *oldest_useless(struct host *host, const struct account *account)
+{
+    struct migration *failed = NULL, *worthless = NULL;
 
     for (struct migration *m = host->first; m; m = m->next) {
-        if (has_failed(m) && !m->out)
-            oldest = m;
+        if (!m->maker || (account && m->maker != account))
+            continue;
+        if (has_failed(m))
+            failed = m;
+        else if (is_worthless(m))
+            worthless = m;
     }
-    return oldest;
+    return failed ? failed : worthless;
 }
 
 /* Called with host->lock held. The list takes a reference. */
@@ -116,6 +156,10 @@ static void add_to_list(struct host *host, struct migration *m, bool visible)
     m->next = host->first;
     host->first = migration_get(m);
     host->count++;
+    if (m->maker) {
+        host->arrived++;
+        m->maker->migrations++;
+    }
     m->listed = true;
     m->visible = visible;
 }
@@ -125,17 +169,34 @@ static int is_taken(const struct migration *m, struct error *err)
     return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name, state_names[m->state]);
 }
 
-static int is_full(const struct host *host, struct error *err)
-{
-    return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed", host->count);
-}
-
-/* Takes a failed migration out of the list, for a new one; @gone is a list of those that have to go. */
+/* Takes a migration out of the list, for a new one; @gone is a list of those that have to go. */
 static void make_way(struct host *host, struct migration *m, struct migration **gone)
 {
     unlist(host, m);
     m->next = *gone;
     *gone = m;
+}
+
+/*
+ * Makes room for one more migration of a peer: first in the peer's own share, which takes nothing from
+ * others. Called with host->lock held.
+ */
+static int make_room(struct host *host, const struct account *account, struct migration **gone, struct error *err)
+{
+    const struct limits *limits = &host->limits;
+    struct migration *m;
+
+    while (account->migrations >= limits->max_peer_migrations && (m = oldest_useless(host, account)))
+        make_way(host, m, gone);
+    if (account->migrations >= limits->max_peer_migrations)
+        return error_set(err, CAUSE_QUOTA, "there are %u migrations already of this peer, and no more are allowed (max-peer-migrations)",
+                         account->migrations);
+    while (host->arrived >= limits->max_migrations && (m = oldest_useless(host, NULL)))
+        make_way(host, m, gone);
+    if (host->arrived >= limits->max_migrations)
+        return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed (max-migrations)",
+                         host->arrived);
+    return 0;
 }
 
 /* No lock held. */
@@ -183,8 +244,9 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
         ret = error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     else if (old)
         ret = is_taken(old, err);
-    else if (host->count >= host->limits.max_migrations)
-        ret = is_full(host, err);
+    else if (host->count - host->arrived >= host->limits.max_outgoing)
+        ret = error_set(err, CAUSE_QUOTA, "%u migrations have been made here already, and no more are allowed (max-outgoing)",
+                        host->count - host->arrived);
     else
         add_to_list(host, m, true);
     pthread_mutex_unlock(&host->lock);
@@ -253,10 +315,8 @@ static int enlist_arriving(struct host *host, struct migration *m, struct migrat
         make_way(host, old, gone);
     if (stale && again)
         add_to_list(host, again, true);
-    if (host->count >= host->limits.max_migrations && oldest_failed(host))
-        make_way(host, oldest_failed(host), gone);
-    if (host->count >= host->limits.max_migrations)
-        return is_full(host, err);
+    if (make_room(host, m->maker, gone, err) < 0)
+        return -EIO;
     add_to_list(host, m, false);
     old = find(host, m->name);
     if (old) {
@@ -268,7 +328,8 @@ static int enlist_arriving(struct host *host, struct migration *m, struct migrat
     return 0;
 }
 
-int host_add_incoming(struct host *host, const struct hello *hello, struct migration **out, struct error *err)
+int host_add_incoming(struct host *host, const char *address, const struct hello *hello, struct migration **out,
+                      struct error *err)
 {
     struct migration *m, *again = NULL, *gone = NULL;
 
@@ -282,7 +343,8 @@ int host_add_incoming(struct host *host, const struct hello *hello, struct migra
     m->settings.device_channels = hello->device_channels;
     m->settings.checksum = hello->features & WIRE_FEATURE_CHECKSUM;
     m->settings.compress = hello->features & WIRE_FEATURE_ZSTD;
-    m->in = incoming_new(m);
+    m->maker = account_get(host, address);
+    m->in = m->maker ? incoming_new(m, m->maker, err) : NULL;
     if (!m->in) {
         migration_put(m);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");

@@ -7,12 +7,15 @@
  *   host.lock
  *   attribute_table.lock
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
- *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock: leaves
+ *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock,
+ *   accounts_lock: leaves
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H
 
+#include "account.h"
 #include "budget.h"
+#include "compression.h"
 #include "migration.h"
 
 #include <pthread.h>
@@ -21,13 +24,18 @@
 #define HOST_HISTORY 256
 #define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
 
-/* What a user sets when the daemon starts; constant after that. */
+/* What a user sets when the daemon starts; constant after that. 0 of what has "peer", "channels" or "outgoing" in its name: no limit. */
 struct limits {
     uint64_t max_memory;     /* bytes of all incoming migrations together */
+    uint64_t max_peer_memory; /* of those of one peer */
     uint64_t max_ram;        /* bytes of one RAM image, incoming */
     uint64_t max_device;     /* bytes of one device's stream, incoming */
     uint32_t max_devices;    /* per migration */
-    uint32_t max_migrations; /* in both roles together */
+    uint32_t max_migrations; /* that peers make */
+    uint32_t max_peer_migrations; /* that one peer makes */
+    uint32_t max_outgoing;   /* migrations that are made here */
+    uint32_t max_channels, max_peer_channels; /* of all incoming migrations together, of those of one peer */
+    uint32_t max_descriptors, max_peer_descriptors; /* the same, and undecided connections are not among them */
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
     bool expect;             /* a peer's migration has to be expected: mkdir has made it */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
@@ -44,17 +52,24 @@ struct outcome_record {
 
 struct host {
     struct limits limits;
-    struct budget budget;
-    struct budget windows; /* of address space, for all incoming RAM */
+    struct budget budget;      /* of bytes, */
+    struct budget channels;    /* of data channels, */
+    struct budget descriptors; /* and of descriptors of incoming migrations */
+    struct budget windows;     /* of address space, for all incoming RAM */
+    struct decompressor_pool decompressors;
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
     bool splices;    /* writes can come in a pipe; constant once there are migrations */
     /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
     void (*changed)(struct migration *m);
 
+    pthread_mutex_t accounts_lock; /* guards the list of accounts; a leaf lock */
+    struct account *accounts;
+
     pthread_mutex_t lock; /* guards the rest */
     pthread_cond_t gone;  /* `living` fell */
     struct migration *first;
-    unsigned count;  /* in the list */
+    unsigned count;   /* in the list, */
+    unsigned arrived; /* and those of them that peers have made */
     unsigned living; /* not freed yet */
     atomic_bool closed; /* no new migrations: the daemon is going away; written with the lock held */
     struct outcome_record history[HOST_HISTORY];
@@ -82,11 +97,13 @@ int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid,
 
 /**
  * host_add_incoming - make an incoming migration that a peer starts; users do not see it yet
+ * @address: the peer's; whose limits it counts against
  *
  * A failed or cancelled incoming migration of the name makes way. If it was made here, the same is
  * expected again, with the settings and devices that were prepared. @out has a reference.
  */
-int host_add_incoming(struct host *host, const struct hello *hello, struct migration **out, struct error *err);
+int host_add_incoming(struct host *host, const char *address, const struct hello *hello, struct migration **out,
+                      struct error *err);
 
 /** host_find_session - the incoming migration of a session, with a reference, or NULL */
 struct migration *host_find_session(struct host *host, const char *name, const uint8_t session[16]);

@@ -20,6 +20,9 @@
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
 #define BUFFER_SIZE    (256u << 10)
+#define PIPE_DESCRIPTORS    2
+#define SESSION_DESCRIPTORS 2  /* a connection and an eventfd */
+#define BARRIERS_FREE       64 /* may wait without being charged each */
 #define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
 #define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
 
@@ -40,8 +43,9 @@ struct receiver {
     _Atomic uint64_t wire_bytes; /* relaxed */
     _Atomic uint64_t barrier_ns; /* relaxed: how long this receiver was blocked at barriers */
     XXH3_state_t *checker;
-    uint8_t *packed, *raw; /* payloads that are needed whole; made when the first one arrives */
-    struct decompressor *decompressor;
+    uint8_t *packed; /* payloads that are needed whole; made when the first one arrives */
+    struct decompressor *decompressor; /* while a packet is unpacked and stored */
+    bool has_pipe, no_pipe; /* a pipe has been charged, or there is nothing left to charge it to */
     size_t start, end; /* of what is in the buffer */
     size_t ahead;      /* how much to read when a header is wanted */
     uint8_t *buffer;
@@ -67,11 +71,13 @@ struct question {
 struct incoming {
     struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over */
     uint64_t max_ram;    /* the largest RAM; constant once there are receivers */
+    struct account *account; /* whose limits it counts against; constant */
     struct session session;
     unsigned channel_count;
     struct receiver *receivers;
     struct barrier_set barriers; /* mig-in's */
     unsigned syncs;              /* of the barriers; mig-in's */
+    unsigned barrier_count;      /* of all that there are, in the set or not; mig-in's */
     struct manifest manifest;    /* mig-in's */
     /*
      * What has been announced, by the number that the source gives it, each with a reference; [0] is
@@ -80,6 +86,7 @@ struct incoming {
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
     bool peer_aborted;             /* mig-in's */
+    bool holds_channels, holds_session; /* what they need is charged; mig-in's */
     uint32_t patience_ms;          /* how long what a barrier waits for may stand still; constant */
     struct stall_watch watch;      /* mig-in's */
     pthread_t preparer;            /* thread mig-prepare; mig-in's */
@@ -95,22 +102,82 @@ struct incoming {
     int64_t suspect_until;
 };
 
-struct incoming *incoming_new(struct migration *m)
+/* What a migration is charged for from its start on, for the main channel and for each data channel. */
+static uint64_t session_memory(unsigned channels)
+{
+    return SESSION_MEMORY + BARRIERS_FREE * barrier_size(channels);
+}
+
+static uint64_t channels_memory(unsigned channels)
+{
+    return (uint64_t)channels * (BUFFER_SIZE + COMPRESSION_RAW_MAX);
+}
+
+uint64_t incoming_memory(unsigned channels)
+{
+    return channels_memory(channels) + session_memory(channels);
+}
+
+static void release_channels(struct incoming *in)
+{
+    if (!in->holds_channels)
+        return;
+    budget_release(&in->account->channels, in->channel_count);
+    budget_release(&in->account->descriptors, in->channel_count);
+    budget_release(&in->account->memory, channels_memory(in->channel_count));
+    in->holds_channels = false;
+}
+
+static void release_session(struct incoming *in)
+{
+    if (!in->holds_session)
+        return;
+    budget_release(&in->account->descriptors, SESSION_DESCRIPTORS);
+    budget_release(&in->account->memory, session_memory(in->channel_count));
+    in->holds_session = false;
+}
+
+/* All at once, so that a source is told at its start, and not when its VM has stopped. */
+static int take_share(struct incoming *in, struct error *err)
+{
+    struct account *account = in->account;
+    unsigned n = in->channel_count;
+
+    if (budget_take(&account->channels, n, err, "%u channels are too many", n) < 0)
+        return -EIO;
+    if (budget_take(&account->descriptors, n + SESSION_DESCRIPTORS, err, "%u connections are too many", n + 1) < 0) {
+        budget_release(&account->channels, n);
+        return -EIO;
+    }
+    if (budget_take(&account->memory, incoming_memory(n), err,
+                    "the buffers of %u channels do not fit", n) < 0) {
+        budget_release(&account->channels, n);
+        budget_release(&account->descriptors, n + SESSION_DESCRIPTORS);
+        return -EIO;
+    }
+    in->holds_channels = in->holds_session = true;
+    return 0;
+}
+
+struct incoming *incoming_new(struct migration *m, struct account *account, struct error *err)
 {
     struct incoming *in = calloc(1, sizeof(*in));
     unsigned n = m->settings.channels;
 
-    if (!in)
+    if (!in) {
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
         return NULL;
+    }
     in->m = m;
     in->max_ram = m->host->limits.max_ram;
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
     in->files = calloc(m->host->limits.max_devices + 1, sizeof(*in->files));
-    if (!in->receivers || !in->files || barrier_set_init(&in->barriers, n) < 0) {
-        free(in->receivers);
-        free(in->files);
-        free(in);
+    if (!in->receivers || !in->files || barrier_set_init(&in->barriers, n) < 0)
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    in->account = account_hold(account);
+    if (error_is_set(err) || take_share(in, err) < 0) {
+        incoming_free(in);
         return NULL;
     }
     for (unsigned c = 0; c < n; c++) {
@@ -120,11 +187,20 @@ struct incoming *incoming_new(struct migration *m)
     return in;
 }
 
+static void free_barrier(struct incoming *in, struct barrier *barrier)
+{
+    if (!barrier)
+        return;
+    free(barrier);
+    if (in->barrier_count-- > BARRIERS_FREE)
+        budget_release(&in->account->memory, barrier_size(in->channel_count));
+}
+
 static void forget_manifest(struct incoming *in)
 {
     if (in->manifest.barrier) {
         barrier_set_remove(&in->barriers, in->manifest.barrier);
-        free(in->manifest.barrier);
+        free_barrier(in, in->manifest.barrier);
     }
     free(in->manifest.entry);
     in->manifest = (struct manifest){0};
@@ -133,8 +209,12 @@ static void forget_manifest(struct incoming *in)
 /* The receivers' threads are gone. */
 static void close_receivers(struct incoming *in)
 {
-    for (unsigned c = 0; c < in->channel_count; c++) {
+    release_channels(in);
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++) {
         struct receiver *r = &in->receivers[c];
+        if (r->has_pipe)
+            budget_release(&in->account->descriptors, PIPE_DESCRIPTORS);
+        r->has_pipe = false;
         transport_close(r->transport);
         r->transport = NULL;
         free(r->buffer);
@@ -142,11 +222,30 @@ static void close_receivers(struct incoming *in)
         XXH3_freeState(r->checker);
         r->checker = NULL;
         free(r->packed);
-        free(r->raw);
-        decompressor_free(r->decompressor);
-        r->packed = r->raw = NULL;
-        r->decompressor = NULL;
+        r->packed = NULL;
     }
+}
+
+static void forget_barriers(struct incoming *in)
+{
+    barrier_set_fini(&in->barriers);
+    if (in->barrier_count > BARRIERS_FREE)
+        budget_release(&in->account->memory,
+                       (in->barrier_count - BARRIERS_FREE) * barrier_size(in->channel_count));
+    in->barrier_count = 0;
+}
+
+/* The loop is over: what is left is why, and what has arrived. */
+static void end_session(struct migration *m)
+{
+    struct incoming *in = m->in;
+
+    forget_manifest(in);
+    forget_barriers(in);
+    release_session(in);
+    /* Others wake the session with the lock held. */
+    SCOPED_LOCK(&m->lock);
+    session_end(&in->session);
 }
 
 void incoming_free(struct incoming *in)
@@ -155,13 +254,15 @@ void incoming_free(struct incoming *in)
         return;
     close_receivers(in);
     forget_manifest(in);
-    barrier_set_fini(&in->barriers);
+    forget_barriers(in);
+    release_session(in);
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
     for (uint32_t i = 0; i < in->file_count; i++)
         file_put(in->files[i]);
     free(in->files);
+    account_put(in->account);
     free(in);
 }
 
@@ -395,7 +496,7 @@ static void unpack_guarded(void *arg)
 
 /*
  * The whole payload, unpacked: into @window when that is not NULL, else *@out is
- * where, and the receiver's.
+ * where, in the receiver's decompressor, which the caller returns.
  */
 static int unpack(struct receiver *r, const struct file *file, const struct packet *packet, uint8_t *window,
                   const uint8_t **out, struct error *err)
@@ -404,21 +505,29 @@ static int unpack(struct receiver *r, const struct file *file, const struct pack
 
     if (!r->m->settings.compress)
         return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
-    if (!r->raw && !window)
-        r->raw = malloc(COMPRESSION_RAW_MAX);
-    if (!r->decompressor)
-        r->decompressor = decompressor_new();
-    if ((!r->raw && !window) || !r->decompressor)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (take_whole(r, file, packet, &packed, err) < 0)
         return -EIO;
-    struct unpacking u = {r->decompressor, packed, window ? window : r->raw, packet, err, 0};
+    r->decompressor = decompressor_take(&r->m->host->decompressors);
+    if (!r->decompressor)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    void *to = window ? window : decompressor_buffer(r->decompressor);
+    struct unpacking u = {r->decompressor, packed, to, packet, err, 0};
     if (!window)
         unpack_guarded(&u);
     else if (memory_guard(unpack_guarded, &u) < 0)
         return went_away(err);
     *out = u.out;
     return u.ret;
+}
+
+/* Whether the transport may have a pipe, which it makes when it receives into a file. */
+static bool may_have_pipe(struct receiver *r)
+{
+    if (!r->has_pipe && !r->no_pipe) {
+        r->has_pipe = budget_charge(&r->m->in->account->descriptors, PIPE_DESCRIPTORS);
+        r->no_pipe = !r->has_pipe;
+    }
+    return r->has_pipe;
 }
 
 static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
@@ -437,7 +546,7 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
             return -EIO;
     } else {
         sink.direct = !sink.window && !migration_checks(r->m, file) && packet->length >= DIRECT_MIN &&
-                      file->memory.block == 0 && transport_has_recv_fd(r->transport);
+                      file->memory.block == 0 && transport_has_recv_fd(r->transport) && may_have_pipe(r);
         if (take_payload(r, file, packet, &sink, err) < 0)
             return -EIO;
     }
@@ -559,6 +668,8 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     default:
         ret = file_receive_truncate(file, r->index, packet->offset, packet->range, limit_of(m, file), err);
     }
+    decompressor_return(&m->host->decompressors, r->decompressor);
+    r->decompressor = NULL;
     if (ret < 0)
         return ret;
     counter_add(&file->per_channel[r->index].accepted, packet_span(file, r->index, packet));
@@ -695,7 +806,7 @@ static int check_barriers(struct migration *m, struct error *err)
             applied[c] = atomic_load(&in->receivers[c].applied);
         while ((barrier = barrier_set_take(&in->barriers, applied))) {
             int ret = reach(m, barrier, err);
-            free(barrier);
+            free_barrier(in, barrier);
             if (ret < 0)
                 return ret;
         }
@@ -710,13 +821,23 @@ static int check_barriers(struct migration *m, struct error *err)
     return 0;
 }
 
-static struct barrier *read_barrier(struct migration *m, const struct message *message, struct wire_reader *body)
+static struct barrier *read_barrier(struct migration *m, const struct message *message, struct wire_reader *body,
+                                    struct error *err)
 {
-    unsigned n = m->in->channel_count;
-    struct barrier *barrier = barrier_new(n);
+    struct incoming *in = m->in;
+    unsigned n = in->channel_count;
+    bool extra = in->barrier_count >= BARRIERS_FREE;
 
-    if (!barrier)
+    if (extra && budget_take(&in->account->memory, barrier_size(n), err, "%u barriers are too many", in->barrier_count) < 0)
         return NULL;
+    struct barrier *barrier = barrier_new(n);
+    if (!barrier) {
+        if (extra)
+            budget_release(&in->account->memory, barrier_size(n));
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return NULL;
+    }
+    in->barrier_count++;
     barrier->type = message->type;
     barrier->id = message->id;
     for (unsigned c = 0; c < n; c++)
@@ -815,8 +936,8 @@ static int check_size(const struct migration *m, const struct file *file, uint64
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
 {
     const struct limits *limits = &m->host->limits;
-    const struct file_budgets budgets = {.memory = &m->host->budget, .windows = &m->host->windows};
     struct incoming *in = m->in;
+    const struct file_budgets budgets = {.memory = &in->account->memory, .windows = &m->host->windows};
 
     if (id > limits->max_devices)
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
@@ -834,6 +955,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     if (!file || file_set_channels(file, in->channel_count, m->settings.device_channels) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
+        file_receive_account(file, in->account, err) < 0 ||
         file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
                            id == WIRE_RAM ? m->name : name, &budgets, err) < 0 ||
         migration_settle_file(m, file, err) < 0) {
@@ -881,7 +1003,7 @@ static void forget_end(struct incoming *in, struct file *file)
     if (!file->end_barrier)
         return;
     barrier_set_remove(&in->barriers, file->end_barrier);
-    free(file->end_barrier);
+    free_barrier(in, file->end_barrier);
     file->end_barrier = NULL;
 }
 
@@ -892,13 +1014,13 @@ static int on_stream(struct migration *m, const struct message *message, struct 
     struct barrier *barrier = NULL;
 
     if (message->type == WIRE_FILE_END) {
-        barrier = read_barrier(m, message, body);
+        barrier = read_barrier(m, message, body, err);
         if (!barrier)
-            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+            return -EIO;
         barrier->file = file;
     }
     if (!wire_read_done(body) || !file) {
-        free(barrier);
+        free_barrier(m->in, barrier);
         return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
     }
     forget_end(m->in, file);
@@ -911,16 +1033,16 @@ static int on_stream(struct migration *m, const struct message *message, struct 
 
 static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct barrier *barrier = read_barrier(m, message, body);
+    struct barrier *barrier = read_barrier(m, message, body, err);
 
     if (!barrier)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return -EIO;
     if (!wire_read_done(body))
         error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
     else if (m->in->syncs == WIRE_SYNCS_MAX)
         error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", WIRE_SYNCS_MAX);
     if (error_is_set(err)) {
-        free(barrier);
+        free_barrier(m->in, barrier);
         return -EIO;
     }
     m->in->syncs++;
@@ -961,13 +1083,13 @@ static int on_complete(struct migration *m, const struct message *message, struc
     struct manifest *manifest = &in->manifest;
 
     forget_manifest(in);
-    struct barrier *barrier = read_barrier(m, message, body);
+    struct barrier *barrier = read_barrier(m, message, body, err);
     if (!barrier)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return -EIO;
     manifest->id = message->id;
     memcpy(manifest->counts, barrier->counts, in->channel_count * sizeof(barrier->counts[0]));
     if (read_manifest(m, body, err) < 0) {
-        free(barrier);
+        free_barrier(m->in, barrier);
         return -EIO;
     }
     manifest->barrier = barrier;
@@ -1073,6 +1195,8 @@ static void end_receivers(struct migration *m)
     }
     end_preparing(in);
     close_receivers(in);
+    if (m->settings.compress)
+        decompressor_pool_trim(&m->host->decompressors);
 }
 
 static int on_commit(struct migration *m, uint64_t id, struct error *err)
@@ -1285,6 +1409,7 @@ static void *mig_in(void *arg)
         migration_announce(m);
         session_linger(&in->session, LINGER_MS);
     }
+    end_session(m);
     if (!m->was_active) {
         host_drop(m->host, m);
         host_note_setback(m->host, m);
@@ -1310,6 +1435,7 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     uint32_t longer = m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
     in->patience_ms = PATIENCE * longer;
     stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
+    in->session.budget = &in->account->memory;
     pthread_mutex_lock(&m->lock);
     in->has_session = true;
     int ret = migration_start_thread(m, mig_in, err);
@@ -1366,6 +1492,17 @@ void incoming_release(struct migration *m)
         if (file)
             file_receive_discharge(file);
     }
+}
+
+bool incoming_is_empty(struct migration *m)
+{
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        struct file_totals totals = file ? file_totals(file) : (struct file_totals){0};
+        if (totals.bytes || totals.zero_pages)
+            return false;
+    }
+    return true;
 }
 
 void incoming_ram_path(struct migration *m, char *out, size_t size)

@@ -22,9 +22,17 @@
 #ifndef MIGFS_INCOMING_H
 #define MIGFS_INCOMING_H
 
+#include "account.h"
 #include "migration.h"
 
-struct incoming *incoming_new(struct migration *m);
+/**
+ * incoming_new - what an incoming migration needs, for m->in; charged to the account of the peer
+ * @account: the peer's; incoming_free() drops the reference that is taken here
+ * Return: NULL: CAUSE_QUOTA or CAUSE_NO_MEMORY.
+ */
+struct incoming *incoming_new(struct migration *m, struct account *account, struct error *err);
+/** incoming_memory - bytes that one of so many channels is charged, until it is over, beside its files */
+uint64_t incoming_memory(unsigned channels);
 /** incoming_free - free what incoming_new() made; NULL is fine */
 void incoming_free(struct incoming *in);
 
@@ -68,6 +76,9 @@ enum wire_outcome incoming_outcome(struct migration *m);
  * open after rmdir is the user's own.
  */
 void incoming_release(struct migration *m);
+
+/** incoming_is_empty - whether nothing but declared sizes and holes has arrived */
+bool incoming_is_empty(struct migration *m);
 
 /** incoming_ram_path - where the RAM image can be mapped by a VMM */
 void incoming_ram_path(struct migration *m, char *out, size_t size);

@@ -7,20 +7,24 @@
 #include "log.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
 #define PENDING_MAX      256   /* undecided connections */
+#define PENDING_PEER_MAX 64    /* of one peer */
 #define ACCEPT_MAX       64    /* in one turn: what has arrived is read in between */
 #define HELLO_TIMEOUT_MS 10000 /* for a peer to say hello */
 #define LINGER_MS        1000  /* for a refused peer to read why */
-#define RETRY_MS         100   /* when accepting fails for want of descriptors */
+#define RETRY_MS         100   /* when accepting fails for want of memory */
 
 /* A connection whose hello has not been read, or that has been refused and may still read why. */
 struct pending {
     struct transport *transport;
+    struct account *account; /* of its peer */
+    bool on_spare; /* its descriptor is the one that is kept for telling a peer that there are none */
     int64_t deadline;
     bool refused;
     size_t have; /* bytes of hello */
@@ -33,6 +37,8 @@ struct listener {
     unsigned n;
     struct transport_listener *listeners[LISTENER_URIS_MAX];
     int stop_fd;
+    int spare_fd;  /* given up to accept one connection when there are no descriptors left; -1: it is in use */
+    bool starving; /* the last connection could not be accepted, and the log has it */
     bool running;
     pthread_t thread;
     unsigned pending_count;
@@ -63,19 +69,25 @@ static struct hello_reply welcome(const struct host *host)
 }
 
 /* Answers with the reason, and keeps the connection until the peer has had time to read it. */
-static void refuse(struct listener *l, struct pending *p, const struct error *err)
+static void turn_away(struct listener *l, struct pending *p, const struct error *err)
 {
     struct hello_reply reply = welcome(l->host);
-    struct error line = *err;
 
-    error_prefix(&line, "%s: refused", p->transport->peer);
-    host_note_error(l->host, line.message);
     reply.cause = err->cause;
     snprintf(reply.text, sizeof(reply.text), "%s", err->message);
     send_reply(p->transport, &reply);
     transport_finish(p->transport);
     p->refused = true;
     p->deadline = clock_ms() + LINGER_MS;
+}
+
+static void refuse(struct listener *l, struct pending *p, const struct error *err)
+{
+    struct error line = *err;
+
+    error_prefix(&line, "%s: refused", p->transport->peer);
+    host_note_error(l->host, line.message);
+    turn_away(l, p, err);
 }
 
 /* The three kinds of hello. On success the connection has found its owner and p->transport is NULL. */
@@ -85,7 +97,7 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
     struct hello_reply reply = welcome(l->host);
     struct migration *m;
 
-    if (host_add_incoming(l->host, hello, &m, err) < 0)
+    if (host_add_incoming(l->host, p->account->address, hello, &m, err) < 0)
         return -EIO;
     reply.max_ram = incoming_max_ram(m);
     reply.timeout_ms = m->settings.timeout_ms;
@@ -170,11 +182,90 @@ static bool advance(struct listener *l, struct pending *p)
     return !p->transport;
 }
 
+static void take_spare(struct listener *l)
+{
+    if (l->spare_fd < 0)
+        l->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static void drop_pending(struct listener *l, unsigned i)
 {
-    transport_close(l->pending[i].transport);
-    memmove(&l->pending[i], &l->pending[i + 1], (l->pending_count - i - 1) * sizeof(l->pending[0]));
+    struct pending *p = &l->pending[i];
+    bool on_spare = p->on_spare;
+
+    p->account->undecided--;
+    account_put(p->account);
+    transport_close(p->transport);
+    memmove(p, p + 1, (l->pending_count - i - 1) * sizeof(*p));
     l->pending_count--;
+    if (on_spare)
+        take_spare(l);
+}
+
+/* Makes room for one more of a peer: it does not take that of others, and the peer with the most gives some up first. */
+static void make_room(struct listener *l, const struct account *account)
+{
+    unsigned oldest = 0;
+
+    if (account->undecided < PENDING_PEER_MAX && l->pending_count < PENDING_MAX)
+        return;
+    if (account->undecided < PENDING_PEER_MAX) {
+        for (unsigned i = 0; i < l->pending_count; i++) {
+            if (l->pending[i].account->undecided > account->undecided)
+                account = l->pending[i].account;
+        }
+    }
+    while (oldest < l->pending_count - 1 && l->pending[oldest].account != account)
+        oldest++;
+    struct pending *p = &l->pending[oldest];
+    if (!p->account->flooding)
+        log_error("%s: dropped: too many connections of %s that say nothing", p->transport->peer, account->address);
+    p->account->flooding = true;
+    drop_pending(l, oldest);
+}
+
+/* Return: 0, or -ENOMEM; the connection is closed then. */
+static int add_pending(struct listener *l, struct transport *t, bool on_spare)
+{
+    struct account *account = account_get(l->host, t->address);
+
+    if (!account) {
+        transport_close(t);
+        return -ENOMEM;
+    }
+    make_room(l, account);
+    if (account->undecided++ == 0)
+        account->flooding = false;
+    l->pending[l->pending_count++] = (struct pending){
+        .transport = t,
+        .account = account,
+        .on_spare = on_spare,
+        .deadline = clock_ms() + HELLO_TIMEOUT_MS,
+    };
+    return 0;
+}
+
+/* There are no descriptors left: the spare one goes to a peer for as long as it takes to tell it so. */
+static int accept_on_spare(struct listener *l, struct transport_listener *from, int code)
+{
+    struct error err = {0};
+    struct transport *t;
+
+    if (!l->starving)
+        log_error("%s: refusing connections: %s", transport_listener_address(from), strerror(-code));
+    l->starving = true;
+    close(l->spare_fd);
+    l->spare_fd = -1;
+    int ret = transport_accept(from, &t);
+    if (ret == 0)
+        ret = add_pending(l, t, true);
+    if (ret < 0) {
+        take_spare(l);
+        return ret;
+    }
+    error_set(&err, CAUSE_NO_MEMORY, "the destination has no file descriptors left: try again later");
+    turn_away(l, &l->pending[l->pending_count - 1], &err);
+    return 0;
 }
 
 static int accept_one(struct listener *l, struct transport_listener *from)
@@ -182,18 +273,12 @@ static int accept_one(struct listener *l, struct transport_listener *from)
     struct transport *t;
     int ret = transport_accept(from, &t);
 
+    if ((ret == -EMFILE || ret == -ENFILE) && l->spare_fd >= 0)
+        return accept_on_spare(l, from, ret);
     if (ret < 0)
         return ret;
-    if (l->pending_count == PENDING_MAX) {
-        log_error("%s: dropped: too many connections that say nothing", l->pending[0].transport->peer);
-        drop_pending(l, 0);
-    }
-    struct pending *p = &l->pending[l->pending_count++];
-    p->transport = t;
-    p->deadline = clock_ms() + HELLO_TIMEOUT_MS;
-    p->refused = false;
-    p->have = 0;
-    return 0;
+    l->starving = false;
+    return add_pending(l, t, false);
 }
 
 static void expire(struct listener *l)
@@ -209,6 +294,32 @@ static void expire(struct listener *l)
     }
 }
 
+/* Accepts what has come; with the time after which it is tried again when that fails. */
+static void accept_all(struct listener *l, const struct pollfd *fds, int64_t *accept_after)
+{
+    for (unsigned i = 0; i < l->n; i++) {
+        int ret = 0;
+        /* Without the spare descriptor, what comes waits. */
+        for (int k = 0; k < ACCEPT_MAX && fds[i].revents && ret == 0 && l->spare_fd >= 0; k++)
+            ret = accept_one(l, l->listeners[i]);
+        if (ret < 0 && ret != -EAGAIN && ret != -EINTR && ret != -ECONNABORTED) {
+            if (!l->starving)
+                log_error("%s: accept: %s", transport_listener_address(l->listeners[i]), strerror(-ret));
+            l->starving = true;
+            *accept_after = clock_ms() + RETRY_MS;
+        }
+    }
+}
+
+static bool spare_is_lent(const struct listener *l)
+{
+    for (unsigned i = 0; i < l->pending_count; i++) {
+        if (l->pending[i].on_spare)
+            return true;
+    }
+    return false;
+}
+
 static void *mig_listen(void *arg)
 {
     struct listener *l = arg;
@@ -218,10 +329,16 @@ static void *mig_listen(void *arg)
         struct pollfd fds[1 + LISTENER_URIS_MAX + PENDING_MAX];
         int64_t now = clock_ms(), until = now + 60000;
         unsigned pending = l->pending_count;
+        /* Somebody else was faster: it is taken back when there is one again. */
+        if (l->spare_fd < 0 && !spare_is_lent(l)) {
+            take_spare(l);
+            accept_after = l->spare_fd < 0 ? now + RETRY_MS : accept_after;
+        }
+        bool accepts = l->spare_fd >= 0 && now >= accept_after;
         fds[0] = (struct pollfd){.fd = l->stop_fd, .events = POLLIN};
         for (unsigned i = 0; i < l->n; i++)
             fds[1 + i] = (struct pollfd){
-                .fd = now < accept_after ? -1 : transport_listener_pollfd(l->listeners[i]),
+                .fd = accepts ? transport_listener_pollfd(l->listeners[i]) : -1,
                 .events = POLLIN,
             };
         if (now < accept_after)
@@ -240,15 +357,7 @@ static void *mig_listen(void *arg)
                 drop_pending(l, i);
         }
         expire(l);
-        for (unsigned i = 0; i < l->n; i++) {
-            int ret = 0;
-            for (int k = 0; k < ACCEPT_MAX && fds[1 + i].revents && ret == 0; k++)
-                ret = accept_one(l, l->listeners[i]);
-            if (ret < 0 && ret != -EAGAIN && ret != -EINTR && ret != -ECONNABORTED) {
-                log_error("%s: accept: %s", transport_listener_address(l->listeners[i]), strerror(-ret));
-                accept_after = clock_ms() + RETRY_MS;
-            }
-        }
+        accept_all(l, fds + 1, &accept_after);
     }
 }
 
@@ -260,7 +369,9 @@ int listener_new(struct host *host, const struct uri *uris, unsigned n, struct l
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     l->host = host;
     l->stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (l->stop_fd < 0)
+    l->spare_fd = -1;
+    take_spare(l);
+    if (l->stop_fd < 0 || l->spare_fd < 0)
         error_set_errno(err, errno, "eventfd");
     for (; l->n < n && !error_is_set(err); l->n++) {
         if (transport_listen(&uris[l->n], &l->listeners[l->n], err) < 0)
@@ -305,5 +416,7 @@ void listener_free(struct listener *l)
         transport_listener_close(l->listeners[i]);
     if (l->stop_fd >= 0)
         close(l->stop_fd);
+    if (l->spare_fd >= 0)
+        close(l->spare_fd);
     free(l);
 }

@@ -48,9 +48,10 @@ static void migration_free(struct migration *m)
     struct host *host = m->host;
 
     outgoing_free(m->out);
-    incoming_free(m->in);
     for (uint32_t i = 0; i < m->file_count; i++)
         file_put(m->files[i]);
+    incoming_free(m->in);
+    account_put(m->maker);
     free(m->files);
     attribute_table_fini(&m->attributes);
     pthread_cond_destroy(&m->changed);

@@ -31,6 +31,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+struct account;
 struct host;
 struct outgoing;
 struct incoming;
@@ -82,6 +83,8 @@ struct migration {
      * the lock sees what belongs to it, too; who sees none checks again with the lock held.
      */
     _Atomic enum role role;
+    struct account *maker; /* the peer that has made it, with a reference; NULL: it was made here; constant */
+    atomic_uint opens;     /* files of it that users have open */
     char name[WIRE_NAME_MAX + 1];
     struct attribute_table attributes;
     atomic_uint refs;

@@ -38,12 +38,31 @@ int session_init(struct session *s, struct transport *transport, uint32_t timeou
     return 0;
 }
 
+/* How much of a queue of @size bytes is charged. */
+static size_t charged(size_t size)
+{
+    return size > SESSION_QUEUE ? size - SESSION_QUEUE : 0;
+}
+
+void session_end(struct session *s)
+{
+    SCOPED_LOCK(&s->send_lock);
+    s->broken = true;
+    if (s->budget)
+        budget_release(s->budget, charged(s->queue_size));
+    free(s->queue);
+    free(s->buffer);
+    s->queue = s->buffer = NULL;
+    s->queued = s->queue_size = 0;
+    if (s->wake_fd >= 0)
+        close(s->wake_fd);
+    s->wake_fd = -1;
+}
+
 void session_fini(struct session *s)
 {
     transport_close(s->transport);
-    close(s->wake_fd);
-    free(s->buffer);
-    free(s->queue);
+    session_end(s);
     pthread_mutex_destroy(&s->send_lock);
 }
 
@@ -85,9 +104,15 @@ static int reserve(struct session *s, size_t more)
     if (size <= s->queue_size)
         return 0;
     size = size < 2 * s->queue_size ? 2 * s->queue_size : size;
+    size_t more_charged = charged(size) - charged(s->queue_size);
+    if (s->budget && !budget_charge(s->budget, more_charged))
+        return -ENOBUFS;
     uint8_t *queue = realloc(s->queue, size);
-    if (!queue)
+    if (!queue) {
+        if (s->budget)
+            budget_release(s->budget, more_charged);
         return -ENOMEM;
+    }
     s->queue = queue;
     s->queue_size = size;
     return 0;

@@ -14,12 +14,16 @@
 #ifndef MIGFS_SESSION_H
 #define MIGFS_SESSION_H
 
+#include "budget.h"
 #include "transport.h"
 #include "wire.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+
+#define SESSION_QUEUE  (256u << 10)
+#define SESSION_MEMORY (2 * SESSION_QUEUE + sizeof(struct wire_message)) /* that one can have without a budget */
 
 struct session {
     struct transport *transport; /* the loop's thread receives; sending is guarded by send_lock */
@@ -33,6 +37,7 @@ struct session {
     pthread_mutex_t send_lock;   /* guards what follows */
     uint8_t *queue;
     size_t queued, queue_size;
+    struct budget *budget;       /* for a queue that is longer than SESSION_QUEUE; NULL: nobody counts; constant */
     bool broken;                 /* nothing more can be sent */
     _Atomic uint64_t bytes_sent; /* relaxed */
 };
@@ -45,6 +50,9 @@ struct session {
  */
 int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms);
 void session_fini(struct session *s);
+
+/** session_end - the loop is over and the connection closed: free what nothing needs any more; others may still send, into nothing */
+void session_end(struct session *s);
 
 /**
  * session_send - send one message; any thread; never blocks

@@ -32,6 +32,8 @@ struct handle *handle_new(struct node *node, uid_t uid, gid_t gid)
     handle->uid = uid;
     handle->gid = gid;
     handle->generation = UINT64_MAX;
+    if (node->m)
+        atomic_fetch_add(&node->m->opens, 1);
     pthread_mutex_init(&handle->lock, NULL);
     SCOPED_LOCK(&all_lock);
     handle->next = all;
@@ -56,6 +58,8 @@ void handle_free(struct handle *handle)
         handle->next->prev = handle->prev;
     pthread_mutex_unlock(&all_lock);
     poll_forget(handle);
+    if (handle->node->m)
+        atomic_fetch_sub(&handle->node->m->opens, 1);
     pthread_mutex_destroy(&handle->lock);
     user_put(handle->user);
     free(handle->text);

@@ -75,6 +75,23 @@ static void raise_descriptor_limit(void)
     }
 }
 
+/*
+ * How many of them peers may have. The others are for the workers (three each at most), for outgoing
+ * migrations, and for connections that have not said what they are.
+ */
+static void bound_descriptors(struct limits *limits)
+{
+    struct rlimit limit = {.rlim_cur = 1024};
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    uint64_t all = limit.rlim_cur < UINT32_MAX ? limit.rlim_cur : UINT32_MAX;
+    uint64_t reserve = 512 + all / 16 < 16384 ? 512 + all / 16 : 16384;
+    if (reserve > all / 2)
+        reserve = all / 2;
+    limits->max_descriptors = (uint32_t)(all - reserve);
+    limits->max_peer_descriptors = (uint32_t)((all - reserve) / 4 * 3);
+}
+
 /* Until a signal asks the daemon to stop, or the mount is gone. */
 static int await_end(const struct loop *loop)
 {
@@ -146,6 +163,7 @@ static int run(const struct options *options, struct host *host, struct listener
 
 static int start(struct fuse_args *args, const struct options *options)
 {
+    struct limits limits = options->limits;
     struct host host;
     struct listener *listener = NULL;
     struct error err = {0};
@@ -154,7 +172,8 @@ static int start(struct fuse_args *args, const struct options *options)
     set_up_signals();
     memory_guard_setup();
     raise_descriptor_limit();
-    host_init(&host, &options->limits, poll_changed);
+    bound_descriptors(&limits);
+    host_init(&host, &limits, poll_changed);
     host.splices = loop_can_splice();
     struct fuse_session *se = fuse_session_new(args, &ops_table, sizeof(ops_table), &host);
     if (!se) {

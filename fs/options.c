@@ -25,6 +25,11 @@
 #define DEFAULT_WRITE_BEHIND   (16ull << 20)
 #define DEFAULT_TIMEOUT_MS     30000
 #define DEFAULT_MAX_MIGRATIONS 256
+#define DEFAULT_MAX_OUTGOING   256
+/* A thread and 1.3 MiB each. */
+#define DEFAULT_MAX_CHANNELS 1024
+/* One peer's share of a small number of migrations is no less than this. */
+#define MIN_PEER_MIGRATIONS 16
 #define DEFAULT_MAX_DEVICES    1024
 
 struct parser {
@@ -68,6 +73,11 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("max-device=", KEY_LIMIT),
     FUSE_OPT_KEY("max-devices=", KEY_LIMIT),
     FUSE_OPT_KEY("max-migrations=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-outgoing=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-channels=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-peer-migrations=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-peer-channels=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-peer-memory=", KEY_LIMIT),
     FUSE_OPT_KEY("write-behind=", KEY_LIMIT),
     FUSE_OPT_KEY("timeout=", KEY_LIMIT),
     FUSE_OPT_KEY("-h", KEY_HELP),
@@ -119,6 +129,11 @@ static int parse_limit(struct parser *parser, const char *arg)
         {"max-device", 0, UINT64_MAX, &limits->max_device, NULL, 1},
         {"max-devices", 0, WIRE_DEVICES_MAX, NULL, &limits->max_devices, 1},
         {"max-migrations", 1, 65536, NULL, &limits->max_migrations, 1},
+        {"max-outgoing", 1, 65536, NULL, &limits->max_outgoing, 1},
+        {"max-channels", 1, 65536, NULL, &limits->max_channels, 1},
+        {"max-peer-migrations", 1, 65536, NULL, &limits->max_peer_migrations, 1},
+        {"max-peer-channels", 1, 65536, NULL, &limits->max_peer_channels, 1},
+        {"max-peer-memory", 1, UINT64_MAX, &limits->max_peer_memory, NULL, 1},
         {"write-behind", 0, UINT64_MAX, &limits->write_behind, NULL, 1},
         {"timeout", 1, 3600, NULL, &limits->timeout_ms, 1000},
     };
@@ -335,6 +350,19 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
     }
 }
 
+/* What one peer may have, where nobody has said it: its own migrations, half of the channels, and all memory. */
+static void fill_shares(struct limits *limits)
+{
+    uint32_t quarter = limits->max_migrations / 4, half = limits->max_channels / 2;
+
+    if (!limits->max_peer_migrations)
+        limits->max_peer_migrations = quarter < MIN_PEER_MIGRATIONS ? MIN_PEER_MIGRATIONS : quarter;
+    if (!limits->max_peer_channels)
+        limits->max_peer_channels = half < WIRE_CHANNELS_MAX ? WIRE_CHANNELS_MAX : half;
+    if (!limits->max_peer_memory || limits->max_peer_memory > limits->max_memory)
+        limits->max_peer_memory = limits->max_memory;
+}
+
 int options_parse(struct fuse_args *args, struct options *out, struct error *err)
 {
     uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -343,11 +371,14 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     *out = (struct options){
         .limits =
             {
-                .max_memory = memory,
+                /* The rest is for everything else, and for page tables and the like. */
+                .max_memory = memory / 4 * 3,
                 .max_ram = UINT64_MAX,
                 .max_device = UINT64_MAX,
                 .max_devices = DEFAULT_MAX_DEVICES,
                 .max_migrations = DEFAULT_MAX_MIGRATIONS,
+                .max_outgoing = DEFAULT_MAX_OUTGOING,
+                .max_channels = DEFAULT_MAX_CHANNELS,
                 .write_behind = DEFAULT_WRITE_BEHIND,
                 .timeout_ms = DEFAULT_TIMEOUT_MS,
                 .owner = {.uid = getuid(), .gid = getgid()},
@@ -362,6 +393,7 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
         limits->max_ram = limits->max_memory;
     if (limits->max_device > limits->max_memory)
         limits->max_device = limits->max_memory;
+    fill_shares(limits);
     limits->ram.directory = out->backing;
     if (out->backing && limits->ram.huge_page)
         return error_set(err, CAUSE_SYNTAX, "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
@@ -394,17 +426,22 @@ void options_help(const char *program)
            "                           shared memory; or a size, such as 2M, of its reserved ones\n"
            "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"
            "    -o expect              refuse migrations that nobody has made a directory for\n"
-           "    -o max-memory=SIZE     of all incoming migrations together (default: this machine's)\n"
+           "    -o max-memory=SIZE     of all incoming migrations together (default: 3/4 of this machine's)\n"
            "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
            "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"
            "    -o max-devices=N       per migration (default: %d)\n"
-           "    -o max-migrations=N    at once, in both roles (default: %d)\n"
+           "    -o max-migrations=N    incoming, in all states (default: %d)\n"
+           "    -o max-outgoing=N      made here, in all states (default: %d)\n"
+           "    -o max-channels=N      of all incoming migrations together (default: %d)\n"
+           "    -o max-peer-migrations=N, max-peer-channels=N, max-peer-memory=SIZE\n"
+           "                           the same for those of one peer's address (default: a quarter,\n"
+           "                           half, all)\n"
            "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
            "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
            "    -o stack               mount even where migfs is mounted already\n"
            "    -o allow_other, ...    options of FUSE; see mount.fuse3(8)\n"
            "\n"
            "The files of the mount are described in migfs(5).\n",
-           program, DEFAULT_MAX_DEVICES, DEFAULT_MAX_MIGRATIONS, DEFAULT_WRITE_BEHIND >> 20,
+           program, DEFAULT_MAX_DEVICES, DEFAULT_MAX_MIGRATIONS, DEFAULT_MAX_OUTGOING, DEFAULT_MAX_CHANNELS, DEFAULT_WRITE_BEHIND >> 20,
            DEFAULT_TIMEOUT_MS / 1000);
 }

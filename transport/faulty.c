@@ -201,6 +201,7 @@ static int stack(struct transport *inner, const struct uri_faults *faults, unsig
     }
     f->base.ops = &faulty_ops;
     memcpy(f->base.peer, inner->peer, sizeof(f->base.peer));
+    memcpy(f->base.address, inner->address, sizeof(f->base.address));
     f->inner = inner;
     f->faults = *faults;
     *out = &f->base;

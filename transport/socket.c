@@ -428,10 +428,18 @@ static const struct transport_ops socket_ops = {
     .close = socket_close,
 };
 
+/* An IPv4 address that came by an IPv6 socket is the same machine. */
+static void name_address(struct transport *t, const char *host)
+{
+    static const char mapped[] = "::ffff:";
+    bool is_mapped = !strncmp(host, mapped, sizeof(mapped) - 1) && strchr(host, '.');
+
+    snprintf(t->address, sizeof(t->address), "%s", is_mapped ? host + sizeof(mapped) - 1 : host);
+}
+
 static void name_peer(struct socket_transport *s)
 {
-    char *peer = s->base.peer;
-    size_t size = sizeof(s->base.peer);
+    struct transport *t = &s->base;
     struct sockaddr_storage addr;
     socklen_t len = sizeof(addr);
 
@@ -439,15 +447,19 @@ static void name_peer(struct socket_transport *s)
         char host[64], port[8];
         if (getpeername(s->fd, (struct sockaddr *)&addr, &len) == 0 &&
             getnameinfo((struct sockaddr *)&addr, len, host, sizeof(host), port, sizeof(port),
-                        NI_NUMERICHOST | NI_NUMERICSERV) == 0)
-            snprintf(peer, size, strchr(host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", host, port);
-        else
-            snprintf(peer, size, "tcp peer");
+                        NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
+            snprintf(t->peer, sizeof(t->peer), strchr(host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", host, port);
+            name_address(t, host);
+        } else {
+            snprintf(t->peer, sizeof(t->peer), "tcp peer");
+            snprintf(t->address, sizeof(t->address), "unknown");
+        }
     } else {
-        struct ucred cred = {0};
+        struct ucred cred = {.uid = (uid_t)-1};
         len = sizeof(cred);
         getsockopt(s->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
-        snprintf(peer, size, "unix peer (pid %d)", (int)cred.pid);
+        snprintf(t->peer, sizeof(t->peer), "unix peer (pid %d)", (int)cred.pid);
+        snprintf(t->address, sizeof(t->address), "user %u", (unsigned)cred.uid);
     }
 }
 

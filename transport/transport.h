@@ -27,6 +27,7 @@
 #include <sys/uio.h>
 
 #define TRANSPORT_PEER_MAX 128
+#define TRANSPORT_ADDRESS_MAX 72
 #define TRANSPORT_IOV_MAX  64
 
 struct transport;
@@ -120,6 +121,8 @@ struct transport_ops {
 struct transport {
     const struct transport_ops *ops;
     char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
+    /* Whose connection it is: the same for all of one machine, or of one user of this machine; constant. */
+    char address[TRANSPORT_ADDRESS_MAX];
     bool splices; /* to send what is in a pipe costs less than to read and to send it; constant */
 };
 

@@ -134,7 +134,8 @@ forget src/many
 say "what was given back can be used again"
 for i in 1 2 3; do
 	outgoing again
-	truncate -s 256M src/again/ram
+	# The buffers of its channels count, too.
+	truncate -s 250M src/again/ram
 	tell src/again start
 	limited dd if=/dev/urandom of=src/again/ram bs=1M count="$(scaled 200 20)" conv=notrunc status=none
 	tell src/again complete

@@ -71,3 +71,27 @@ Test(budget, many_threads)
     cr_expect(not(above));
     cr_expect(eq(u64, shared.used, 0));
 }
+
+/* What does not fit into the whole is not charged to the share, and the sentence names the limit. */
+Test(budget, shares)
+{
+    struct budget whole = {.limit = 100, .unit = "bytes in all (max-memory)"};
+    struct budget a = {.limit = 80, .whole = &whole, .unit = "bytes for one peer (max-peer-memory)"};
+    struct budget b = {.limit = 80, .whole = &whole};
+    struct error err = {0};
+
+    cr_expect(budget_charge(&a, 70));
+    cr_expect(not(budget_charge(&b, 40)));
+    cr_expect(zero(u64, b.used));
+    cr_expect(lt(int, budget_take(&a, 20, &err, "'%s' is too much", "x"), 0));
+    cr_expect(eq(int, (int)err.cause, CAUSE_QUOTA));
+    cr_expect(eq(str, err.message, "'x' is too much: the destination holds at most 80 bytes for one peer (max-peer-memory)"));
+    err = (struct error){0};
+    cr_expect(lt(int, budget_take(&b, 40, &err, "it does not fit"), 0));
+    cr_expect(eq(str, err.message, "it does not fit: the destination holds at most 100 bytes in all (max-memory)"));
+    cr_expect(zero(int, budget_take(&b, 30, &err, "it")));
+    cr_expect(eq(u64, whole.used, 100));
+    budget_release(&a, 70);
+    budget_release(&b, 30);
+    cr_expect(zero(u64, whole.used));
+}

@@ -17,7 +17,7 @@ static struct host *make(unsigned max_migrations)
     struct limits limits = rig_limits();
     struct host *host = malloc(sizeof(*host));
 
-    limits.max_migrations = max_migrations;
+    limits.max_migrations = limits.max_outgoing = max_migrations;
     host_init(host, &limits, NULL);
     return host;
 }
@@ -115,22 +115,27 @@ Test(host, list)
     end(host);
 }
 
+/* What is made here and what peers make have bounds of their own. */
 Test(host, max_migrations)
 {
     struct host *host = make(2);
-    struct hello hello = peer_hello("in", 1);
-    struct migration *m;
+    struct hello hellos[3] = {peer_hello("in-0", 1), peer_hello("in-1", 1), peer_hello("in-2", 1)};
+    struct migration *m, *none;
     struct error err;
 
     migration_put(add(host, "a"));
     m = add(host, "b");
-    struct migration *none;
     CHECK_FAILS(host_add_outgoing(host, "c", 0, 0, &none, &err), CAUSE_QUOTA);
-    CHECK_FAILS(host_add_incoming(host, &hello, &none, &err), CAUSE_QUOTA);
+    cr_expect(not(zero(ptr, strstr(err.message, "max-outgoing"))), "%s", err.message);
     CHECK_OK(host_remove(host, m, &err));
     migration_put(m);
-    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
-    migration_put(m);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(host_add_incoming(host, "test", &hellos[i], &m, &err));
+        migration_put(m);
+    }
+    CHECK_FAILS(host_add_incoming(host, "other", &hellos[2], &none, &err), CAUSE_QUOTA);
+    cr_expect(not(zero(ptr, strstr(err.message, "max-migrations"))), "%s", err.message);
+    migration_put(add(host, "c"));
     end(host);
 }
 
@@ -156,8 +161,8 @@ Test(host, incoming)
 
     hello.features = WIRE_FEATURE_CHECKSUM;
     hello.device_channels = 1;
-    CHECK_FAILS(host_add_incoming(host, &bad, &other, &err), CAUSE_SYNTAX);
-    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+    CHECK_FAILS(host_add_incoming(host, "test", &bad, &other, &err), CAUSE_SYNTAX);
+    CHECK_OK(host_add_incoming(host, "test", &hello, &m, &err));
     cr_expect(eq(int, (int)m->role, ROLE_INCOMING));
     cr_expect(eq(uint, m->settings.channels, 3));
     cr_expect(eq(uint, m->settings.device_channels, 1));
@@ -191,7 +196,7 @@ Test(host, two_at_once)
         struct error err;
 
         for (int i = 0; i < 2; i++) {
-            CHECK_OK(host_add_incoming(host, &hellos[i], &peers[i], &err));
+            CHECK_OK(host_add_incoming(host, "test", &hellos[i], &peers[i], &err));
             peers[i]->state = STATE_SETUP;
         }
         CHECK_OK(host_arrive(host, peers[1], &shown, &err));
@@ -225,17 +230,20 @@ Test(host, who_makes_way)
         struct host *host = make(1);
         struct hello hello = peer_hello("vm", 1), again = peer_hello("vm", 1);
         struct migration *m, *next;
-        CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+        CHECK_OK(host_add_incoming(host, "test", &hello, &m, &err));
         arrive(host, m);
         m->state = cases[i].state;
         if (cases[i].makes_way) {
-            CHECK_OK(host_add_incoming(host, &again, &next, &err));
+            CHECK_OK(host_add_incoming(host, "test", &again, &next, &err));
             migration_put(next);
         } else {
-            CHECK_FAILS(host_add_incoming(host, &again, &next, &err), CAUSE_EXISTS);
+            CHECK_FAILS(host_add_incoming(host, "test", &again, &next, &err), CAUSE_EXISTS);
         }
         /* What users do not see yet is in nobody's way. */
-        CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err), cases[i].makes_way ? CAUSE_QUOTA : CAUSE_EXISTS);
+        if (cases[i].makes_way)
+            migration_put(add(host, "vm"));
+        else
+            CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &next, &err), CAUSE_EXISTS);
         m->state = STATE_FAILED;
         migration_put(m);
         end(host);
@@ -252,14 +260,13 @@ Test(host, failures_do_not_fill_the_list)
     struct error err;
 
     for (int i = 0; i < 3; i++) {
-        CHECK_OK(host_add_incoming(host, &hellos[i], &m[i], &err));
+        CHECK_OK(host_add_incoming(host, "test", &hellos[i], &m[i], &err));
         arrive(host, m[i]);
     }
-    CHECK_FAILS(host_add_incoming(host, &hello, &next, &err), CAUSE_QUOTA);
+    CHECK_FAILS(host_add_incoming(host, "test", &hello, &next, &err), CAUSE_QUOTA);
     m[1]->state = STATE_FAILED;
     m[2]->state = STATE_CANCELLED;
-    CHECK_FAILS(host_add_outgoing(host, "out", 0, 0, &next, &err), CAUSE_QUOTA);
-    CHECK_OK(host_add_incoming(host, &hello, &next, &err));
+    CHECK_OK(host_add_incoming(host, "test", &hello, &next, &err));
     cr_expect(zero(ptr, host_find(host, "b")), "the oldest one");
     found = host_find(host, "c");
     cr_expect(eq(ptr, found, m[2]));
@@ -276,7 +283,7 @@ static struct migration *come(struct host *host, const char *name)
     struct migration *m = NULL;
     struct error err;
 
-    CHECK_OK(host_add_incoming(host, &hello, &m, &err));
+    CHECK_OK(host_add_incoming(host, "test", &hello, &m, &err));
     return m;
 }
 
@@ -293,7 +300,7 @@ Test(host, expected)
     CHECK_OK(outgoing_truncate(m, m->files[WIRE_RAM], 1 << 20, NULL, &err));
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
     file_put(device); /* it stays in the table */
-    CHECK_OK(host_add_incoming(host, &hello, &peer, &err));
+    CHECK_OK(host_add_incoming(host, "test", &hello, &peer, &err));
     cr_expect(eq(u64, incoming_max_ram(peer), 1 << 20));
     cr_expect(eq(uint, peer->settings.timeout_ms, 7000));
     cr_expect(eq(int, (int)m->role, ROLE_NONE), "it has not arrived yet");
@@ -413,7 +420,7 @@ Test(host, one_role_wins)
     cr_expect(eq(int, (int)peer->state, STATE_SETUP));
     peer->state = STATE_FAILED;
     migration_put(peer);
-    CHECK_FAILS(host_add_incoming(host, &hello, &peer, &err), CAUSE_EXISTS);
+    CHECK_FAILS(host_add_incoming(host, "test", &hello, &peer, &err), CAUSE_EXISTS);
     migration_put(m);
     end(host);
 }
@@ -441,9 +448,9 @@ Test(host, only_what_is_expected)
     struct error err;
 
     host->limits.expect = true;
-    CHECK_FAILS(host_add_incoming(host, &hello, &peer, &err), CAUSE_DENIED);
+    CHECK_FAILS(host_add_incoming(host, "test", &hello, &peer, &err), CAUSE_DENIED);
     m = add(host, "vm");
-    CHECK_OK(host_add_incoming(host, &hello, &peer, &err));
+    CHECK_OK(host_add_incoming(host, "test", &hello, &peer, &err));
     CHECK_OK(host_remove(host, m, &err));
     migration_put(m);
     peer->state = STATE_SETUP;
@@ -451,6 +458,143 @@ Test(host, only_what_is_expected)
     peer->state = STATE_FAILED;
     migration_put(peer);
     end(host);
+}
+
+static struct migration *arrive_from(struct host *host, const char *address, const char *name, enum state state)
+{
+    struct hello hello = peer_hello(name, 1);
+    struct migration *m = NULL;
+    struct error err;
+
+    CHECK_OK(host_add_incoming(host, address, &hello, &m, &err));
+    arrive(host, m);
+    m->state = state;
+    return m;
+}
+
+static bool is_there(struct host *host, const char *name)
+{
+    struct migration *m = host_find(host, name);
+
+    migration_put(m);
+    return m;
+}
+
+/* A peer that takes its share takes nothing from others, and only what it has made itself makes way for it. */
+Test(host, shares_of_peers)
+{
+    struct limits limits = rig_limits();
+    struct host host;
+    struct migration *good, *bad[4], *none;
+    struct error err;
+    struct hello hello = peer_hello("bad-4", 1);
+
+    limits.max_migrations = 6;
+    limits.max_peer_migrations = 4;
+    host_init(&host, &limits, NULL);
+    good = arrive_from(&host, "10.0.0.1", "good", STATE_FAILED);
+    static const char *const names[] = {"bad-0", "bad-1", "bad-2", "bad-3"};
+    for (int i = 0; i < 4; i++)
+        bad[i] = arrive_from(&host, "10.0.0.2", names[i], STATE_ACTIVE);
+    CHECK_FAILS(host_add_incoming(&host, "10.0.0.2", &hello, &none, &err), CAUSE_QUOTA);
+    cr_expect(not(zero(ptr, strstr(err.message, "max-peer-migrations"))), "%s", err.message);
+    cr_expect(is_there(&host, "good"), "another peer's does not make way");
+    migration_put(arrive_from(&host, "10.0.0.1", "good-2", STATE_FAILED));
+    bad[2]->state = STATE_CANCELLED;
+    migration_put(arrive_from(&host, "10.0.0.2", "bad-4", STATE_FAILED));
+    cr_expect(not(is_there(&host, "bad-2")), "its own one does");
+    /* The list is full, too: now the oldest one of all. */
+    migration_put(arrive_from(&host, "10.0.0.3", "third", STATE_FAILED));
+    cr_expect(not(is_there(&host, "good")));
+    cr_expect(is_there(&host, "good-2"));
+    for (int i = 0; i < 4; i++) {
+        bad[i]->state = STATE_FAILED;
+        migration_put(bad[i]);
+    }
+    migration_put(good);
+    host_shutdown(&host);
+    host_drain(&host);
+    host_fini(&host);
+}
+
+/* A completed migration in which nothing has arrived makes way, when no failed one does and nobody has it open. */
+Test(host, empty_ones_make_way)
+{
+    struct host *host = make(4);
+    struct migration *full = arrive_from(host, "test", "full", STATE_COMPLETED);
+    struct migration *open = arrive_from(host, "test", "open", STATE_COMPLETED);
+    struct migration *empty = arrive_from(host, "test", "empty", STATE_COMPLETED);
+    struct migration *failed = arrive_from(host, "test", "failed", STATE_FAILED);
+    struct file *ram = file_new(WIRE_RAM, "ram");
+    struct hello hello = peer_hello("three", 1);
+    struct migration *none;
+    struct error err;
+
+    file_set_channels(ram, 1, 0);
+    atomic_store(&ram->per_channel[0].bytes, 1);
+    pthread_mutex_lock(&full->lock);
+    migration_add_file(full, ram);
+    pthread_mutex_unlock(&full->lock);
+    atomic_store(&open->opens, 1);
+    struct migration *one = arrive_from(host, "test", "one", STATE_ACTIVE);
+    cr_expect(not(is_there(host, "failed")), "a failed one first");
+    struct migration *two = arrive_from(host, "test", "two", STATE_ACTIVE);
+    cr_expect(not(is_there(host, "empty")));
+    CHECK_FAILS(host_add_incoming(host, "test", &hello, &none, &err), CAUSE_QUOTA);
+    cr_expect(is_there(host, "full"));
+    cr_expect(is_there(host, "open"));
+    one->state = two->state = STATE_FAILED;
+    struct migration *all[] = {full, open, empty, failed, one, two};
+    for (size_t i = 0; i < ARRAY_LENGTH(all); i++)
+        migration_put(all[i]);
+    end(host);
+}
+
+/* Channels, descriptors and buffers count against the host and the peer, until the migration is over. */
+Test(host, budgets)
+{
+    static const struct {
+        const char *what;
+        size_t limit;
+        uint32_t value;
+    } cases[] = {
+        {"max-channels", offsetof(struct limits, max_channels), 40},
+        {"max-peer-channels", offsetof(struct limits, max_peer_channels), 20},
+        {"open files", offsetof(struct limits, max_descriptors), 40},
+        {"open files", offsetof(struct limits, max_peer_descriptors), 20},
+    };
+    struct error err;
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct limits limits = rig_limits();
+        struct hello hellos[3] = {peer_hello("a", 16), peer_hello("b", 16), peer_hello("c", 16)};
+        struct host host;
+        struct migration *m[3];
+        *(uint32_t *)(void *)((char *)&limits + cases[i].limit) = cases[i].value;
+        host_init(&host, &limits, NULL);
+        CHECK_OK(host_add_incoming(&host, "one", &hellos[0], &m[0], &err));
+        bool of_peer = cases[i].value == 20;
+        if (of_peer)
+            CHECK_FAILS(host_add_incoming(&host, "one", &hellos[1], &m[1], &err), CAUSE_QUOTA);
+        else
+            CHECK_OK(host_add_incoming(&host, "one", &hellos[1], &m[1], &err));
+        if (of_peer)
+            CHECK_OK(host_add_incoming(&host, "two", &hellos[1], &m[1], &err));
+        else
+            CHECK_FAILS(host_add_incoming(&host, "two", &hellos[2], &m[2], &err), CAUSE_QUOTA);
+        host_drop(&host, m[0]);
+        migration_put(m[0]);
+        CHECK_OK(host_add_incoming(&host, "one", &hellos[0], &m[0], &err));
+        migration_put(m[0]);
+        migration_put(m[1]);
+        host_shutdown(&host);
+        host_drain(&host);
+        cr_expect(zero(u64, host.channels.used), "%s", cases[i].what);
+        cr_expect(zero(u64, host.descriptors.used), "%s", cases[i].what);
+        cr_expect(zero(u64, host.budget.used), "%s", cases[i].what);
+        cr_expect(zero(ptr, host.accounts), "%s", cases[i].what);
+        host_fini(&host);
+    }
 }
 
 Test(host, running_is_not_removed)
@@ -509,7 +653,7 @@ Test(host, closed)
 
     host_shutdown(host);
     CHECK_FAILS(host_add_outgoing(host, "vm", 0, 0, &m, &err), CAUSE_SHUTDOWN);
-    CHECK_FAILS(host_add_incoming(host, &hello, &m, &err), CAUSE_SHUTDOWN);
+    CHECK_FAILS(host_add_incoming(host, "test", &hello, &m, &err), CAUSE_SHUTDOWN);
     end(host);
 }
 

@@ -944,13 +944,20 @@ Test(migration, memory_over_the_limit)
     char *buf = malloc(STRIPE);
 
     memset(buf, 'x', STRIPE);
-    limits.max_memory = 8 * STRIPE;
+    limits.max_memory = 48 * STRIPE;
     rig_init(&rig, unix_place(""), &limits);
-    struct migration *first = rig_start(&rig, "first", 2, 6 * STRIPE);
+    struct migration *first = rig_start(&rig, "first", 2, 30 * STRIPE);
+    uint64_t used = rig.destination.budget.used;
+    cr_expect(ge(u64, used, 30 * STRIPE));
+    cr_expect(lt(u64, used, 35 * STRIPE), "%d bytes: the buffers of two channels, too", (int)used);
     struct migration *second = rig_make(&rig, "second", 2, "");
-    CHECK_OK(outgoing_truncate(second, migration_file(second, WIRE_RAM), 3 * STRIPE, NULL, &err));
+    CHECK_OK(outgoing_truncate(second, migration_file(second, WIRE_RAM), 18 * STRIPE, NULL, &err));
     CHECK_FAILS(outgoing_start(second, NULL, &err), CAUSE_QUOTA);
-    cr_expect(eq(u64, rig.destination.budget.used, 6 * STRIPE));
+    cr_expect(not(zero(ptr, strstr(err.message, "max-memory"))), "%s", err.message);
+    struct migration *refused = rig_arrived(&rig, "second");
+    rig_await_end(refused);
+    CHECK_OK(host_remove(&rig.destination, refused, &err));
+    migration_put(refused);
     /* Growth past it ends the migration that grows, with the reason, and no other. */
     struct migration *third = rig_start(&rig, "third", 2, 0);
     for (uint64_t at = 0; ret == 0 && at < 100 * STRIPE; at += STRIPE)
