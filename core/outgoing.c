@@ -2061,7 +2061,9 @@ static int on_answer(struct migration *m, const struct message *message, struct 
         attempt->question.id = 0; /* the one who asked has left */
     } else {
         memcpy(attempt->question.digests, body->p, want);
-        attempt->question.cause = cause < CAUSE_MAX ? cause : CAUSE_PEER;
+        /* Not what only this side's user can have. */
+        bool odd = cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
+        attempt->question.cause = odd ? CAUSE_PEER : (enum cause)cause;
         attempt->question.there = true;
     }
     pthread_cond_broadcast(&m->changed);

@@ -357,7 +357,7 @@ struct reference_reader reference_open(const struct reference *ref)
         return reader;
     /* The descriptor that the VMM gave shares its position with the VMM's. */
     snprintf(path, sizeof(path), "/proc/self/fd/%d", ref->fd);
-    reader.fd = open(path, O_RDONLY | O_CLOEXEC);
+    reader.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     reader.seeks = reader.fd >= 0;
     if (!reader.seeks)
         reader.fd = fcntl(ref->fd, F_DUPFD_CLOEXEC, 0);

@@ -1313,6 +1313,18 @@ Test(outgoing, verify_what_cannot_be_read)
     verify_fails(CAUSE_IO, "the destination cannot read 'ram'");
 }
 
+/* What the destination says is not this side's user's doing. */
+Test(outgoing, verify_is_not_interrupted_by_the_peer)
+{
+    struct wire_writer w = {body_buf, body_buf, body_buf + sizeof(body_buf)};
+    uint64_t id;
+
+    begin_to_verify(&id);
+    wire_write_u32(&w, CAUSE_INTERRUPTED);
+    peer_send(fake.main, WIRE_VERIFY_REPLY, id, body_buf, wire_written(&w));
+    verify_fails(CAUSE_PEER, "the destination cannot read 'ram'");
+}
+
 /* Too many digests, or of something else. */
 Test(outgoing, verify_with_wrong_answers)
 {
