@@ -806,11 +806,26 @@ static ssize_t read_for_digest(void *arg, uint64_t offset, void *buf, size_t len
     return memory_read(&file->memory, offset, buf, len);
 }
 
-int file_digest(struct file *file, uint8_t out[DIGEST_SIZE])
+/* A digest that somebody waits for. */
+struct digest_wait {
+    struct file *file;
+    const struct interrupt *interrupt;
+};
+
+static ssize_t read_unless_interrupted(void *arg, uint64_t offset, void *buf, size_t len)
 {
+    const struct digest_wait *wait = arg;
+
+    return interrupt_is_hit(wait->interrupt) ? -EINTR : read_for_digest(wait->file, offset, buf, len);
+}
+
+int file_digest(struct file *file, const struct interrupt *interrupt, uint8_t out[DIGEST_SIZE])
+{
+    struct digest_wait wait = {file, interrupt};
+
     if (!file_use(file))
         return -ECONNRESET;
-    int ret = digest_compute(file_received_size(file), read_for_digest, file, out);
+    int ret = digest_compute(file_received_size(file), read_unless_interrupted, &wait, out);
     if (ret == 0 && is_dropped(file))
         ret = -ECONNRESET;
     file_unuse(file);

@@ -330,7 +330,7 @@ bool file_unfollow(struct file *file, struct follower *follower);
 bool file_readable(struct file *file, uint64_t offset);
 
 /** file_digest - the digest of what has arrived; 0 or a negative errno */
-int file_digest(struct file *file, uint8_t out[DIGEST_SIZE]);
+int file_digest(struct file *file, const struct interrupt *interrupt, uint8_t out[DIGEST_SIZE]);
 
 /** file_digest_pieces - digest_pieces() of what has arrived; -ERANGE when it has not so many */
 int file_digest_pieces(struct file *file, uint64_t first, uint64_t count, uint8_t *out);

@@ -1124,7 +1124,7 @@ static int compute(struct file *file, const struct question *question, uint8_t *
 {
     if (question->type == WIRE_VERIFY)
         return file_digest_pieces(file, question->first, question->count, digests);
-    return file_digest(file, digests);
+    return file_digest(file, NULL, digests);
 }
 
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */

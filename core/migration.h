@@ -89,7 +89,8 @@ struct migration {
     struct attribute_table attributes;
     atomic_uint refs;
     atomic_uint watchers;   /* how many poll a file of this migration */
-    atomic_uint parked;     /* reads of its files that wait and hold no thread */
+    atomic_uint waiting;    /* requests that hold a worker and can wait; for fs, like the next one */
+    atomic_uint parked;     /* reads that wait and hold none */
 
     pthread_mutex_t lock;   /* guards what follows */
     pthread_cond_t changed; /* anything that follows has changed, or a waiter was interrupted */
@@ -97,6 +98,7 @@ struct migration {
     _Atomic enum state state;
     bool was_active;
     struct follower *followers; /* who wants to know when it is over */
+    bool digesting;          /* somebody takes the digests of its files for a reader; the others wait */
     bool removed;            /* rmdir has taken it away: it cannot be started any more */
     uint64_t generation;     /* counts the changes of state */
     struct error failure;    /* why the state is failed or cancelled */

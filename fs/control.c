@@ -78,6 +78,11 @@ static int find_target(struct migration *m, const char *target, struct file **ou
     return 0;
 }
 
+bool control_waits(const struct control_line *line)
+{
+    return line->command != COMMAND_CANCEL && line->command != COMMAND_STOP;
+}
+
 int control_run(struct migration *m, const struct control_line *line, const struct interrupt *interrupt,
                 struct error *err)
 {

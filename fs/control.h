@@ -17,6 +17,9 @@ struct control_line {
 /** control_parse - read one command: one write(2), one line */
 int control_parse(const char *text, size_t len, struct control_line *out, struct error *err);
 
+/** control_waits - whether a command can take a while; `cancel` and `stop` do not */
+bool control_waits(const struct control_line *line);
+
 /** control_run - carry out a command; returns when it is done */
 int control_run(struct migration *m, const struct control_line *line, const struct interrupt *interrupt,
                 struct error *err);

@@ -24,7 +24,6 @@ struct handle *handle_new(struct node *node, uid_t uid, gid_t gid)
 
     if (!handle || !user) {
         free(handle);
-        user_put(user);
         return NULL;
     }
     handle->node = node;
@@ -61,7 +60,6 @@ void handle_free(struct handle *handle)
     if (handle->node->m)
         atomic_fetch_sub(&handle->node->m->opens, 1);
     pthread_mutex_destroy(&handle->lock);
-    user_put(handle->user);
     free(handle->text);
     free(handle);
 }
@@ -93,8 +91,10 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
         if (migration_is_incoming(m)) {
-            ret = file_digest(file, digest);
-            if (ret < 0)
+            ret = file_digest(file, interrupt, digest);
+            if (ret == -EINTR)
+                error_set(err, CAUSE_INTERRUPTED, "interrupted");
+            else if (ret < 0)
                 error_set_errno(err, ret, "reading '%.64s'", file->name);
         } else {
             ret = outgoing_digest(m, file, interrupt, digest, err);
@@ -111,8 +111,7 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
     return text;
 }
 
-static char *make_text(struct handle *handle, struct host *host, const struct interrupt *interrupt, size_t *size,
-                       struct error *err)
+static char *make_text(struct handle *handle, struct host *host, size_t *size, struct error *err)
 {
     const struct node *node = handle->node;
     char buf[SETTING_VALUE_MAX + ERROR_MESSAGE_MAX] = "";
@@ -126,8 +125,6 @@ static char *make_text(struct handle *handle, struct host *host, const struct in
         if (text)
             handle->generation = generation;
         return text;
-    case NODE_DIGEST:
-        return digest_lines(node->m, interrupt, size, err);
     case NODE_ERROR:
         pthread_mutex_lock(&node->m->lock);
         snprintf(buf, sizeof(buf), "%s", node->m->last_error.message);
@@ -158,19 +155,29 @@ static char *make_text(struct handle *handle, struct host *host, const struct in
     return strdup(buf);
 }
 
-int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size,
-                     const struct interrupt *interrupt, char **out, struct error *err)
+/* One at a time takes the digests of a migration: it reads all of the memory. */
+static char *take_digests(struct migration *m, const struct interrupt *interrupt, size_t *size, struct error *err)
 {
-    SCOPED_LOCK(&handle->lock);
-    if (offset == 0 || !handle->text) {
-        size_t text_size = 0;
-        char *text = make_text(handle, host, interrupt, &text_size, err);
-        if (!text)
-            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        free(handle->text);
-        handle->text = text;
-        handle->text_size = text_size;
+    pthread_mutex_lock(&m->lock);
+    while (m->digesting && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    bool mine = !m->digesting;
+    m->digesting = true;
+    pthread_mutex_unlock(&m->lock);
+    if (!mine) {
+        error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        return NULL;
     }
+    char *text = digest_lines(m, interrupt, size, err);
+    SCOPED_LOCK(&m->lock);
+    m->digesting = false;
+    pthread_cond_broadcast(&m->changed);
+    return text;
+}
+
+/* Called with handle->lock held. */
+static int copy_text(const struct handle *handle, uint64_t offset, size_t size, char **out, struct error *err)
+{
     if (offset >= handle->text_size)
         size = 0;
     else if (size > handle->text_size - offset)
@@ -181,4 +188,33 @@ int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, 
     if (size)
         memcpy(*out, handle->text + offset, size);
     return (int)size;
+}
+
+int handle_read_text(struct handle *handle, struct host *host, uint64_t offset, size_t size,
+                     const struct interrupt *interrupt, char **out, struct error *err)
+{
+    bool digests = handle->node->kind == NODE_DIGEST;
+    size_t text_size = 0;
+    char *text = NULL;
+
+    pthread_mutex_lock(&handle->lock);
+    bool stale = offset == 0 || !handle->text;
+    pthread_mutex_unlock(&handle->lock);
+    if (stale && digests) {
+        text = take_digests(handle->node->m, interrupt, &text_size, err);
+        if (!text)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    SCOPED_LOCK(&handle->lock);
+    if (stale && !digests) {
+        text = make_text(handle, host, &text_size, err);
+        if (!text)
+            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
+    if (text) {
+        free(handle->text);
+        handle->text = text;
+        handle->text_size = text_size;
+    }
+    return copy_text(handle, offset, size, out, err);
 }

@@ -16,7 +16,7 @@ struct user;
 struct handle {
     struct handle *next, **prev; /* among all open files */
     struct node *node; /* the kernel keeps it while the file is open */
-    struct user *user; /* who opened it; a reference */
+    struct user *user; /* who opened it */
     uid_t uid;
     gid_t gid;
     bool writer;       /* counted among the file's writers */

@@ -34,7 +34,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define WORKERS_MAX  2048 /* a blocked command, reader or writer takes one */
+#define WORKERS_SPARE 8   /* that do not wait, */
+#define WORKERS_FEW   32  /* when more than this do */
 #define WORKERS_IDLE 16
 #define KICK_MS      20
 #define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
@@ -70,7 +71,7 @@ struct loop {
     pthread_mutex_t lock;
     pthread_cond_t gone;     /* a worker has left the list */
     struct worker *workers;
-    unsigned count;
+    atomic_uint count;       /* written with the lock held */
     struct worker *finished; /* has left the list, and is to be joined */
 };
 
@@ -199,8 +200,21 @@ static int add_worker(struct loop *loop)
 static void add_if_needed(struct loop *loop)
 {
     SCOPED_LOCK(&loop->lock);
-    if (atomic_load(&loop->idle) == 0 && loop->count < WORKERS_MAX && !atomic_load(&loop->stopping))
+    if (atomic_load(&loop->idle) == 0 && loop->count < LOOP_WORKERS_MAX && !atomic_load(&loop->stopping))
         add_worker(loop);
+}
+
+bool loop_spare(unsigned waiting)
+{
+    struct loop *loop = current->loop;
+    unsigned wanted = waiting + WORKERS_SPARE;
+
+    if (waiting <= WORKERS_FEW || atomic_load_explicit(&loop->count, memory_order_relaxed) >= wanted)
+        return true;
+    SCOPED_LOCK(&loop->lock);
+    while (loop->count < wanted && loop->count < LOOP_WORKERS_MAX && add_worker(loop) == 0)
+        ;
+    return loop->count >= wanted;
 }
 
 static void end(struct loop *loop, int code)

@@ -13,13 +13,24 @@ struct loop;
  * @se: mounted; the caller's, and in use until loop_stop() returns
  * @out: the loop
  *
- * An operation may block: as long as there is memory for a thread, somebody is
- * there to take the next request. The caller has set a handler for SIGUSR1
+ * An operation may block, when loop_spare() has said that there are other
+ * workers. The caller has set a handler for SIGUSR1
  * that does nothing.
  *
  * Return: 0, or a negative errno.
  */
 int loop_start(struct fuse_session *se, struct loop **out);
+
+/* So many operations may wait at once; the other workers are for those that do not. */
+#define LOOP_WAITERS_MAX (LOOP_WORKERS_MAX - 256)
+#define LOOP_WORKERS_MAX 2048
+
+/**
+ * loop_spare - see to it that there are workers beside those whose operations wait; for operations
+ * @waiting: how many do, or may
+ * Return: false when there are none, and there is no memory or no thread for more.
+ */
+bool loop_spare(unsigned waiting);
 
 /**
  * loop_can_splice - whether a pipe can be had that takes every request

@@ -160,9 +160,10 @@ static mode_t mode_of(const struct node *node)
     case NODE_STATUS_JSON:
     case NODE_ERROR:
     case NODE_RECEIVED:
-    case NODE_DIGEST:
     case NODE_WAIT:
         return S_IFREG | 0444;
+    case NODE_DIGEST:
+        return S_IFREG | 0400;
     case NODE_CONTROL:
     case NODE_RAM:
         return S_IFREG | ATTRIBUTES_RAM_MODE;

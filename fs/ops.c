@@ -12,6 +12,7 @@
  * be mapped.
  */
 #include "ops.h"
+#include "admission.h"
 #include "cleanup.h"
 #include "control.h"
 #include "errno_table.h"
@@ -45,7 +46,7 @@ static struct handle *handle_of(struct fuse_file_info *fi)
 /* Ties a request to what it waits for. */
 struct waiting {
     struct interrupt interrupt;
-    struct migration *m;
+    struct admission admission;
 };
 
 static void on_interrupt(fuse_req_t req, void *data)
@@ -54,20 +55,32 @@ static void on_interrupt(fuse_req_t req, void *data)
 
     (void)req;
     atomic_store(&waiting->interrupt.hit, true);
-    migration_kick(waiting->m);
+    migration_kick(waiting->admission.m);
 }
 
-static void wait_begin(fuse_req_t req, struct waiting *waiting, struct migration *m)
+/*
+ * Before whatever can wait. Not before what cannot: that is never refused.
+ * @user: who has opened the file; NULL: who makes the request
+ */
+static int wait_begin(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m,
+                      struct error *err)
 {
-    waiting->m = m;
+    if (!user)
+        user = user_get(fuse_req_ctx(req)->uid);
+    if (!user)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    if (admission_enter(&waiting->admission, user, m, err) < 0)
+        return -EIO;
     atomic_init(&waiting->interrupt.hit, false);
     fuse_req_interrupt_func(req, on_interrupt, waiting);
+    return 0;
 }
 
-/* After this the interrupt cannot come any more. */
-static void wait_end(fuse_req_t req)
+/* Nobody waits any more, and after this the interrupt cannot come any more. */
+static void wait_end(fuse_req_t req, struct waiting *waiting)
 {
     fuse_req_interrupt_func(req, NULL, NULL);
+    admission_leave(&waiting->admission);
 }
 
 /* Answers a request that only looks: it leaves no sentence, whoever makes it. */
@@ -161,9 +174,10 @@ static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struc
 
     if (migration_is_incoming(node->m))
         return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
-    wait_begin(req, &waiting, node->m);
+    if (wait_begin(req, &waiting, NULL, node->m, err) < 0)
+        return -EIO;
     int ret = outgoing_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
-    wait_end(req);
+    wait_end(req, &waiting);
     return ret;
 }
 
@@ -417,9 +431,11 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
         reply_cause(req, dir->m, CAUSE_READ_ONLY, "devices are made at the source");
         return;
     }
-    wait_begin(req, &waiting, dir->m);
-    int ret = outgoing_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
-    wait_end(req);
+    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    if (ret == 0) {
+        ret = outgoing_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
+        wait_end(req, &waiting);
+    }
     if (ret < 0) {
         reply_error(req, dir->m, &err);
         return;
@@ -463,16 +479,18 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
     struct waiting waiting;
     struct error err = {0};
 
-    (void)datasync, (void)fi;
+    (void)datasync;
     /* Before `start` nothing has been accepted, and after `complete` all of it has been applied. */
     if (!file || migration_is_incoming(node->m) || node->m->state == STATE_NONE ||
         node->m->state == STATE_COMPLETED) {
         fuse_reply_err(req, 0);
         return;
     }
-    wait_begin(req, &waiting, node->m);
-    int ret = outgoing_sync(node->m, file, &waiting.interrupt, &err);
-    wait_end(req);
+    int ret = wait_begin(req, &waiting, handle_of(fi)->user, node->m, &err);
+    if (ret == 0) {
+        ret = outgoing_sync(node->m, file, &waiting.interrupt, &err);
+        wait_end(req, &waiting);
+    }
     if (ret < 0)
         reply_error(req, node->m, &err);
     else
@@ -492,16 +510,18 @@ static void read_again(fuse_req_t req, struct handle *handle, size_t size, off_t
 static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t offset, int flags)
 {
     CLEANUP_FREE char *text = NULL;
-    struct migration *m = handle->node->m;
+    bool waits = handle->node->kind == NODE_DIGEST;
     struct waiting waiting;
     struct error err = {0};
 
-    if (m)
-        wait_begin(req, &waiting, m);
-    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, m ? &waiting.interrupt : NULL,
+    if (waits && wait_begin(req, &waiting, handle->user, handle->node->m, &err) < 0) {
+        reply_looking(req, err.cause);
+        return;
+    }
+    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, waits ? &waiting.interrupt : NULL,
                              &text, &err);
-    if (m)
-        wait_end(req);
+    if (waits)
+        wait_end(req, &waiting);
     if (n < 0 && err.cause == CAUSE_AGAIN && !(flags & O_NONBLOCK))
         parking_park(req, handle, size, offset, flags, read_again);
     else if (n < 0)
@@ -640,9 +660,12 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
         if (!ref)
             return -EIO;
     }
-    wait_begin(req, &waiting, node->m);
+    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0) {
+        reference_free(ref);
+        return -EIO;
+    }
     int ret = outgoing_set_reference(node->m, ref, &waiting.interrupt, err);
-    wait_end(req);
+    wait_end(req, &waiting);
     return ret;
 }
 
@@ -655,9 +678,10 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     int ret;
 
     if (node->kind == NODE_SETTING) {
-        wait_begin(req, &waiting, node->m);
+        if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
+            return -EIO;
         ret = setting_write(node->m, &settings_table[node->index], buf, size, &waiting.interrupt, err);
-        wait_end(req);
+        wait_end(req, &waiting);
         return ret;
     }
     if (node->kind == NODE_RAM_SOURCE)
@@ -668,9 +692,12 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
         return error_set(err, CAUSE_DENIED, "this file cannot be written");
     if (control_parse(buf, size, &line, err) < 0)
         return -EIO;
-    wait_begin(req, &waiting, node->m);
+    if (!control_waits(&line))
+        return control_run(node->m, &line, NULL, err);
+    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
+        return -EIO;
     ret = control_run(node->m, &line, &waiting.interrupt, err);
-    wait_end(req);
+    wait_end(req, &waiting);
     return ret;
 }
 
@@ -684,19 +711,25 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const struct f
     struct waiting waiting;
     struct error err = {0};
 
-    wait_begin(req, &waiting, m);
+    if (wait_begin(req, &waiting, handle->user, m, &err) < 0) {
+        reply_error(req, m, &err);
+        migration_put(m);
+        return;
+    }
     int ret = data->flags & FUSE_BUF_IS_FD
                   ? outgoing_splice_begin(m, node_file(node), data->fd, data->size, (uint64_t)offset,
                                           &waiting.interrupt, &write, &err)
                   : outgoing_write_begin(m, node_file(node), data->mem, data->size, (uint64_t)offset,
                                          &waiting.interrupt, &write, &err);
-    wait_end(req);
+    fuse_req_interrupt_func(req, NULL, NULL);
     if (ret < 0) {
         reply_error(req, m, &err);
     } else {
         fuse_reply_write(req, data->size);
         outgoing_write_end(&write);
     }
+    /* Now: what was accepted can wait to be sent. */
+    admission_leave(&waiting.admission);
     migration_put(m);
 }
 
@@ -783,12 +816,15 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
         return;
     }
     uint64_t end = (uint64_t)offset + (uint64_t)length;
-    wait_begin(req, &waiting, node->m);
+    if (wait_begin(req, &waiting, handle_of(fi)->user, node->m, &err) < 0) {
+        reply_error(req, node->m, &err);
+        return;
+    }
     if (clears)
         ret = outgoing_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
     if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > atomic_load(&file->size))
         ret = outgoing_truncate(node->m, file, end, &waiting.interrupt, &err);
-    wait_end(req);
+    wait_end(req, &waiting);
     if (ret < 0)
         reply_error(req, node->m, &err);
     else

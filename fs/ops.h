@@ -10,8 +10,12 @@
 /* The largest write that the kernel is asked to send at once; it cuts longer ones. */
 #define OPS_MAX_WRITE (1u << 20)
 
-/* Requests that the kernel sends without somebody waiting for each. */
-#define OPS_MAX_BACKGROUND 512
+/*
+ * Requests that the kernel sends without somebody waiting for each. Asynchronous reads and writes can wait
+ * here, and closing a file, which may not wait for them, is one of these requests, too: so there are more than may
+ * wait (LOOP_WAITERS_MAX, and what is parked).
+ */
+#define OPS_MAX_BACKGROUND 4096
 
 /** ops_table - the operations; their user data is the struct host */
 extern const struct fuse_lowlevel_ops ops_table;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Users; see user.h. A record is there while a file that its user has opened is, or a request. */
+/*
+ * Users; see user.h. A record is small, and there are no more than users of this
+ * machine: it is kept, so that a request can do without counting references.
+ */
 #include "user.h"
 #include "cleanup.h"
 
@@ -14,31 +17,14 @@ struct user *user_get(uid_t uid)
 
     SCOPED_LOCK(&user_lock);
     for (struct user *user = *bucket; user; user = user->next) {
-        if (user->uid == uid) {
-            user->refs++;
+        if (user->uid == uid)
             return user;
-        }
     }
     struct user *user = calloc(1, sizeof(*user));
     if (!user)
         return NULL;
     user->uid = uid;
-    user->refs = 1;
     user->next = *bucket;
     *bucket = user;
     return user;
-}
-
-void user_put(struct user *user)
-{
-    if (!user)
-        return;
-    SCOPED_LOCK(&user_lock);
-    if (--user->refs)
-        return;
-    struct user **p = &users[user->uid % BUCKETS];
-    while (*p != user)
-        p = &(*p)->next;
-    *p = user->next;
-    free(user);
 }

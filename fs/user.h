@@ -7,16 +7,13 @@
 #include <sys/types.h>
 
 struct user {
-    struct user *next; /* guarded by the lock of user.c, like refs */
-    unsigned refs;
+    struct user *next; /* constant */
     uid_t uid;
-    atomic_uint parked; /* requests that hold no worker; see parking.h */
+    atomic_uint waiting; /* requests that hold a worker; see admission.h */
+    atomic_uint parked;  /* requests that hold none; see parking.h */
 };
 
-/** user_get - the record of a user, with a reference; NULL when memory runs out */
+/** user_get - the record of a user, which stays for ever; NULL when memory runs out */
 struct user *user_get(uid_t uid);
-
-/** user_put - drop it; NULL is fine */
-void user_put(struct user *user);
 
 #endif

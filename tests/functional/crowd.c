@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * crowd COUNT read|write|fsync FILE: so many threads do the same to a file, each once, through an open of its
+ * crowd COUNT read|write|fsync|sync FILE: so many threads do the same to a file, each once, through an open of its
  * own (FILE -: all through the standard input). At the end it says how many came to what, a line each: "2100
- * ok", "3 EDQUOT". A read is of one byte at offset 0, a write of 64 KiB at the thread's own place.
+ * ok", "3 EDQUOT". A read is of one byte at offset 0, a write of 64 KiB at the thread's own place;
+ * sync writes that command.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@ static char data[SIZE];
 
 static void *member(void *arg)
 {
-    int fd = strcmp(path, "-") ? open(path, *operation == 'r' ? O_RDONLY : O_RDWR) : 0;
+    int fd = strcmp(path, "-") ? open(path, *operation == 'r' ? O_RDONLY : O_WRONLY) : 0;
     off_t place = (off_t)(long)arg * SIZE;
     ssize_t n = -1;
     char byte;
@@ -31,6 +32,8 @@ static void *member(void *arg)
         n = pread(fd, &byte, 1, 0);
     else if (fd >= 0 && *operation == 'w')
         n = pwrite(fd, data, SIZE, place);
+    else if (fd >= 0 && *operation == 's')
+        n = write(fd, "sync", 4);
     else if (fd >= 0)
         n = fsync(fd);
     results[n < 0 ? errno & 255 : 0]++;

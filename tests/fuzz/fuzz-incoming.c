@@ -495,7 +495,7 @@ static void step_user(struct lab *lab)
         break;
     case 4:
         if (file)
-            MUST(file_digest(file, digest) == 0 || state_is_final(lab->m->state));
+            MUST(file_digest(file, NULL, digest) == 0 || state_is_final(lab->m->state));
         break;
     case 5:
         migration_cancel(lab->m, &err);
@@ -694,7 +694,7 @@ static void tear_down(struct lab *lab)
         if (lab->m->state == STATE_COMPLETED && lab->modelled)
             check_file(lab, file);
         if (lab->flags & FLAG_DIGEST)
-            MUST(file_digest(file, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
+            MUST(file_digest(file, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
     }
     migration_put(lab->m);
     host_drain(&lab->host);
