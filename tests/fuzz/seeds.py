@@ -82,6 +82,10 @@ def complete(number=1, skew=0, wrong=0):
     return bytes([4, number, skew, wrong])
 
 
+def verify(number, file, count, first):
+    return bytes([6, 128 + number, file, count, first])
+
+
 def digest(number, file):
     return bytes([6, number, file])
 
@@ -155,6 +159,10 @@ incoming('rewrite', header(2), create(2 * MIB), data(0, 0, MIB), data(0, 0, MIB,
          data(0, MIB, MIB), data(0, MIB, 4096, 8, HOW_SPLIT) + bytes(1), discard(0, 4096, 4096, 0),
          data(0, 0, 12288, 3, HOW_SPLIT) + bytes(1), FINISH)
 incoming('wrong-check', header(1), create(MIB), data(0, 0, 1000, 5, HOW_CHECK) + bytes([1]))
+incoming('verify', header(2), create(2 * MIB + 5000), data(0, 0, 70000), data(0, MIB, 5000), complete(1), verify(1, 0, 3, 0),
+         user(SETTLE), verify(2, 0, 1, 2), user(SETTLE), verify(3, 0, 2, 2), user(SETTLE), COMMIT)
+incoming('wrong-check-of-a-device', header(2, 0, 0), create(MIB), create(0, b'c'), data(1, 0, 1000, 5, HOW_CHECK) + bytes([1]),
+         FINISH)
 incoming('wrong-check-unchecked', header(1, 0, 0), create(MIB), data(0, 0, 1000, 5, HOW_CHECK) + bytes([1]), FINISH)
 incoming('wrong-sequence', header(1), create(MIB), data(0, 0, 1000, 5, HOW_SEQUENCE) + bytes([1]))
 incoming('wrong-frame', header(1, 0, ZSTD), create(MIB), packet(1, 0, 0, 5, 0, HOW_ZSTD | HOW_BYTES) + bytes(1),
