@@ -2,6 +2,7 @@
 /* tcp:HOST:PORT, over IPv4 and IPv6; see socket.c for the connection itself. */
 #include "cleanup.h"
 #include "clock.h"
+#include "lookup.h"
 #include "socket.h"
 
 #include <errno.h>
@@ -17,9 +18,26 @@ static void cleanup_addrinfo(struct addrinfo **ai)
         freeaddrinfo(*ai);
 }
 
-static int resolve(const struct uri *uri, int flags, struct addrinfo **out, struct error *err)
+/* To connect: it can be given up. */
+static int resolve(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out, struct error *err)
 {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = flags};
+    int gai, ret = lookup_host(uri->host, uri->port, wait, out, &gai);
+
+    if (ret == -ECANCELED)
+        return error_set(err, CAUSE_INTERRUPTED, "looking up %s was interrupted", uri->text);
+    if (ret == -ETIMEDOUT)
+        return error_set(err, CAUSE_TIMEOUT, "%s: the name service does not answer", uri->text);
+    if (ret < 0)
+        return error_set_errno(err, ret, "looking up %s", uri->text);
+    if (ret > 0)
+        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(gai));
+    return 0;
+}
+
+/* To listen, when the daemon starts. */
+static int resolve_here(const struct uri *uri, struct addrinfo **out, struct error *err)
+{
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
     int ret = getaddrinfo(uri->host[0] ? uri->host : NULL, uri->port, &hints, out);
 
     if (ret == EAI_SYSTEM)
@@ -78,7 +96,7 @@ static int tcp_connect(const struct uri *uri, unsigned index, const struct trans
     int fd = -EHOSTUNREACH;
 
     (void)index;
-    if (resolve(uri, 0, &list, err) < 0)
+    if (resolve(uri, wait, &list, err) < 0)
         return -EIO;
     for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
         fd = connect_to(ai, wait);
@@ -129,7 +147,7 @@ static int tcp_listen(const struct uri *uri, struct transport_listener **out, st
     unsigned short port = 0;
     char address[URI_MAX];
 
-    if (resolve(uri, AI_PASSIVE, &list, err) < 0)
+    if (resolve_here(uri, &list, err) < 0)
         return -EIO;
     /* A name can have several addresses: all of them, on one port. An address family that is off is no error. */
     for (struct addrinfo *ai = list; ai && n < SOCKET_LISTEN_MAX; ai = ai->ai_next) {

@@ -9,12 +9,15 @@
 #include "scratch.h"
 #include "socket.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <sys/resource.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -722,6 +725,65 @@ Test(transport, no_such_host)
     /* An address that nobody has here: TEST-NET-1. */
     CHECK_OK(uri_parse("tcp:192.0.2.1:0", &uri, &err));
     CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNREACHABLE);
+}
+
+/* In place of the library's: a name service that does not answer until it is told to. */
+static sem_t asked, answer;
+
+int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **out)
+{
+    int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+    bool hangs = host && !strcmp(host, "hangs.invalid") && !(hints->ai_flags & AI_NUMERICHOST);
+
+    if (hangs) {
+        sem_post(&asked);
+        sem_wait(&answer);
+    }
+    *(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+    return real(hangs ? "127.0.0.1" : host, port, hints, out);
+}
+
+struct caller {
+    struct worker worker;
+    struct transport_wait wait;
+    struct error err;
+};
+
+static void call_hanging(void *arg)
+{
+    struct caller *caller = arg;
+    struct transport *t;
+    struct uri uri;
+
+    cr_assert(zero(int, uri_parse("tcp:hangs.invalid:1", &uri, &caller->err)));
+    cr_expect(transport_connect(&uri, 0, &caller->wait, &t, &caller->err) < 0);
+}
+
+Test(transport, a_lookup_is_given_up)
+{
+    struct caller caller = {.wait = {.cancel_fd = eventfd(0, EFD_CLOEXEC), .deadline_ms = INT64_MAX}};
+    struct caller late = {.wait = {.cancel_fd = -1, .deadline_ms = clock_ms()}};
+
+    sem_init(&asked, 0, 0);
+    sem_init(&answer, 0, 0);
+    worker_start(&caller.worker, call_hanging, &caller);
+    sem_wait(&asked);
+    eventfd_write(caller.wait.cancel_fd, 1);
+    worker_join(&caller.worker);
+    cr_expect(eq(int, (int)caller.err.cause, CAUSE_INTERRUPTED), "%s", caller.err.message);
+
+    call_hanging(&late);
+    cr_expect(eq(int, (int)late.err.cause, CAUSE_TIMEOUT), "%s", late.err.message);
+    sem_wait(&asked);
+
+    /* Answers that nobody waits for any more. */
+    sem_post(&answer);
+    sem_post(&answer);
+    struct caller patient = {.wait = {.cancel_fd = -1, .deadline_ms = INT64_MAX}};
+    sem_post(&answer);
+    call_hanging(&patient);
+    cr_expect(eq(int, (int)patient.err.cause, CAUSE_REFUSED), "%s", patient.err.message);
+    close(caller.wait.cancel_fd);
 }
 
 Test(transport, tcp_port_is_taken)

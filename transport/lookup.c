@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Lookups; see lookup.h.
+ *
+ * getaddrinfo(3) cannot be interrupted, and a name server that does not answer holds it
+ * up for longer than anybody wants to wait. So a thread of its own makes the call, and
+ * whoever does not wait any more leaves the lookup to it: the last of the two frees it.
+ * What is an address already needs no thread.
+ */
+#include "lookup.h"
+#include "cleanup.h"
+#include "clock.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#define LOOKUPS_MAX 64 /* threads: those that were given up included */
+
+struct lookup {
+    char host[URI_MAX], port[URI_MAX];
+    int done_fd;      /* an eventfd: readable when the following is there */
+    int code, errnum; /* getaddrinfo()'s, and errno for EAI_SYSTEM */
+    struct addrinfo *list;
+    atomic_uint users; /* of two: the thread, and whoever waits; acquire and release, so that the last one sees all */
+};
+
+static atomic_uint lookups;
+
+static const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+
+static void lookup_put(struct lookup *lookup)
+{
+    if (atomic_fetch_sub(&lookup->users, 1) > 1)
+        return;
+    if (lookup->list)
+        freeaddrinfo(lookup->list);
+    close(lookup->done_fd);
+    free(lookup);
+    atomic_fetch_sub(&lookups, 1);
+}
+
+static void *look_up(void *arg)
+{
+    struct lookup *lookup = arg;
+    struct addrinfo *list = NULL;
+
+    pthread_setname_np(pthread_self(), "mig-lookup");
+    lookup->code = getaddrinfo(lookup->host, lookup->port, &hints, &list);
+    lookup->errnum = errno;
+    lookup->list = lookup->code ? NULL : list;
+    eventfd_write(lookup->done_fd, 1);
+    lookup_put(lookup);
+    return NULL;
+}
+
+/* With a thread that is on its way. */
+static int lookup_new(const char *host, const char *port, struct lookup **out)
+{
+    struct lookup *lookup;
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    if (atomic_fetch_add(&lookups, 1) >= LOOKUPS_MAX || !(lookup = calloc(1, sizeof(*lookup)))) {
+        atomic_fetch_sub(&lookups, 1);
+        return -EAGAIN;
+    }
+    strncpy(lookup->host, host, sizeof(lookup->host) - 1);
+    strncpy(lookup->port, port, sizeof(lookup->port) - 1);
+    lookup->users = 1;
+    lookup->done_fd = eventfd(0, EFD_CLOEXEC);
+    int code = lookup->done_fd < 0 ? errno : 0;
+    if (!code) {
+        lookup->users = 2;
+        pthread_attr_init(&attr);
+        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        code = pthread_create(&thread, &attr, look_up, lookup);
+        pthread_attr_destroy(&attr);
+    }
+    if (code) {
+        lookup->users = 1;
+        lookup_put(lookup);
+        return -code;
+    }
+    *out = lookup;
+    return 0;
+}
+
+static int await(const struct lookup *lookup, const struct transport_wait *wait)
+{
+    struct pollfd fds[2] = {
+        {.fd = lookup->done_fd, .events = POLLIN},
+        {.fd = wait->cancel_fd, .events = POLLIN},
+    };
+
+    for (;;) {
+        int n = poll(fds, 2, clock_poll_timeout(wait->deadline_ms));
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n > 0 && fds[0].revents)
+            return 0;
+        if (n > 0 && fds[1].revents)
+            return -ECANCELED;
+        if (clock_ms() >= wait->deadline_ms)
+            return -ETIMEDOUT;
+    }
+}
+
+int lookup_host(const char *host, const char *port, const struct transport_wait *wait, struct addrinfo **out,
+                int *gai)
+{
+    struct addrinfo numeric = hints;
+    struct lookup *lookup = NULL;
+
+    numeric.ai_flags = AI_NUMERICHOST;
+    if (!*host || getaddrinfo(host, port, &numeric, out) == 0) {
+        *gai = *host ? 0 : getaddrinfo(NULL, port, &hints, out);
+        return *gai != 0;
+    }
+    int ret = lookup_new(host, port, &lookup);
+    if (ret < 0)
+        return ret;
+    ret = await(lookup, wait);
+    if (ret == 0 && lookup->code == EAI_SYSTEM) {
+        ret = -lookup->errnum;
+    } else if (ret == 0 && lookup->code) {
+        *gai = lookup->code;
+        ret = 1;
+    } else if (ret == 0) {
+        *out = lookup->list;
+        lookup->list = NULL;
+    }
+    lookup_put(lookup);
+    return ret;
+}
