@@ -25,7 +25,7 @@ overwrite /dev/zero image bs=4096 seek=100 count=1000
 
 # In the middle of a huge page, and at the end of one.
 for size in 7000001 $((8 << 20)); do
-	for setting in "checksum auto" "checksum on" "compression zstd" "zero-page-detection off"; do
+	for setting in "checksum auto" "checksum on" "compression zstd" "zero-page-detection off" "verify on"; do
 		say "a memfd, $size bytes, $setting"
 		outgoing vm 3
 		# shellcheck disable=SC2086
@@ -48,6 +48,7 @@ done
 say "a file that is mostly holes"
 truncate -s $((4096 << 20)) store/ram # more than there is
 outgoing vm 2
+expect ok write src/vm/verify on
 expect ok write src/vm/ram-source "$dir/store/ram"
 truncate -s 64M src/vm/ram
 tell src/vm start
@@ -56,6 +57,8 @@ tell src/vm sync
 [ "$(status src/vm duplicate)" = 16384 ]
 [ "$(stat -c %b store/ram)" = 0 ] || fail "a look has allocated $(stat -c %b store/ram) blocks"
 tell src/vm complete
+[ "$(status src/vm verified-bytes)" = $((64 << 20)) ]
+[ "$(stat -c %b store/ram)" = 0 ] || fail "verifying has allocated $(stat -c %b store/ram) blocks"
 not grep -q store/ram "/proc/${daemon[src]}/maps"
 forget src/vm dst/vm
 rm store/ram

@@ -97,6 +97,15 @@ begin pushed "$uri" "$dir/image"
 overwrite image src/pushed/ram bs=1M
 agrees pushed image $((4 * MB))
 
+say "what the destination has, not what it ought to have: somebody has written to a page that came as zero"
+rm -f file
+truncate -s $((3 * MB)) file
+begin written "$uri" "$dir/file"
+mark_all src/written
+tell src/written sync
+printf x | overwrite /dev/stdin "$(status dst/written ram-path)" bs=1 seek=$((2 * MB + 7))
+differs written $((2 * MB))
+
 say "sizes, holes and settings"
 for size in 1 4095 4096 4097 $((MB - 1)) $MB $((MB + 1)) $(((6 << 20) + 5 * 4096 + 777)); do
 	random file "$size"
