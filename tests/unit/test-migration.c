@@ -1414,3 +1414,108 @@ Test(migration, expected_with_all_devices)
     migration_put(incoming);
     rig_fini(&rig);
 }
+
+/* Somebody who makes a migration, prepares it, may start it, and removes it. */
+static void prepare_and_remove(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 150; i++) {
+        struct migration *m = NULL;
+        struct file *device = NULL;
+        struct error err = {0};
+        if (host_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err) < 0)
+            m = host_find(&rig.destination, "vm");
+        if (!m)
+            continue;
+        if (m->out && outgoing_create_device(m, "dev", false, NULL, &device, &err) == 0) {
+            outgoing_open_writer(m, device);
+            outgoing_close_writer(m, device);
+            file_put(device);
+        }
+        pthread_mutex_lock(&m->lock);
+        if (m->out && i % 3 == 1)
+            migration_become_outgoing(m);
+        pthread_mutex_unlock(&m->lock);
+        while (i % 3 != 2 && host_remove(&rig.destination, m, &err) < 0) {
+            enum cause cause = err.cause;
+            err = (struct error){0};
+            if (cause == CAUSE_NOT_FOUND)
+                break;
+            migration_cancel(m, &err);
+        }
+        migration_put(m);
+    }
+}
+
+/* A peer, again and again; it is refused or comes through. */
+static void come_and_go(void *arg)
+{
+    unsigned *completed = arg;
+
+    for (int i = 0; i < 150; i++) {
+        struct error err = {0};
+        struct migration *m = rig_make(&rig, "vm", 2, "");
+        if (outgoing_start(m, NULL, &err) == 0) {
+            struct file *device = NULL;
+            if (outgoing_create_device(m, "dev", false, NULL, &device, &err) == 0) {
+                rig_try_write(m, device, "hello", 5, 0, NULL, &err);
+                file_put(device);
+            }
+            *completed += outgoing_complete(m, NULL, &err) == 0;
+        }
+        migration_cancel(m, &err);
+        cr_expect(eq(int, host_remove(&rig.source, m, &err), 0));
+        migration_put(m);
+    }
+}
+
+struct looker {
+    atomic_bool done;
+    unsigned found;
+};
+
+/* What users look at, whatever the role is at the moment. */
+static void look_at_it(void *arg)
+{
+    struct looker *looker = arg;
+
+    while (!atomic_load(&looker->done)) {
+        struct migration *m = host_find(&rig.destination, "vm");
+        struct file **files = NULL;
+        if (!m)
+            continue;
+        looker->found++;
+        int n = migration_files(m, &files);
+        bool incoming = migration_is_incoming(m);
+        unsigned channels = incoming ? incoming_channels(m) : outgoing_channels(m);
+        for (int i = 0; i < n; i++) {
+            read_at(files[i], 0);
+            file_readable(files[i], 0);
+            file_seek(files[i], 0, true);
+            for (unsigned c = 0; c < channels && file_is_receiving(files[i]); c++)
+                file_channel_totals(files[i], c);
+        }
+        migration_put_files(files, n);
+        migration_kick(m);
+        migration_put(m);
+    }
+}
+
+Test(migration, expected_races)
+{
+    struct looker looker = {0};
+    struct worker workers[3];
+    unsigned completed = 0;
+
+    rig_init(&rig, unix_place(""), NULL);
+    worker_start(&workers[0], look_at_it, &looker);
+    worker_start(&workers[1], prepare_and_remove, NULL);
+    worker_start(&workers[2], come_and_go, &completed);
+    worker_join(&workers[1]);
+    worker_join(&workers[2]);
+    atomic_store(&looker.done, true);
+    worker_join(&workers[0]);
+    cr_expect(looker.found > 0);
+    cr_expect(completed > 0);
+    rig_fini(&rig);
+}
