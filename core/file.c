@@ -54,9 +54,10 @@ static void forget_storage(struct file *file)
             budget_release(&file->account->descriptors, 1);
     }
     file->has_memory = false;
-    budget_release(file->budgets.memory, file->charged);
+    /* A migration that makes way is discharged by another thread. */
+    file_receive_discharge(file);
     budget_release(file->budgets.windows, file->window);
-    file->charged = file->window = 0;
+    file->window = 0;
     if (file->account)
         budget_release(&file->account->memory, file->overhead);
     file->overhead = 0;
