@@ -94,6 +94,11 @@ say "other forms"
 limited mount.fuse3 migfs#foo "$mount_point" -o noatime,nofail
 grep -q "^foo $mount_point fuse.migfs .*noatime" /proc/self/mounts
 end
+echo "migfs#foo $mount_point fuse defaults 0 0" >fstab
+mount -a -T fstab
+says 32 already mount -a -T fstab
+[ "$(mounts)" = 1 ]
+end
 limited mount.fuse3 foo "$mount_point" -t fuse.migfs -o ro
 grep -q "^foo $mount_point fuse.migfs ro," /proc/self/mounts
 [ "$( (mkdir mnt/vm) 2>&1)" != '' ]
