@@ -14,8 +14,15 @@
  *   adversary PORT noise COUNT SEED       random bytes on either of them
  *   adversary PORT budget                 more memory than the destination has for all
  *   adversary PORT many COUNT             more migrations than it takes
+ *   adversary PORT empty COUNT            migrations that complete with nothing in them; none is refused
+ *   adversary PORT devices COUNT DEVICES  migrations with a byte in each of so many devices, that fail
+ *   adversary PORT packed COUNT           migrations of 128 channels with a compressed packet on each, at once, until
+ *                                         one is refused
+ *   adversary PORT barriers               as many barriers of 128 counts as may wait
+ *   adversary PORT hold                   main channels until one is refused; prints "held" and keeps them until its
+ *                                         standard input ends
  *
- * PORT is one of 127.0.0.1. Each step prints what it tries and what it is told.
+ * PORT is one of 127.0.0.1; ADDRESS in the environment is where the connections come from. Each step prints what it tries and what it is told.
  * Fails when the destination does not refuse: with a sentence on the wire, where
  * there is somebody to tell, and with the end of the connection.
  *
@@ -27,6 +34,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,9 +91,15 @@ static int dial(void)
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
     };
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in from = {.sin_family = AF_INET};
+    const char *address = getenv("ADDRESS");
 
+    if (address && (!inet_aton(address, &from.sin_addr) || bind(fd, (struct sockaddr *)&from, sizeof(from)) < 0))
+        die("bind");
     if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0)
         die("connect");
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     return fd;
 }
 
@@ -355,9 +369,9 @@ static void same(const char *name)
 struct session {
     struct wire_hello hello;
     int main;
-    int data[8];
+    int data[WIRE_CHANNELS_MAX];
     unsigned channels;
-    uint64_t sequence[8];
+    uint64_t sequence[WIRE_CHANNELS_MAX];
 };
 
 static int greet(struct session *s, enum wire_hello_kind kind, unsigned channel)
@@ -1013,6 +1027,156 @@ static void many(int count)
     free(s);
 }
 
+static void expect_message(struct session *s, unsigned type)
+{
+    static char answer[BODY_MAX];
+
+    if (get_message(s, answer).type != type)
+        fail("another answer is due");
+}
+
+static void empty(int count)
+{
+    step = "an empty migration";
+    for (int i = 0; i < count; i++) {
+        char name[40];
+        snprintf(name, sizeof(name), "empty%d-%d", (int)getpid(), i);
+        struct session s = begin_session(name, 1, 0);
+        attach(&s);
+        struct body *body = BODY(add_u64(b, 0); add_u32(b, 0));
+        put_message(&s, WIRE_COMPLETE, 1, body->data, body->length);
+        expect_message(&s, WIRE_PREPARED);
+        put_message(&s, WIRE_COMMIT, 1, NULL, 0);
+        expect_message(&s, WIRE_COMMITTED);
+        close(s.main);
+        close(s.data[0]);
+    }
+}
+
+static void devices(int count, uint32_t number)
+{
+    step = "many devices";
+    for (int i = 0; i < count; i++) {
+        char name[24];
+        snprintf(name, sizeof(name), "devices%d", i);
+        struct session s = begin_session(name, 1, 0);
+        attach(&s);
+        if (announce(&s, WIRE_RAM, 256 << 20, "ram", 3) != CAUSE_NONE)
+            fail("the image is refused");
+        for (uint32_t id = 1; id <= number; id++) {
+            snprintf(name, sizeof(name), "dev%u", id);
+            if (announce(&s, id, 0, name, strlen(name)) != CAUSE_NONE)
+                fail("a device is refused");
+            struct wire_packet p = make_packet(&s, WIRE_DATA);
+            size_t len = 0;
+            p.file = id;
+            WITH_DATA(1);
+            put_packet(&s, &p, payload, len);
+        }
+        struct body *body = BODY(add_u64(b, s.sequence[0]));
+        put_message(&s, WIRE_SYNC, 1, body->data, body->length);
+        expect_message(&s, WIRE_SYNC_ACK);
+        leave(&s);
+    }
+}
+
+/* 64 KiB of one byte, as a frame of zstd: a block that says so. */
+static const unsigned char frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 1, 0, 3, 0, 8, 'x'};
+
+/* What is said to the main channel; NULL: it is welcome. */
+static const char *try_main(struct session *s, const char *name, unsigned channels, uint64_t features)
+{
+    static struct wire_hello_reply reply;
+
+    *s = (struct session){.hello = make_hello(WIRE_HELLO_MAIN, name, channels), .channels = channels};
+    s->hello.features = features;
+    seal_hello(&s->hello);
+    s->main = dial();
+    put(s->main, &s->hello, sizeof(s->hello));
+    reply = get_reply(s->main);
+    reply.text[reply.text_length] = '\0';
+    return reply.cause == CAUSE_NONE ? NULL : reply.text;
+}
+
+static void packed(int count)
+{
+    struct session *s = calloc((size_t)count, sizeof(*s));
+    const char *refusal = NULL;
+    int n;
+
+    step = "128 channels";
+    for (n = 0; n < count; n++) {
+        char name[24];
+        snprintf(name, sizeof(name), "packed%d", n);
+        refusal = try_main(&s[n], name, WIRE_CHANNELS_MAX, WIRE_FEATURE_ZSTD);
+        if (refusal)
+            break;
+        attach(&s[n]);
+        if (announce(&s[n], WIRE_RAM, WIRE_CHANNELS_MAX * (uint64_t)WIRE_STRIPE_SIZE, "ram", 3) != CAUSE_NONE)
+            break;
+        struct body *body = BODY();
+        for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++) {
+            struct wire_packet p = make_packet(&s[n], WIRE_DATA);
+            p.sequence = 1;
+            p.channel = (uint16_t)c;
+            p.offset = c * (uint64_t)WIRE_STRIPE_SIZE;
+            p.flags = WIRE_PACKET_ZSTD;
+            p.length = sizeof(frame);
+            p.raw_length = 65536;
+            p.payload_check = sum(frame, sizeof(frame));
+            p.check = sum(&p, sizeof(p) - WIRE_CHECK_SIZE);
+            put(s[n].data[c], &p, sizeof(p));
+            put(s[n].data[c], frame, sizeof(frame));
+            add_u64(body, 1);
+        }
+        put_message(&s[n], WIRE_SYNC, 1, body->data, body->length);
+        expect_message(&s[n], WIRE_SYNC_ACK);
+    }
+    printf("%s: %d, and then: %s\n", step, n, refusal ? refusal : "the image is refused");
+    if (n == count)
+        fail("there is no limit");
+    if (n == 0)
+        fail("there is none");
+    for (int i = 0; i < n; i++)
+        leave(&s[i]);
+    close(s[n].main);
+    free(s);
+}
+
+static void barriers(void)
+{
+    step = "barriers of 128 counts";
+    struct session s = begin_session("barriers", WIRE_CHANNELS_MAX, 0);
+    attach(&s);
+    struct body *body = BODY();
+    for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
+        add_u64(body, 1ull << 60);
+    for (uint64_t i = 1; i <= 4096; i++)
+        put_message(&s, WIRE_SYNC, i, body->data, body->length);
+    leave(&s);
+}
+
+static void hold(void)
+{
+    static struct session s[70000];
+    const char *refusal = NULL;
+    char rest;
+    int n;
+
+    step = "migrations that never begin";
+    raise_descriptor_limit();
+    for (n = 0; n < 70000 && !refusal; n++) {
+        char name[24];
+        snprintf(name, sizeof(name), "hold%d", n);
+        refusal = try_main(&s[n], name, 1, 0);
+    }
+    if (!refusal)
+        fail("there is no limit");
+    printf("%s: %d, and then: %s\nheld\n", step, n - 1, refusal);
+    while (read(0, &rest, 1) > 0)
+        ;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3)
@@ -1047,6 +1211,16 @@ int main(int argc, char **argv)
         budget();
     else if (!strcmp(what, "many"))
         many(count);
+    else if (!strcmp(what, "empty"))
+        empty(count);
+    else if (!strcmp(what, "devices"))
+        devices(count, (uint32_t)seed);
+    else if (!strcmp(what, "packed"))
+        packed(count);
+    else if (!strcmp(what, "barriers"))
+        barriers();
+    else if (!strcmp(what, "hold"))
+        hold();
     else
         return 2;
     return 0;

@@ -12,7 +12,8 @@ memory() {
 	sum=$(memory_of dst RssAnon)
 	for fd in /proc/"${daemon[dst]}"/fd/*; do
 		case $(readlink "$fd") in
-		/memfd:*) sum=$((sum + $(stat -L -c %b "$fd") * 512)) ;;
+		# It may be gone by now.
+		/memfd:*) sum=$((sum + $(stat -L -c %b "$fd" 2>/dev/null || echo 0) * 512)) ;;
 		esac
 	done
 	echo "$sum"

@@ -1,0 +1,106 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Peers that take as much as they can: others are admitted and go on meanwhile, and when they have gone, the daemon
+# has what it had before, though nobody has removed what they have left.
+. "$(dirname "$0")/functions.sh"
+helper adversary
+
+devices=$(scaled 1024 128)
+migfs dst -o "listen=tcp:127.0.0.1:0,max-memory=2G,timeout=20"
+migfs src
+uri=$(sed -n 's/.*listening at //p' dst.log)
+port=${uri##*:}
+random image 4M
+
+# The migration that runs beside.
+outgoing beside 2
+truncate -s 4M src/beside/ram
+tell src/beside start
+
+# attack ARGUMENT...: one from another address
+attack() {
+	say "$*"
+	ADDRESS=127.0.0.2 limited "$helper" "$port" "$@" >attack.out 2>&1 || { cat attack.out; fail "$*"; }
+	sed 's/^/    /' attack.out
+}
+
+# admitted NAME: a migration that starts now arrives, and so does what is written to the one beside
+admitted() {
+	outgoing "$1" 4
+	truncate -s 4M "src/$1/ram"
+	tell "src/$1" start
+	overwrite image "src/$1/ram" bs=1M
+	tell "src/$1" complete
+	same image "dst/$1/ram"
+	overwrite image src/beside/ram bs=64K
+	tell src/beside sync
+	same image dst/beside/ram
+	forget "src/$1" "dst/$1"
+}
+
+round() {
+	attack empty 300
+	expect ok mkdir dst/local
+	expect ok rmdir dst/local
+	admitted after-empty
+	attack devices 4 "$devices"
+	admitted after-devices
+	attack packed 12
+	grep -qE 'max-peer-channels|max-peer-memory|max-memory' attack.out || fail "it is not said what is too much"
+	admitted after-packed
+	attack barriers
+	admitted after-barriers
+
+	say "held"
+	mkfifo held.in
+	ADDRESS=127.0.0.2 limited "$helper" "$port" hold <held.in >held.out 2>&1 &
+	holder=$!
+	exec 9>held.in
+	eventually "it holds what it may have" grep -qs '^held' held.out
+	grep -q max-peer-migrations held.out || fail "$(cat held.out)"
+	# Idle connections, too.
+	ADDRESS=127.0.0.2 limited "$helper" "$port" idle 300 >idle.out 2>&1 &
+	idle=$!
+	eventually "they are there" grep -qs idle idle.out
+	admitted beside-held
+	exec 9>&-
+	wait $holder
+	wait $idle || fail "$(cat idle.out)"
+	rm held.in
+	# From the same address, now that those have ended.
+	attack empty 1
+}
+
+# What the daemon has. Nothing is removed; what is over has to give it back by itself.
+count_maps() { wc -l <"/proc/${daemon[dst]}/maps"; }
+has_returned() {
+	[ "$(count_fds dst)" -le "$1" ] && [ "$(memory_of dst VmSize)" -le $(($2 + (256 << 20))) ] &&
+		[ "$(count_maps)" -le $(($3 + 40)) ]
+}
+
+# The first round makes what is made once: arenas of malloc(3), and what the caches keep.
+round
+eventually "the threads of the peers are gone" eval '! grep -qs mig-recv /proc/"${daemon[dst]}"/task/*/comm || [ "$(grep -s mig-recv /proc/"${daemon[dst]}"/task/*/comm | wc -l)" = 2 ]'
+fds=$(count_fds dst) size=$(memory_of dst VmSize) maps=$(count_maps) rss=$(memory_of dst RssAnon)
+[ "$fds" -lt 100 ] || fail "what has failed holds descriptors: there are $fds"
+[ -n "$MIGFS_SLOW" ] || [ "$size" -lt $((1 << 40)) ] || fail "it has $size bytes of address space"
+round
+eventually "it has what it had" has_returned "$fds" "$size" "$maps"
+now=$(memory_of dst RssAnon)
+[ -n "$MIGFS_SLOW" ] || [ "$now" -lt $((rss + (32 << 20))) ] || fail "it had $rss bytes, and has $now"
+
+tell src/beside complete
+same image dst/beside/ram
+
+say "no descriptors left"
+prlimit --pid "${daemon[dst]}" --nofile=$(($(ls "/proc/${daemon[dst]}/fd" | wc -l) + 20)):
+ADDRESS=127.0.0.2 limited "$helper" "$port" idle 60 >idle.out 2>&1 &
+idle=$!
+eventually "it is said" grep -q 'refusing connections' dst.log
+outgoing starved
+refused ENOMEM src/starved/error 'no file descriptors left' write src/starved/control start
+wait $idle || fail "$(cat idle.out)"
+[ "$(grep -c 'refusing connections' dst.log)" -le 2 ] || fail "the log says it again and again"
+prlimit --pid "${daemon[dst]}" --nofile=1024:
+tell src/starved start
+tell src/starved complete
