@@ -166,7 +166,9 @@ static void add_to_list(struct host *host, struct migration *m, bool visible)
 
 static int is_taken(const struct migration *m, struct error *err)
 {
-    return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name, state_names[m->state]);
+    enum state state = m->state;
+
+    return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name, state_names[state]);
 }
 
 /* Takes a migration out of the list, for a new one; @gone is a list of those that have to go. */
@@ -204,7 +206,8 @@ static void let_go(struct migration *gone)
 {
     while (gone) {
         struct migration *next = gone->next;
-        log_info("%s: %s, makes way for a new migration", gone->name, state_names[gone->state]);
+        enum state state = gone->state;
+        log_info("%s: %s, makes way for a new migration", gone->name, state_names[state]);
         incoming_release(gone);
         migration_put(gone);
         gone = next;
