@@ -71,6 +71,11 @@ waiter() {
 	done
 }
 
+# The daemons have all that they keep once something has worked.
+outgoing vm
+tell src/vm start
+tell src/vm complete
+forget src/vm dst/vm
 remember_resources
 reader & loops=($!)
 waiter wait & loops+=($!)
