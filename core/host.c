@@ -2,6 +2,7 @@
 /* The migrations of one daemon; see host.h. */
 #include "host.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "incoming.h"
 #include "log.h"
 #include "name.h"
@@ -42,7 +43,7 @@ void host_init(struct host *host, const struct limits *limits, void (*changed)(s
     pthread_mutex_init(&host->accounts_lock, NULL);
     decompressor_pool_init(&host->decompressors);
     pthread_mutex_init(&host->lock, NULL);
-    pthread_cond_init(&host->gone, NULL);
+    clock_cond_init(&host->gone);
 }
 
 void host_fini(struct host *host)
@@ -534,8 +535,11 @@ void host_shutdown(struct host *host)
         free(list);
 }
 
-void host_drain(struct host *host)
+bool host_drain(struct host *host, int64_t timeout_ms)
 {
+    struct timespec until = clock_timespec((clock_ms() + timeout_ms) * 1000000);
+    int ret = 0;
+
     pthread_mutex_lock(&host->lock);
     while (host->first) {
         struct migration *m = host->first;
@@ -544,7 +548,10 @@ void host_drain(struct host *host)
         migration_put(m);
         pthread_mutex_lock(&host->lock);
     }
-    while (host->living)
-        pthread_cond_wait(&host->gone, &host->lock);
+    while (host->living && ret == 0)
+        ret = timeout_ms == HOST_FOREVER ? pthread_cond_wait(&host->gone, &host->lock)
+                                         : pthread_cond_timedwait(&host->gone, &host->lock, &until);
+    bool drained = !host->living;
     pthread_mutex_unlock(&host->lock);
+    return drained;
 }

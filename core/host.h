@@ -134,7 +134,13 @@ void host_note_error(struct host *host, const char *message);
 /** host_shutdown - fail what runs and let nothing start any more; does not wait */
 void host_shutdown(struct host *host);
 
-/** host_drain - after host_shutdown(): forget all migrations and wait until their threads are gone */
-void host_drain(struct host *host);
+#define HOST_FOREVER (-1)
+
+/**
+ * host_drain - after host_shutdown(): forget all migrations and wait until their threads are gone
+ * @timeout_ms: for how long, or HOST_FOREVER
+ * Return: whether they are gone; if not, they go on using @host.
+ */
+bool host_drain(struct host *host, int64_t timeout_ms);
 
 #endif

@@ -170,7 +170,7 @@ void migration_shut_down(struct migration *m)
     /* After the commit only the destination knows: it is asked, once. */
     bool committing = m->out && outgoing_is_committing(m);
     if (committing)
-        outgoing_doom(m, &failure, 0);
+        outgoing_leave(m, &failure);
     bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
     if (m->role == ROLE_NONE)
         migration_expect_nothing(m);

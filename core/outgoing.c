@@ -270,6 +270,9 @@ static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channe
         .cancel_fd = m->out->cancel_fd,
         .deadline_ms = clock_ms() + settings->timeout_ms,
     };
+    /* The last question of a daemon that goes away, which does not wait for long. */
+    if (kind == WIRE_HELLO_QUERY && atomic_load(&m->host->closed))
+        wait = (struct transport_wait){.cancel_fd = -1, .deadline_ms = clock_ms() + LINGER_MS};
     struct hello hello = {
         .kind = kind,
         .channel = channel,
@@ -2144,15 +2147,16 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 /* The connection was lost after the commit was sent: asks the destination what became of the migration. */
 static void resolve(struct migration *m, const struct error *lost)
 {
-    /* A daemon that goes away asks once. */
-    int64_t deadline = clock_ms() + (m->host->closed ? 1 : m->settings.timeout_ms);
+    int64_t deadline = clock_ms() + m->settings.timeout_ms;
     struct error failure = {0}, last = {0};
     enum wire_outcome outcome = WIRE_OUTCOME_UNKNOWN;
-    bool answered = false, refused = false;
+    bool answered = false, refused = false, last_time = false;
 
     log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
-    while (!answered && !refused && clock_ms() < deadline) {
+    while (!answered && !refused && !last_time && clock_ms() < deadline) {
         struct hello_reply reply;
+        /* A daemon that goes away asks once. */
+        last_time = atomic_load(&m->host->closed);
         struct transport *t;
         struct pollfd fd = {.fd = m->out->cancel_fd, .events = POLLIN};
         last = (struct error){0};
@@ -2256,6 +2260,13 @@ static void *mig_out(void *arg)
     session_linger(&out->session, LINGER_MS);
     migration_put(m);
     return NULL;
+}
+
+void outgoing_leave(struct migration *m, const struct error *reason)
+{
+    outgoing_doom(m, reason, 0);
+    /* A question that is being asked is asked once more. */
+    eventfd_write(m->out->cancel_fd, 1);
 }
 
 void outgoing_ended(struct migration *m)

@@ -211,6 +211,9 @@ unsigned outgoing_channels(struct migration *m);
  */
 void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms);
 
+/** outgoing_leave - the daemon goes away, and the destination is asked what becomes of the migration; migration.lock is held */
+void outgoing_leave(struct migration *m, const struct error *reason);
+
 /* For migration.c: the state became final; wake all; make waiters look at their interrupts. */
 void outgoing_ended(struct migration *m);
 void outgoing_kick(struct migration *m);

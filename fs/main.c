@@ -27,12 +27,15 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
 /* EXIT_MOUNT is mount(8)'s "mount failure". */
+#define DRAIN_MS 10000 /* how long threads of migrations that are over may take to end */
+
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MOUNT = 32 };
 
 static void on_kick(int signal)
@@ -92,9 +95,48 @@ static void bound_descriptors(struct limits *limits)
     limits->max_peer_descriptors = (uint32_t)((all - reserve) / 4 * 3);
 }
 
+/* By whoever comes first. */
+static void unmount(struct fuse_session *se)
+{
+    static atomic_flag begun = ATOMIC_FLAG_INIT;
+
+    if (!atomic_flag_test_and_set(&begun))
+        fuse_session_unmount(se);
+}
+
+/* Whoever asks a second time does not want to wait: the mount is taken away, and nothing else. */
+static void *fuse_hurry(void *arg)
+{
+    sigset_t set;
+    int signal;
+
+    pthread_setname_np(pthread_self(), "fuse-hurry");
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    while (sigwait(&set, &signal) != 0)
+        ;
+    log_error("told to end for the second time: ending at once");
+    unmount(arg);
+    _exit(EXIT_FAILED);
+}
+
+/* Without the thread one waits for as long as it takes. */
+static void watch_for_hurry(struct fuse_session *se)
+{
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    pthread_create(&thread, &attr, fuse_hurry, se);
+    pthread_attr_destroy(&attr);
+}
+
 /* Until a signal asks the daemon to stop, or the mount is gone. */
 static int await_end(const struct loop *loop)
 {
+    struct signalfd_siginfo info;
     sigset_t set = stop_signals();
     CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
     struct pollfd fds[2] = {
@@ -106,6 +148,9 @@ static int await_end(const struct loop *loop)
         return -errno;
     while (poll(fds, 2, -1) < 0 && errno == EINTR)
         ;
+    /* It was the first one. */
+    if (fds[0].revents && read(signal_fd, &info, sizeof(info)) < 0)
+        return -errno;
     return 0;
 }
 
@@ -131,6 +176,7 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
     ret = await_end(loop);
     if (ret < 0)
         log_error("cannot watch for signals: %s", strerror(-ret));
+    watch_for_hurry(se);
     /* What blocks in an operation fails now, and lets its worker go. */
     host_shutdown(host);
     int lost = loop_stop(loop);
@@ -157,7 +203,7 @@ static int run(const struct options *options, struct host *host, struct listener
         log_to_journal();
     int ret = serve(host, listener, se);
     host_shutdown(host);
-    fuse_session_unmount(se);
+    unmount(se);
     return ret;
 }
 
@@ -187,7 +233,10 @@ static int start(struct fuse_args *args, const struct options *options)
     handle_free_all();
     node_forget_all();
     listener_free(listener);
-    host_drain(&host);
+    if (!host_drain(&host, DRAIN_MS)) {
+        log_error("not all migrations have ended within %d s: leaving them", DRAIN_MS / 1000);
+        _exit(EXIT_FAILED);
+    }
     host_fini(&host);
     /* Last: until here somebody could be told about a poll. */
     if (se)

@@ -17,9 +17,16 @@ in_background() {
 in_call() {
 	local call number
 	read -r call _ </proc/"$pid"/syscall 2>/dev/null || return 1
-	for number; do [ "$call" != "$number" ] || return 0; done
+	for number; do
+		if [ "$call" = "$number" ]; then
+			in_fuse
+			return
+		fi
+	done
 	return 1
 }
+# It may also be blocked while it is loaded. (Only root can see.)
+in_fuse() { [ "$(id -u)" != 0 ] || grep -q fuse /proc/"$pid"/stack; }
 ends_by() { # SIGNAL
 	kill -"$1" "$pid"
 	eventually "it has ended" gone "$pid"
@@ -97,3 +104,16 @@ eventually "the device is there" has_device src/vm first
 expect EDQUOT open src/vm/device-state/second wronly,creat
 tell src/vm complete
 forget src/vm dst/vm
+
+say "a second signal to the daemon"
+outgoing vm
+tell src/vm start
+stop_migfs dst
+kill -TERM "${daemon[src]}"
+going() { grep -q 'vm: failed: the daemon is going away' src.log; }
+eventually "it says goodbye" going
+kill -TERM "${daemon[src]}"
+ended src 1
+grep -q 'for the second time' src.log
+not is_mounted src
+continue_migfs dst

@@ -697,7 +697,7 @@ static void tear_down(struct lab *lab)
             MUST(file_digest(file, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
     }
     migration_put(lab->m);
-    host_drain(&lab->host);
+    host_drain(&lab->host, HOST_FOREVER);
     MUST(lab->host.budget.used == 0);
     host_fini(&lab->host);
     for (unsigned c = 0; c <= lab->channels; c++)

@@ -78,8 +78,8 @@ void rig_fini(struct rig *rig)
     host_shutdown(&rig->source);
     host_shutdown(&rig->destination);
     listener_free(rig->listener);
-    host_drain(&rig->source);
-    host_drain(&rig->destination);
+    host_drain(&rig->source, HOST_FOREVER);
+    host_drain(&rig->destination, HOST_FOREVER);
     cr_expect(eq(uint, rig->source.living, 0));
     cr_expect(eq(uint, rig->destination.living, 0));
     cr_expect(eq(u64, rig->destination.budget.used, 0));

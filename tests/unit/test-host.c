@@ -25,7 +25,7 @@ static struct host *make(unsigned max_migrations)
 static void end(struct host *host)
 {
     host_shutdown(host);
-    host_drain(host);
+    host_drain(host, HOST_FOREVER);
     cr_expect(eq(uint, host->living, 0));
     host_fini(host);
     free(host);
@@ -513,7 +513,7 @@ Test(host, shares_of_peers)
     }
     migration_put(good);
     host_shutdown(&host);
-    host_drain(&host);
+    host_drain(&host, HOST_FOREVER);
     host_fini(&host);
 }
 
@@ -588,7 +588,7 @@ Test(host, budgets)
         migration_put(m[0]);
         migration_put(m[1]);
         host_shutdown(&host);
-        host_drain(&host);
+        host_drain(&host, HOST_FOREVER);
         cr_expect(zero(u64, host.channels.used), "%s", cases[i].what);
         cr_expect(zero(u64, host.descriptors.used), "%s", cases[i].what);
         cr_expect(zero(u64, host.budget.used), "%s", cases[i].what);

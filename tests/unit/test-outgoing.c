@@ -49,7 +49,7 @@ static void end(void)
     host_shutdown(&host);
     fake_close(&fake);
     migration_put(m);
-    host_drain(&host);
+    host_drain(&host, HOST_FOREVER);
     cr_expect(eq(uint, host.living, 0));
     host_fini(&host);
 }

@@ -450,7 +450,7 @@ static void end_blocked(void)
     host_shutdown(&host);
     fake_close(&fake);
     migration_put(m);
-    host_drain(&host);
+    host_drain(&host, HOST_FOREVER);
     host_fini(&host);
     close(memory_fd);
 }
