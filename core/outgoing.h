@@ -15,7 +15,8 @@
  *
  *   `complete` seals the channels, so that nothing more is accepted, and sends
  *   the manifest with the final counts. The destination applies all, checks,
- *   and says `prepared`; the source says `commit`; the destination completes
+ *   and says `prepared`; with `verify`, both compute digests of RAM by reference,
+ *   and the source compares them; the source says `commit`; the destination completes
  *   and says `committed`; then the source completes. Should the connection be
  *   lost after `commit` was sent, the source connects once more and asks what
  *   became of it.
