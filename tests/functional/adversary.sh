@@ -65,6 +65,19 @@ logged 'where packet 1 of channel 0 was due' 'has not been announced' 'home is a
 attack noise $(scaled 60 15) $seed
 # What was active and failed can be seen, and why.
 says_why dst/adversary
+
+say "to a migration that somebody has prepared"
+expect ok rmdir dst/adversary
+expect ok mkdir dst/adversary
+touch dst/adversary/device-state/{dev,dev1,never}
+chmod 700 dst/adversary
+attack messages
+attack packets
+attack noise $(scaled 30 10) $((seed + 1))
+says_why dst/adversary
+[ "$(stat -c %a dst/adversary)" = 700 ]
+for device in dev dev1 never; do expect ok stat dst/adversary/device-state/$device; done
+forget dst/adversary
 attack budget
 logged 'does not fit|holds at most'
 attack many 40
