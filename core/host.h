@@ -8,7 +8,7 @@
  *   attribute_table.lock
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
  *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock,
- *   accounts_lock: leaves
+ *   accounts_lock: leaves, but for channel.lock before file.lock in file_settle()
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H

@@ -74,7 +74,7 @@ struct incoming {
     struct account *account; /* whose limits it counts against; constant */
     struct session session;
     unsigned channel_count;
-    struct receiver *receivers;
+    struct receiver *receivers; /* NULL when it is over; freed with migration.lock held */
     struct barrier_set barriers; /* mig-in's */
     unsigned syncs;              /* of the barriers; mig-in's */
     unsigned barrier_count;      /* of all that there are, in the set or not; mig-in's */
@@ -94,9 +94,11 @@ struct incoming {
     atomic_bool prepare_ends;      /* it is to end */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     struct question question;      /* it; written before the thread is made */
+    struct file *question_file;    /* what it is about, with a reference */
 
     /* Guarded by migration.lock: */
     bool has_session;
+    uint64_t barrier_ns; /* when the receivers are gone: the sum of theirs */
     unsigned attached; /* receivers that have a connection */
     struct error suspect;
     int64_t suspect_until;
@@ -248,6 +250,15 @@ static void end_session(struct migration *m)
     session_end(&in->session);
 }
 
+static void forget_files(struct incoming *in)
+{
+    for (uint32_t i = 0; in->files && i < in->file_count; i++)
+        file_put(in->files[i]);
+    free(in->files);
+    in->files = NULL;
+    in->file_count = 0;
+}
+
 void incoming_free(struct incoming *in)
 {
     if (!in)
@@ -259,9 +270,7 @@ void incoming_free(struct incoming *in)
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
-    for (uint32_t i = 0; i < in->file_count; i++)
-        file_put(in->files[i]);
-    free(in->files);
+    forget_files(in);
     account_put(in->account);
     free(in);
 }
@@ -1136,7 +1145,9 @@ static void *mig_digest(void *arg)
     CLEANUP_FREE uint8_t *many = malloc(4 + digests_of(question) * (size_t)DIGEST_SIZE);
 
     pthread_setname_np(pthread_self(), "mig-digest");
-    int ret = many ? compute(announced_file(m->in, question->file), question, many + 4) : -ENOMEM;
+    struct file *file = m->in->question_file;
+    int ret = many ? compute(file, question, many + 4) : -ENOMEM;
+    file_put(file);
     answer(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, many ? many : few);
     migration_put(m);
     return NULL;
@@ -1159,9 +1170,11 @@ static int on_question(struct migration *m, const struct message *message, struc
     if (atomic_exchange(&in->digesting, true))
         return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
     in->question = question;
+    in->question_file = file_get(announced_file(in, question.file));
     struct error failure = {0};
     if (migration_start_thread(m, mig_digest, &failure) < 0) {
         log_error("%s: %s", m->name, failure.message);
+        file_put(in->question_file);
         answer(m, failure.cause, few);
     }
     return 0;
@@ -1366,6 +1379,31 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
     return ret;
 }
 
+/*
+ * It is over, and nobody works for it any more but this thread: gives up all but the sums, and what
+ * is the user's: the files of a migration that has completed.
+ */
+static void settle(struct migration *m, bool failed)
+{
+    struct incoming *in = m->in;
+    uint64_t barrier_ns = incoming_barrier_ns(m);
+
+    forget_manifest(in);
+    forget_barriers(in);
+    if (migration_keep_records(m, !failed) < 0)
+        return;
+    for (uint32_t i = 0; i < in->file_count; i++)
+        file_settle(in->files[i]);
+    forget_files(in);
+    if (failed)
+        migration_drop_devices(m);
+    pthread_mutex_lock(&m->lock);
+    free(in->receivers);
+    in->receivers = NULL;
+    in->barrier_ns = barrier_ns;
+    pthread_mutex_unlock(&m->lock);
+}
+
 static void *mig_in(void *arg)
 {
     struct migration *m = arg;
@@ -1401,11 +1439,11 @@ static void *mig_in(void *arg)
     end_receivers(m);
     if (failed) {
         end_streams(m, true);
-        for (uint32_t i = 0; i < m->file_count; i++) {
-            CLEANUP_FILE struct file *file = migration_get_file(m, i);
-            if (file)
-                file_receive_drop(file);
-        }
+        for (uint32_t i = 0; i < in->file_count; i++)
+            file_receive_drop(in->files[i]);
+    }
+    settle(m, failed);
+    if (failed) {
         migration_announce(m);
         session_linger(&in->session, LINGER_MS);
     }
@@ -1521,14 +1559,18 @@ void incoming_ram_path(struct migration *m, char *out, size_t size)
 
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index)
 {
-    return atomic_load_explicit(&m->in->receivers[index].wire_bytes, memory_order_relaxed);
+    SCOPED_LOCK(&m->lock);
+    if (m->in->receivers)
+        return atomic_load_explicit(&m->in->receivers[index].wire_bytes, memory_order_relaxed);
+    return index < m->past_channels ? m->past[index].wire_bytes : 0;
 }
 
 uint64_t incoming_barrier_ns(struct migration *m)
 {
-    uint64_t sum = 0;
+    SCOPED_LOCK(&m->lock);
+    uint64_t sum = m->in->barrier_ns;
 
-    for (unsigned c = 0; c < m->in->channel_count; c++)
+    for (unsigned c = 0; m->in->receivers && c < m->in->channel_count; c++)
         sum += counter_get(&m->in->receivers[c].barrier_ns);
     return sum;
 }

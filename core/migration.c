@@ -53,6 +53,7 @@ static void migration_free(struct migration *m)
     incoming_free(m->in);
     account_put(m->maker);
     free(m->files);
+    free(m->past);
     attribute_table_fini(&m->attributes);
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
@@ -309,6 +310,98 @@ struct file *migration_device(struct migration *m, const char *name)
             return file;
     }
     return NULL;
+}
+
+static bool is_past(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    return m->past;
+}
+
+/* Adds up what is there now. */
+static int add_up(struct migration *m, unsigned channels, struct channel_record *records)
+{
+    bool incoming = migration_is_incoming(m);
+    struct channel_record *all = &records[channels];
+    struct file **files;
+    int n = migration_files(m, &files);
+
+    if (n < 0)
+        return n;
+    for (unsigned c = 0; c < channels; c++) {
+        struct channel_record *record = &records[c];
+        for (int i = 0; i < n; i++) {
+            struct file_totals totals = file_channel_totals(files[i], c);
+            file_totals_add(i == WIRE_RAM ? &record->ram : &record->devices, &totals);
+        }
+        record->wire_bytes = incoming ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
+        file_totals_add(&all->ram, &record->ram);
+        file_totals_add(&all->devices, &record->devices);
+        all->wire_bytes += record->wire_bytes;
+    }
+    migration_put_files(files, n);
+    return 0;
+}
+
+int migration_records(struct migration *m, unsigned *channels, struct channel_record **out)
+{
+    bool past = is_past(m);
+
+    for (;;) {
+        unsigned n = past ? m->past_channels : migration_is_incoming(m) ? incoming_channels(m) : outgoing_channels(m);
+        struct channel_record *records = calloc(n + 1, sizeof(*records));
+        if (!records || (!past && add_up(m, n, records) < 0)) {
+            free(records);
+            return -ENOMEM;
+        }
+        if (past)
+            memcpy(records, m->past, (n + 1) * sizeof(*records));
+        /* What it was made of may have gone meanwhile. */
+        if (past || !is_past(m)) {
+            *channels = n;
+            *out = records;
+            return 0;
+        }
+        free(records);
+        past = true;
+    }
+}
+
+int migration_keep_records(struct migration *m, bool each)
+{
+    struct channel_record *records;
+    unsigned n;
+
+    if (migration_records(m, &n, &records) < 0)
+        return -ENOMEM;
+    if (!each) {
+        struct channel_record *all = malloc(sizeof(*all));
+        if (all)
+            *all = records[n];
+        free(records);
+        if (!all)
+            return -ENOMEM;
+        records = all;
+        n = 0;
+    }
+    SCOPED_LOCK(&m->lock);
+    m->past = records;
+    m->past_channels = n;
+    return 0;
+}
+
+void migration_drop_devices(struct migration *m)
+{
+    for (uint32_t i = 1; i < m->file_count; i++) {
+        pthread_mutex_lock(&m->lock);
+        struct file *file = m->files[i];
+        if (file && file->made_here)
+            file = NULL;
+        if (file)
+            m->files[i] = NULL;
+        pthread_mutex_unlock(&m->lock);
+        file_put(file);
+    }
 }
 
 struct file *migration_find_device(struct migration *m, const char *name)

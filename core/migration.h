@@ -73,6 +73,12 @@ struct round {
     int64_t time_ms;
 };
 
+/* What a channel did, or all of them. */
+struct channel_record {
+    struct file_totals ram, devices;
+    uint64_t wire_bytes;
+};
+
 struct migration {
     struct host *host;
     struct migration *next; /* in the host's list; guarded by host.lock */
@@ -115,6 +121,13 @@ struct migration {
      */
     struct file *_Atomic *files;
     _Atomic uint32_t file_count;
+
+    /*
+     * When it is over: what each channel did, `past_channels` of them, and in one more entry all of
+     * them together. Set once, before what it was made of goes; then constant.
+     */
+    struct channel_record *past;
+    unsigned past_channels;
 
     struct outgoing *out; /* not NULL when it was made here; constant */
     struct incoming *in;  /* set before the role becomes incoming; then constant */
@@ -243,6 +256,22 @@ int migration_change(struct migration *m, struct attributes *which, enum attribu
  * Before users see it. The backing file, if any, is the owner's, too.
  */
 int migration_settle_file(struct migration *m, struct file *file, struct error *err);
+
+/**
+ * migration_records - what each channel did so far, or in all; no lock held
+ * @channels: how many are told apart
+ * @out: an entry for each of them, and one more for all together; the caller frees it
+ */
+int migration_records(struct migration *m, unsigned *channels, struct channel_record **out);
+
+/**
+ * migration_keep_records - it is over: keep the records, so that what they are made of can go; no lock held
+ * @each: those of each channel, too
+ */
+int migration_keep_records(struct migration *m, bool each);
+
+/** migration_drop_devices - take the devices that a peer has announced out of the table; no lock held */
+void migration_drop_devices(struct migration *m);
 
 /** migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);

@@ -32,6 +32,8 @@ struct snapshot {
     bool stopped;
     struct file **files; /* each with a reference */
     int file_count;
+    struct channel_record *records; /* of each channel, and of all together */
+    unsigned channels;
 };
 
 struct writer {
@@ -116,28 +118,6 @@ static void put_times(struct writer *w, const struct snapshot *s, uint64_t trans
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
 }
 
-/* What a set of counters says; `accepted` is the sum of the others. */
-struct sums {
-    struct file_totals ram, devices;
-    uint64_t wire_bytes;
-};
-
-static struct sums add_up(struct migration *m, const struct snapshot *s, unsigned first, unsigned end)
-{
-    struct sums sums = {0};
-
-    for (unsigned c = first; c < end; c++) {
-        for (int i = 0; i < s->file_count; i++) {
-            if (s->role == ROLE_INCOMING && !file_is_receiving(s->files[i]))
-                continue;
-            struct file_totals totals = file_channel_totals(s->files[i], c);
-            file_totals_add(i == WIRE_RAM ? &sums.ram : &sums.devices, &totals);
-        }
-        sums.wire_bytes += s->role == ROLE_INCOMING ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
-    }
-    return sums;
-}
-
 static void put_channel(struct writer *w, unsigned c, const char *what, uint64_t value)
 {
     char name[64];
@@ -200,7 +180,7 @@ static void put_copies(struct writer *w, const char *prefix, const struct copies
 static void put_channels(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
 {
     for (unsigned c = 0; c < channels; c++) {
-        struct sums sums = add_up(m, s, c, c + 1);
+        struct channel_record sums = s->records[c];
         put_channel(w, c, "bytes", sums.wire_bytes);
         put_channel(w, c, "packets", sums.ram.packets + sums.devices.packets);
         put_channel(w, c, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
@@ -239,7 +219,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
 {
     bool outgoing = s->role != ROLE_INCOMING;
     uint64_t main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
-    struct sums sums = add_up(m, s, 0, channels);
+    struct channel_record sums = s->records[s->channels];
     struct file *ram = s->file_count ? s->files[WIRE_RAM] : NULL;
 
     put_times(w, s, sums.wire_bytes + main_bytes);
@@ -288,7 +268,26 @@ static int take_snapshot(struct migration *m, struct snapshot *out)
         .file_count = count,
     };
     pthread_mutex_unlock(&m->lock);
-    return 0;
+    /* After the state, so that a final state has the final sums. */
+    int ret = migration_records(m, &out->channels, &out->records);
+    if (ret < 0)
+        migration_put_files(files, count);
+    return ret;
+}
+
+static void drop_snapshot(struct snapshot *s)
+{
+    migration_put_files(s->files, s->file_count);
+    free(s->records);
+}
+
+/* How many channels are told apart. */
+static unsigned channels_of(struct migration *m, const struct snapshot *s)
+{
+    unsigned outgoing = s->role == ROLE_INCOMING ? s->channels : outgoing_channels(m);
+
+    /* A peer may have come since the snapshot was made. */
+    return outgoing < s->channels ? outgoing : s->channels;
 }
 
 char *status_text(struct migration *m, bool json, size_t *size, uint64_t *generation)
@@ -298,10 +297,9 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
 
     if (take_snapshot(m, &s) < 0)
         return NULL;
-    unsigned channels = s.role == ROLE_INCOMING ? incoming_channels(m) : outgoing_channels(m);
     struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
     if (!w.out) {
-        migration_put_files(s.files, s.file_count);
+        drop_snapshot(&s);
         return NULL;
     }
     if (json)
@@ -331,8 +329,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         if (*path)
             put_text(&w, "ram-path", path);
     }
-    put_counters(&w, m, &s, channels);
-    migration_put_files(s.files, s.file_count);
+    put_counters(&w, m, &s, channels_of(m, &s));
+    drop_snapshot(&s);
     if (json)
         fputs("\n}\n", w.out);
     if (fclose(w.out)) {

@@ -557,6 +557,8 @@ static void check_limits(const struct lab *lab)
     MUST(lab->m->file_count <= limits->max_devices + 1);
     for (uint32_t i = 0; i < lab->m->file_count; i++) {
         const struct file *file = lab->m->files[i];
+        if (!file) /* a device of a migration that has failed */
+            continue;
         uint64_t size = file_received_size(file);
         MUST(size <= (i ? limits->max_device : limits->max_ram));
         if (lab->m->state == STATE_COMPLETED && !lab->m->removed)
@@ -691,6 +693,8 @@ static void tear_down(struct lab *lab)
     for (uint32_t i = 0; i < lab->m->file_count; i++) {
         struct file *file = lab->m->files[i];
         uint8_t digest[DIGEST_SIZE];
+        if (!file) /* a device of a migration that has failed */
+            continue;
         if (lab->m->state == STATE_COMPLETED && lab->modelled)
             check_file(lab, file);
         if (lab->flags & FLAG_DIGEST)
