@@ -352,7 +352,7 @@ count_fds() {
 count_threads() { cat /proc/"${daemon[$1]}"/task/*/comm 2>/dev/null | awk '/^mig-/ { n++ } END { print n + 0 }'; }
 
 # memory_of NAME KEY: bytes, from /proc/PID/status (VmHWM, RssAnon, RssFile) or smaps_rollup (Rss, AnonHugePages)
-memory_of() { awk -v key="$2:" '$1 == key { print $2 * 1024; exit }' /proc/"${daemon[$1]}"/{status,smaps_rollup}; }
+memory_of() { awk -v key="$2:" '$1 == key { printf "%.0f\n", $2 * 1024; exit }' /proc/"${daemon[$1]}"/{status,smaps_rollup}; }
 
 # ---- Migrations ----
 
