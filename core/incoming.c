@@ -1461,7 +1461,6 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
 {
     struct incoming *in = m->in;
     struct wire_hello_reply wire;
-    struct iovec iov = {&wire, sizeof(wire)};
 
     wire_hello_reply_encode(reply, &wire);
     /* host_shutdown() finds a migration that runs, or keeps it from starting. */
@@ -1481,7 +1480,8 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
         /* The caller keeps the connection. */
         in->session.transport = NULL;
     } else {
-        transport_send(transport, &iov, 1);
+        if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
+            transport_shutdown(transport); /* mig-in finds it */
         migration_move(m, STATE_SETUP, NULL);
     }
     pthread_mutex_unlock(&m->lock);
@@ -1492,7 +1492,6 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
                     const struct hello_reply *reply, struct error *err)
 {
     struct wire_hello_reply wire;
-    struct iovec iov = {&wire, sizeof(wire)};
 
     SCOPED_LOCK(&m->lock);
     struct incoming *in = m->in;
@@ -1503,10 +1502,14 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
     if (in->receivers[channel].transport)
         return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
     transport_set_timeout(transport, (int)m->settings.timeout_ms);
-    in->receivers[channel].transport = transport;
-    /* With the lock held, so that mig-in does not close it meanwhile; the first bytes do not block. */
+    /*
+     * Under the lock, so that mig-in neither closes the connection meanwhile nor misses that it is there when the
+     * source's next message comes. It never blocks.
+     */
     wire_hello_reply_encode(reply, &wire);
-    transport_send(transport, &iov, 1);
+    if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
+        return error_set(err, CAUSE_RESET, "channel %u takes no welcome", channel);
+    in->receivers[channel].transport = transport;
     if (++in->attached == in->channel_count)
         session_wake(&in->session);
     return 0;

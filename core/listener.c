@@ -48,11 +48,11 @@ struct listener {
 static void send_reply(struct transport *t, const struct hello_reply *reply)
 {
     struct wire_hello_reply wire;
-    struct iovec iov = {&wire, sizeof(wire)};
 
-    /* The first bytes on a new connection fit into its buffer: this does not block. */
     wire_hello_reply_encode(reply, &wire);
-    transport_send(t, &iov, 1);
+    /* A peer that has no room for it learns nothing more. */
+    if (transport_send_now(t, &wire, sizeof(wire)) < 0)
+        transport_shutdown(t);
 }
 
 static struct hello_reply welcome(const struct host *host)

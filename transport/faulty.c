@@ -18,6 +18,8 @@
 #include <string.h>
 #include <time.h>
 
+#define TRY_MIN 8 /* bytes that faulty_try_send() moves at a time, at least */
+
 struct faulty_transport {
     struct transport base;
     struct transport *inner;
@@ -96,8 +98,10 @@ static ssize_t faulty_try_send(struct transport *t, const void *buf, size_t len)
     struct faulty_transport *f = (struct faulty_transport *)t;
     char byte;
 
-    if (f->faults.slice && len > f->faults.slice)
-        len = f->faults.slice;
+    /* Single bytes take so much of a socket's buffer that the first message on a connection would not fit. */
+    size_t slice = f->faults.slice < TRY_MIN ? TRY_MIN : f->faults.slice;
+    if (f->faults.slice && len > slice)
+        len = slice;
     /* The byte to be broken goes alone. */
     if (f->faults.corrupt > f->sent + 1 && f->faults.corrupt <= f->sent + len)
         len = (size_t)(f->faults.corrupt - f->sent - 1);

@@ -84,6 +84,17 @@ ssize_t transport_try_send(struct transport *t, const void *buf, size_t len)
     return t->ops->try_send(t, buf, len);
 }
 
+int transport_send_now(struct transport *t, const void *buf, size_t len)
+{
+    for (size_t sent = 0; sent < len;) {
+        ssize_t n = transport_try_send(t, (const char *)buf + sent, len - sent);
+        if (n < 0)
+            return (int)n;
+        sent += (size_t)n;
+    }
+    return 0;
+}
+
 int transport_drain(struct transport *t)
 {
     return t->ops->drain(t);

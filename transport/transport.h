@@ -181,6 +181,12 @@ int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n,
 void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
+
+/**
+ * transport_send_now - send all of it without ever blocking, for what a new connection always has room for
+ * Return: 0; -EAGAIN: there was no room for the rest, and the connection cannot be used; another negative errno.
+ */
+int transport_send_now(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
 

@@ -972,3 +972,30 @@ Test(transport, rdma_is_not_built)
     CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
     CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNSUPPORTED);
 }
+
+/* What a new connection has room for is sent, in however many parts; where there is no room nobody waits for it. */
+Test(transport, send_now)
+{
+    static const char *const faults[] = {"", "faulty:short=1:"};
+
+    FOR_ALL_PLACES(i)
+    {
+        for (size_t f = 0; f < ARRAY_LENGTH(faults); f++) {
+            char *want = malloc(2000), *got = malloc(2000);
+            struct link link;
+            link_open(&link, place(i), faults[f]);
+            pattern(want, 2000, 7);
+            cr_expect(eq(int, transport_send_now(link.a, want, 2000), 0));
+            cr_expect(eq(int, transport_recv_all(link.b, got, 2000, &link_forever), 0));
+            cr_expect(zero(int, memcmp(want, got, 2000)));
+            int ret;
+            do {
+                ret = transport_send_now(link.a, want, 2000);
+            } while (ret == 0);
+            cr_expect(eq(int, ret, -EAGAIN));
+            link_close(&link);
+            free(want);
+            free(got);
+        }
+    }
+}
