@@ -8,9 +8,9 @@
 /**
  * name_check_migration - whether a name is fit to be a migration's
  *
- * The rule is the same for a user's mkdir and a peer's hello: 1 to 255 bytes,
- * no slash, no control characters, no dot at the beginning. CAUSE_SYNTAX or
- * CAUSE_NAME_TOO_LONG.
+ * The rule is the same for a user's mkdir and a peer's hello: 1 to 255 bytes
+ * of UTF-8, no slash, no control characters, nothing that turns the direction of
+ * text, no dot at the beginning. CAUSE_SYNTAX or CAUSE_NAME_TOO_LONG.
  */
 int name_check_migration(const char *name, struct error *err);
 

@@ -292,10 +292,6 @@ void session_read_reason(uint32_t cause, const char *text, const char *who, stru
     bool ours = cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
 
     error_set(out, ours ? CAUSE_PEER : (enum cause)cause, "%s: %s", who, *text ? text : "it has given up, and did not say why");
-    for (char *p = out->message; *p; p++) {
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';
-    }
 }
 
 void session_read_abort(struct wire_reader *body, const char *who, struct error *out)

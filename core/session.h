@@ -90,8 +90,7 @@ void session_linger(struct session *s, int timeout_ms);
  * session_read_reason - a cause and a sentence of the peer, as this side's error
  * @who: whose words they are
  *
- * What a peer may not decide for this side's user becomes CAUSE_PEER; control
- * characters are replaced.
+ * What a peer may not decide for this side's user becomes CAUSE_PEER.
  */
 void session_read_reason(uint32_t cause, const char *text, const char *who, struct error *out);
 

@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "incoming.h"
 #include "outgoing.h"
+#include "text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -39,14 +40,17 @@ struct snapshot {
 struct writer {
     FILE *out;
     bool json, first;
+    int channel; /* -1: what follows is the migration's */
 };
 
 static void key(struct writer *w, const char *name)
 {
     if (w->json)
-        fprintf(w->out, "%s\n  \"%s\": ", w->first ? "" : ",", name);
-    else
+        fprintf(w->out, "%s\n%s\"%s\": ", w->first ? "" : ",", w->channel < 0 ? "  " : "      ", name);
+    else if (w->channel < 0)
         fprintf(w->out, "%s ", name);
+    else
+        fprintf(w->out, "channel-%d-%s ", w->channel, name);
     w->first = false;
 }
 
@@ -62,44 +66,35 @@ static void put_decimal(struct writer *w, const char *name, double value)
     fprintf(w->out, "%.2f%s", value, w->json ? "" : "\n");
 }
 
-/* The length of the UTF-8 sequence at @p, or 0 when there is none. */
-static int utf8_length(const char *p)
+/* What cannot be in a JSON string as it is; what is not UTF-8, such as a path, becomes U+FFFD there. */
+static void put_character(FILE *out, const char *p, size_t n, enum text_kind kind, uint32_t code)
 {
-    unsigned char c = (unsigned char)*p;
-    int n = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
-
-    for (int i = 1; i < n; i++) {
-        if (((unsigned char)p[i] & 0xc0) != 0x80)
-            return 0;
-    }
-    return n;
+    if (kind == TEXT_INVALID)
+        fputs("\\ufffd", out);
+    else if (kind != TEXT_PLAIN)
+        fprintf(out, "\\u%04x", code);
+    else if (*p == '"' || *p == '\\')
+        fprintf(out, "\\%c", *p);
+    else
+        fwrite(p, 1, n, out);
 }
 
-/* JSON is UTF-8, names are bytes: what is not UTF-8 becomes U+FFFD there. */
 static void put_text(struct writer *w, const char *name, const char *value)
 {
     key(w, name);
-    if (!w->json) {
-        /* One line, whatever it says. */
-        for (; *value; value++)
-            fputc((unsigned char)*value < ' ' || *value == 0x7f ? '?' : *value, w->out);
-        fputc('\n', w->out);
-        return;
-    }
-    fputc('"', w->out);
-    while (*value) {
-        int n = utf8_length(value);
-        if (*value == '"' || *value == '\\')
-            fprintf(w->out, "\\%c", *value);
-        else if ((unsigned char)*value < ' ')
-            fprintf(w->out, "\\u%04x", *value);
-        else if (n > 0)
-            fwrite(value, 1, (size_t)n, w->out);
+    if (w->json)
+        fputc('"', w->out);
+    for (size_t n; *value; value += n) {
+        uint32_t code = 0;
+        enum text_kind kind = text_next(value, &n, &code);
+        if (w->json)
+            put_character(w->out, value, n, kind, code);
+        else if (kind == TEXT_CONTROL || kind == TEXT_DIRECTION)
+            fputc('?', w->out); /* one line, whatever it says */
         else
-            fputs("\\ufffd", w->out);
-        value += n > 0 ? n : 1;
+            fwrite(value, 1, n, w->out);
     }
-    fputc('"', w->out);
+    fputc(w->json ? '"' : '\n', w->out);
 }
 
 static uint64_t span(int64_t from, int64_t to)
@@ -116,14 +111,6 @@ static void put_times(struct writer *w, const struct snapshot *s, uint64_t trans
     put_number(w, "total-time", span(s->times.started, end));
     put_number(w, "downtime", s->state == STATE_COMPLETED ? span(s->times.switchover, s->times.ended) : 0);
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
-}
-
-static void put_channel(struct writer *w, unsigned c, const char *what, uint64_t value)
-{
-    char name[64];
-
-    snprintf(name, sizeof(name), "channel-%u-%s", c, what);
-    put_number(w, name, value);
 }
 
 /* What was sent with and without a copy. */
@@ -152,8 +139,7 @@ static struct copies add_up_copies(struct migration *m, unsigned first, unsigned
     return sum;
 }
 
-/* @prefix: "", or the channel's. */
-static void put_copies(struct writer *w, const char *prefix, const struct copies *copies)
+static void put_copies(struct writer *w, const struct copies *copies)
 {
     const struct {
         const char *name;
@@ -170,31 +156,47 @@ static void put_copies(struct writer *w, const char *prefix, const struct copies
         {"dirty-sync-missed-zero-copy", copies->counters.missed},
     };
 
-    for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
-        char name[64];
-        snprintf(name, sizeof(name), "%s%s", prefix, values[i].name);
-        put_number(w, name, values[i].value);
+    for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++)
+        put_number(w, values[i].name, values[i].value);
+}
+
+static void put_channel(struct writer *w, struct migration *m, const struct snapshot *s, unsigned c)
+{
+    struct channel_record sums = s->records[c];
+
+    put_number(w, "bytes", sums.wire_bytes);
+    put_number(w, "packets", sums.ram.packets + sums.devices.packets);
+    put_number(w, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
+    put_number(w, "normal-bytes", sums.ram.bytes);
+    put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
+    put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
+    put_number(w, "device-bytes", sums.devices.bytes);
+    if (s->role != ROLE_INCOMING) {
+        struct copies copies = add_up_copies(m, c, c + 1);
+        put_copies(w, &copies);
     }
 }
 
+/* Lines that begin with the channel's number, or an array of objects. */
 static void put_channels(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
 {
-    for (unsigned c = 0; c < channels; c++) {
-        struct channel_record sums = s->records[c];
-        put_channel(w, c, "bytes", sums.wire_bytes);
-        put_channel(w, c, "packets", sums.ram.packets + sums.devices.packets);
-        put_channel(w, c, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
-        put_channel(w, c, "normal-bytes", sums.ram.bytes);
-        put_channel(w, c, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
-        put_channel(w, c, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
-        put_channel(w, c, "device-bytes", sums.devices.bytes);
-        if (s->role != ROLE_INCOMING) {
-            struct copies copies = add_up_copies(m, c, c + 1);
-            char prefix[24];
-            snprintf(prefix, sizeof(prefix), "channel-%u-", c);
-            put_copies(w, prefix, &copies);
-        }
+    if (w->json) {
+        key(w, "channels");
+        fputc('[', w->out);
     }
+    for (unsigned c = 0; c < channels; c++) {
+        if (w->json)
+            fputs(c ? ",\n    {" : "\n    {", w->out);
+        w->first = true;
+        w->channel = (int)c;
+        put_channel(w, m, s, c);
+        if (w->json)
+            fputs("\n    }", w->out);
+    }
+    w->channel = -1;
+    w->first = false;
+    if (w->json)
+        fputs(channels ? "\n  ]" : "]", w->out);
 }
 
 /* The last round, and what it lets one expect: the next one may dirty as much and be sent as fast. */
@@ -238,7 +240,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
     if (outgoing) {
         struct copies copies = add_up_copies(m, 0, channels);
         put_rounds(w, m, s);
-        put_copies(w, "", &copies);
+        put_copies(w, &copies);
     }
     if (!outgoing) {
         put_number(w, "first-arrivals", sums.ram.first_pages);
@@ -297,7 +299,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
 
     if (take_snapshot(m, &s) < 0)
         return NULL;
-    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
+    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true, .channel = -1};
     if (!w.out) {
         drop_snapshot(&s);
         return NULL;
@@ -311,7 +313,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "error-desc", s.failure.message);
     if (s.settings.uri.text[0])
         put_text(&w, "uri", s.settings.uri.text);
-    put_number(&w, "channels", s.settings.channels);
+    put_number(&w, json ? "channel-count" : "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
     if (s.role == ROLE_INCOMING || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");

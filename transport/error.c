@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Causes and sentences of failures; see error.h. */
 #include "error.h"
+#include "text.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@ int error_set(struct error *err, enum cause cause, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(err->message, sizeof(err->message), fmt, ap);
         va_end(ap);
+        text_make_plain(err->message);
         err->cause = cause;
     }
     return -EIO;
@@ -74,6 +76,7 @@ int error_set_errno(struct error *err, int code, const char *fmt, ...)
         if (n >= 0 && (size_t)n < sizeof(err->message))
             snprintf(err->message + n, sizeof(err->message) - (size_t)n, ": %s",
                      strerror_r(code < 0 ? -code : code, reason, sizeof(reason)));
+        text_make_plain(err->message);
         err->cause = error_cause_of_errno(code);
     }
     return -EIO;
@@ -92,4 +95,5 @@ void error_prefix(struct error *err, const char *fmt, ...)
     snprintf(whole, sizeof(whole), "%s: %s", prefix, err->message);
     whole[ERROR_MESSAGE_MAX - 1] = '\0';
     memcpy(err->message, whole, ERROR_MESSAGE_MAX);
+    text_make_plain(err->message);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The log; see log.h. What a peer says can be part of a line: control characters are replaced. */
+/* The log; see log.h. What a peer says can be part of a line: what is no plain text is replaced. */
 #include "log.h"
+#include "text.h"
 
 #include <stdarg.h>
 #include <stdbool.h>
@@ -21,10 +22,7 @@ static void log_line(int priority, const char *fmt, va_list ap)
     char line[1024];
 
     vsnprintf(line, sizeof(line), fmt, ap);
-    for (char *p = line; *p; p++) {
-        if ((unsigned char)*p < ' ' || *p == 0x7f)
-            *p = '?';
-    }
+    text_make_plain(line);
     if (journal)
         syslog(priority, "%s", line);
     else

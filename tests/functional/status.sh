@@ -10,7 +10,13 @@ json() {
 	limited cat "$1/status.json" | perl -MJSON::PP -e '
 		binmode STDOUT, ":utf8";
 		my $status = decode_json(join "", <STDIN>);
-		print map { "$_ $status->{$_}\n" } sort keys %$status;'
+		my $channels = delete $status->{channels};
+		die "channels is no array of objects" unless ref $channels eq "ARRAY" && !grep { ref ne "HASH" } @$channels;
+		for my $n (0 .. $#$channels) {
+			$status->{"channel-$n-$_"} = $channels->[$n]{$_} for keys %{$channels->[$n]};
+		}
+		$status->{channels} = delete $status->{"channel-count"};
+		print sort map { "$_ $status->{$_}\n" } keys %$status;'
 }
 # agree MIGRATION: what moves with the clock aside
 agree() {
@@ -107,6 +113,23 @@ outgoing 'f"a\il' 1 "unix:$dir/nobody"
 attempt write 'src/f"a\il/control' start
 agree 'src/f"a\il'
 says_why 'src/f"a\il'
-say "a name that is not UTF-8"
-outgoing $'\xff\xc3("' 1
-json $'src/\xff\xc3("' >/dev/null
+say "text that is not UTF-8, or not for a terminal"
+outgoing odd 1 "unix:$dir/"$'\xff\xc3(\xed\xa0\x80\xf4\x90\x80\x80\xc0\xaf-\xc2\x9b-\xe2\x80\xae-"\\end'
+attempt write src/odd/control start
+[ "$got" != ok ]
+json src/odd >odd
+grep -q -- '-"\\end' odd
+grep -q '^error-desc ' odd
+# A sentence that ends in the middle of a character.
+for ((i = 0; i < 4; i++)); do
+	outgoing "cut$i" 1 "unix:$dir/$(printf 'x%.0s' $(seq $((20 + i))))$(printf 'ü%.0s' {1..16})"
+	attempt write "src/cut$i/control" start
+	[ "$got" != ok ]
+	json "src/cut$i" >/dev/null
+	iconv -f UTF-8 -t UTF-8 "src/cut$i/error" >/dev/null
+done
+say "names"
+for name in $'\xff' $'a\xc3' $'\xed\xa0\x80' $'\xc0\xaf' $'\xe2\x80\xae' $'a\xe2\x81\xa6b' $'\xe2\x80\xa8' $'\xc2\x9b' $'\x7f'; do
+	refused EINVAL src/.error 'the name of a migration' mkdir "src/$name"
+	refused EINVAL src/.error 'the name of a device' open "src/odd/device-state/$name" wronly,creat
+done

@@ -8,7 +8,8 @@
 
 Test(name, good)
 {
-    static const char *const names[] = {"a", "vm-1", "with space", "a.b", "a..", "\xc3\xa9", "-", "~", "ram", "x\\y", "\xff"};
+    static const char *const names[] = {"a", "vm-1", "with space", "a.b", "a..", "\xc3\xa9", "-", "~", "ram", "x\\y",
+                                        "\xf0\x9f\x90\xa7", "\xd7\xa9", "\xe2\x80\x8d"};
     struct error err;
 
     for (size_t i = 0; i < ARRAY_LENGTH(names); i++)
@@ -18,11 +19,20 @@ Test(name, good)
 Test(name, bad)
 {
     static const char *const names[] = {"",     ".",     "..",    ".x",     "../x",     "a/b",    "/",
-                                        "/abs", "a/",    "a\nb",  "\t",     "\x01",     "del\x7f", "x/../y"};
+                                        "/abs", "a/",    "a\nb",  "\t",     "\x01",     "del\x7f", "x/../y",
+                                        /* not UTF-8 */
+                                        "\xff", "a\xc3", "\xc3(", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                                        /* C1, separators, directions */
+                                        "a\xc2\x9b", "\xe2\x80\xa8", "x\xe2\x80\xa9", "a\xe2\x80\xae" "b",
+                                        "\xe2\x81\xa6", "\xd8\x9c", "\xe2\x80\x8f"};
     struct error err;
 
     for (size_t i = 0; i < ARRAY_LENGTH(names); i++)
         CHECK_FAILS(name_check_migration(names[i], &err), CAUSE_SYNTAX);
+    for (size_t i = 0; i < ARRAY_LENGTH(names); i++) {
+        if (strcmp(names[i], ".x"))
+            CHECK_FAILS(name_check_device(names[i], &err), CAUSE_SYNTAX);
+    }
 }
 
 /* A device's may begin with a dot. */

@@ -157,19 +157,19 @@ Test(outgoing, refusals_are_one_harmless_line)
     struct hello hello;
 
     fake.reply.cause = CAUSE_QUOTA;
-    strcpy(fake.reply.text, "first\nsecond \x1b[2J");
+    strcpy(fake.reply.text, "first\nsecond \x1b[2J \xe2\x80\xae\xc2\x9b\xff");
     start_begin();
     struct transport *t = fake_answer(&fake, &hello);
     start_fails(CAUSE_QUOTA);
-    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b")), "of a hello");
+    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b\x80\xc2\xff")), "of a hello");
     transport_close(t);
 
     fake.reply.cause = CAUSE_NONE;
     start_begin();
     fake_accept_all(&fake, 0);
-    fake_reply(&fake, CAUSE_QUOTA, "first\nsecond \x1b[2J");
+    fake_reply(&fake, CAUSE_QUOTA, "first\nsecond \x1b[2J \xe2\x80\xae\xc2\x9b\xff");
     start_fails(CAUSE_QUOTA);
-    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b")), "of a file");
+    cr_expect(zero(ptr, strpbrk(starter.err.message, "\n\x1b\x80\xc2\xff")), "of a file");
     end();
 }
 
