@@ -94,7 +94,7 @@ struct migration {
     char name[WIRE_NAME_MAX + 1];
     struct attribute_table attributes;
     atomic_uint refs;
-    atomic_uint watchers;   /* how many poll a file of this migration */
+    atomic_uint watchers;   /* how many poll a stream of this migration: they are told of each packet */
     atomic_uint waiting;    /* requests that hold a worker and can wait; for fs, like the next one */
     atomic_uint parked;     /* reads that wait and hold none */
 

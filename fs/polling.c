@@ -13,6 +13,7 @@
 
 static pthread_mutex_t poll_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct handle *waiting; /* guarded by poll_lock */
+static atomic_uint count;      /* how many that are; written with the lock held */
 
 static unsigned ready_events(struct handle *handle)
 {
@@ -39,6 +40,29 @@ static unsigned ready_events(struct handle *handle)
     }
 }
 
+/* Whether somebody can wait for it. io_uring asks hundreds of times for each buffered write to a file that is always ready. */
+static bool is_changing(const struct node *node)
+{
+    switch (node->kind) {
+    case NODE_STATUS:
+    case NODE_STATUS_JSON:
+    case NODE_WAIT:
+        return true;
+    case NODE_DEVICE:
+        return node->m->role != ROLE_OUTGOING;
+    default:
+        return false;
+    }
+}
+
+/* Only a stream changes with every packet. */
+static void count_watcher(const struct handle *handle, int n)
+{
+    atomic_fetch_add(&count, n);
+    if (handle->node->kind == NODE_DEVICE)
+        atomic_fetch_add(&handle->node->m->watchers, n);
+}
+
 /* Called with poll_lock held. */
 static void unlist(struct handle *handle)
 {
@@ -51,12 +75,12 @@ static void unlist(struct handle *handle)
     *p = handle->next_waiting;
     fuse_pollhandle_destroy(handle->ph);
     handle->ph = NULL;
-    atomic_fetch_sub(&handle->node->m->watchers, 1);
+    count_watcher(handle, -1);
 }
 
 unsigned poll_check(struct handle *handle, struct fuse_pollhandle *ph)
 {
-    if (!handle->node->m) {
+    if (!handle->node->m || !is_changing(handle->node)) {
         if (ph)
             fuse_pollhandle_destroy(ph);
         return ready_events(handle);
@@ -67,7 +91,7 @@ unsigned poll_check(struct handle *handle, struct fuse_pollhandle *ph)
         handle->ph = ph;
         handle->next_waiting = waiting;
         waiting = handle;
-        atomic_fetch_add(&handle->node->m->watchers, 1);
+        count_watcher(handle, 1);
     }
     unsigned events = ready_events(handle);
     if (events)
@@ -83,7 +107,7 @@ void poll_forget(struct handle *handle)
 
 void poll_changed(struct migration *m)
 {
-    if (!atomic_load(&m->watchers))
+    if (!atomic_load(&count))
         return;
     SCOPED_LOCK(&poll_lock);
     for (struct handle *handle = waiting, *next; handle; handle = next) {
