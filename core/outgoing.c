@@ -1564,9 +1564,12 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     pthread_mutex_unlock(&m->lock);
     if (!passed)
         return -EIO;
-    /* The destination can be faster than the thread that has sent: its counters are to be exact, too. */
+    /*
+     * The destination can be faster than the thread that has sent: its counters are to be exact, too.
+     * Whoever is interrupted here has what was asked for.
+     */
     for (unsigned c = 0; c < out->channel_count; c++) {
-        int flushed = channel_flush(&out->channels[c], counts[c], NULL);
+        int flushed = channel_flush(&out->channels[c], counts[c], interrupt);
         if (is_verdict(flushed))
             return await_failure(m, interrupt, err);
     }
@@ -1885,7 +1888,10 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
         session_send(&m->out->session, WIRE_COMMIT, id, NULL, 0);
 
     SCOPED_LOCK(&m->lock);
-    /* From here on there is no way back; the doom of the migration bounds the wait. */
+    /*
+     * From here on there is no way back, and no interrupt: whoever is told that `complete` was interrupted goes
+     * on with the VM here. The doom of the migration bounds the wait.
+     */
     while (m->state == STATE_COMPLETING)
         pthread_cond_wait(&m->changed, &m->lock);
     if (m->state == STATE_COMPLETED)
