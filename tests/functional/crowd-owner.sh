@@ -18,7 +18,7 @@ crowd_in_background() {
 	crowd_pid=$!
 }
 # Threads of the crowd that are blocked in write(2), pwrite(2), fsync(2) or pread(2).
-waiting() { cat /proc/"$crowd_pid"/task/*/syscall 2>/dev/null | awk '$1 == 1 || $1 == 64 || $1 == 18 || $1 == 68 || $1 == 74 || $1 == 82 || $1 == 17 || $1 == 67 { n++ } END { print n + 0 }'; }
+waiting() { { cat /proc/"$crowd_pid"/task/*/syscall 2>/dev/null || true; } | awk '$1 == 1 || $1 == 64 || $1 == 18 || $1 == 68 || $1 == 74 || $1 == 82 || $1 == 17 || $1 == 67 { n++ } END { print n + 0 }'; }
 # As many wait as may, and the others have been refused.
 members() { ls /proc/"$crowd_pid"/task 2>/dev/null | wc -l; }
 all_settled() { local n; n=$(waiting); [ "$n" -ge 300 ] && [ "$n" -lt 1200 ] && [ "$(members)" = $((n + 1)) ]; }
@@ -89,5 +89,5 @@ grep -q ECANCELED crowd.said
 continue_migfs dst
 reaches dst/vm cancelled failed
 forget src/vm
-few_workers() { [ "$(cat /proc/"${daemon[src]}"/task/*/comm 2>/dev/null | grep -c fuse-worker)" -le 20 ]; }
+few_workers() { [ "$({ cat /proc/"${daemon[src]}"/task/*/comm 2>/dev/null || true; } | grep -c fuse-worker)" -le 20 ]; }
 eventually "the workers have ended" few_workers

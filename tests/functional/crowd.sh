@@ -21,14 +21,14 @@ crowd_in_background() {
 	crowd_pid=$!
 }
 # all_wait COUNT: so many of its threads are blocked in pread(2), or in $1's call
-waiting() { cat /proc/"$crowd_pid"/task/*/syscall 2>/dev/null | awk '$1 == 17 || $1 == 67 { n++ } END { print n + 0 }'; }
+waiting() { { cat /proc/"$crowd_pid"/task/*/syscall 2>/dev/null || true; } | awk '$1 == 17 || $1 == 67 { n++ } END { print n + 0 }'; }
 all_wait() { [ "$(waiting)" = "$1" ]; }
 crowd_says() {
 	eventually "the crowd has ended" gone "$crowd_pid"
 	wait "$crowd_pid" || fail "the crowd says $(cat crowd.said)"
 	[ "$(cat crowd.said)" = "$1" ] || fail "the crowd says $(cat crowd.said), not $1"
 }
-workers() { cat /proc/"${daemon[$1]}"/task/*/comm 2>/dev/null | grep -c fuse-worker || true; }
+workers() { { cat /proc/"${daemon[$1]}"/task/*/comm 2>/dev/null || true; } | grep -c fuse-worker || true; }
 
 number=0
 # A migration with a writer that waits for nobody.
