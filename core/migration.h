@@ -109,6 +109,7 @@ struct migration {
     uint64_t generation;     /* counts the changes of state */
     struct error failure;    /* why the state is failed or cancelled */
     struct error last_error; /* what `error` shows */
+    char warning[ERROR_MESSAGE_MAX]; /* what the user should look at, though nothing has failed; empty: nothing */
     struct settings settings; /* written only while the migration can be started */
     struct milestones times;
     bool stopped;            /* `stop` has marked the switchover */

@@ -7,6 +7,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "private_map.h"
 #include "stall.h"
 #include "zero.h"
 
@@ -19,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS  2000 /* how long the peer has to read a goodbye */
@@ -650,6 +652,8 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
     if (enter_setup(m, interrupt, err) < 0)
         return -EIO;
     migration_announce(m);
+    if (out->reference)
+        outgoing_check_sharing(m, 0);
     if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0 ||
         !launch(m, &failure)) {
         leave_setup(m, &failure, err);
@@ -2370,6 +2374,28 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, const str
     pthread_mutex_unlock(&m->lock);
     reference_free(old);
     return ret;
+}
+
+void outgoing_check_sharing(struct migration *m, pid_t writer)
+{
+    char warning[ERROR_MESSAGE_MAX] = "";
+    struct stat file;
+
+    pthread_mutex_lock(&m->lock);
+    struct reference *ref = m->out->reference;
+    bool known = ref && ref->fd >= 0 && fstat(ref->fd, &file) == 0;
+    pthread_mutex_unlock(&m->lock);
+    pid_t pid = known ? private_map_find("/proc", &file, writer) : 0;
+    if (pid)
+        snprintf(warning, sizeof(warning),
+                 "process %d has the ram-source mapped privately: what it writes there is not in the file, and is not sent (share=off?)",
+                 (int)pid);
+    pthread_mutex_lock(&m->lock);
+    bool news = strcmp(m->warning, warning);
+    strcpy(m->warning, warning);
+    pthread_mutex_unlock(&m->lock);
+    if (news && *warning)
+        log_error("%s: %s", m->name, warning);
 }
 
 void outgoing_reference_text(struct migration *m, char *out, size_t size)

@@ -115,6 +115,14 @@ void outgoing_write_end(struct outgoing_write *write);
 int outgoing_set_reference(struct migration *m, struct reference *ref, const struct interrupt *interrupt,
                            struct error *err);
 
+/**
+ * outgoing_check_sharing - warn when a process has the file of the RAM by reference mapped privately
+ * @writer: the process that named it, which is looked at first; 0: not known
+ *
+ * The warning is what `status` shows; `start` looks once more.
+ */
+void outgoing_check_sharing(struct migration *m, pid_t writer);
+
 /** outgoing_reference_text - what the reference is called; empty when there is none */
 void outgoing_reference_text(struct migration *m, char *out, size_t size);
 

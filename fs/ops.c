@@ -666,6 +666,8 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
     }
     int ret = outgoing_set_reference(node->m, ref, &waiting.interrupt, err);
     wait_end(req, &waiting);
+    if (ret == 0)
+        outgoing_check_sharing(node->m, ctx->pid);
     return ret;
 }
 

@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char *const role_names[] = {
     [ROLE_NONE] = "none",
@@ -28,6 +29,7 @@ struct snapshot {
     struct milestones times;
     struct settings settings;
     struct error failure;
+    char warning[ERROR_MESSAGE_MAX];
     uint64_t generation, rounds;
     struct round round;
     bool stopped;
@@ -269,6 +271,7 @@ static int take_snapshot(struct migration *m, struct snapshot *out)
         .files = files,
         .file_count = count,
     };
+    strcpy(out->warning, m->warning);
     pthread_mutex_unlock(&m->lock);
     /* After the state, so that a final state has the final sums. */
     int ret = migration_records(m, &out->channels, &out->records);
@@ -311,6 +314,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     put_text(&w, "name", m->name);
     if (error_is_set(&s.failure) && (s.state == STATE_FAILED || s.state == STATE_CANCELLED))
         put_text(&w, "error-desc", s.failure.message);
+    if (*s.warning)
+        put_text(&w, "warning", s.warning);
     if (s.settings.uri.text[0])
         put_text(&w, "uri", s.settings.uri.text);
     put_number(&w, json ? "channel-count" : "channels", s.settings.channels);
