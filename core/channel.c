@@ -48,16 +48,24 @@ int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode)
     return mode == ZEROCOPY_REQUIRE ? ret : 0;
 }
 
-void channel_fini(struct channel *ch)
+/* Nothing is queued. */
+static void free_chunks(struct channel *ch)
 {
-    assert(!ch->head && !ch->busy && !ch->in_flight);
-    transport_close(ch->transport);
     free(ch->chunk);
+    ch->chunk = NULL;
     while (ch->free_chunks) {
         struct channel_chunk *chunk = ch->free_chunks;
         ch->free_chunks = chunk->next_free;
         free(chunk);
     }
+    ch->free_count = 0;
+}
+
+void channel_fini(struct channel *ch)
+{
+    assert(!ch->head && !ch->busy && !ch->in_flight);
+    transport_close(ch->transport);
+    free_chunks(ch);
     pthread_cond_destroy(&ch->more);
     pthread_cond_destroy(&ch->progress);
     pthread_mutex_destroy(&ch->lock);
@@ -656,4 +664,5 @@ void channel_disconnect(struct channel *ch)
         await_progress(ch);
     transport_close(ch->transport);
     ch->transport = NULL;
+    free_chunks(ch);
 }

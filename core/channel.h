@@ -231,7 +231,7 @@ void channel_reopen(struct channel *ch);
 void channel_kick(struct channel *ch);
 
 /**
- * channel_disconnect - close the connection of a closed channel
+ * channel_disconnect - close the connection of a closed channel, and free its buffers
  *
  * Waits until nobody sends, the queue is empty, and every buffer is back; for the
  * latter, transport_shutdown() has been called.

@@ -44,6 +44,7 @@ struct compressor {
     size_t buffer_size;
     atomic_bool futile; /* the last payload did not shrink; a hint, relaxed */
     pthread_mutex_t lock; /* a leaf lock; guards what follows */
+    bool closed;          /* what comes back is freed */
     struct context *idle; /* only while no job waits */
     unsigned contexts;
     struct job *first, **last;
@@ -65,21 +66,39 @@ struct compressor *compressor_new(int level)
     return c;
 }
 
-void compressor_free(struct compressor *c)
+static void free_context(struct context *context)
 {
-    if (!c)
-        return;
+    ZSTD_freeCCtx(context->zstd);
+    free(context);
+}
+
+/* Called with the lock held, or when nobody uses it. */
+static void free_idle(struct compressor *c)
+{
     while (c->idle) {
         struct context *context = c->idle;
         c->idle = context->next;
-        ZSTD_freeCCtx(context->zstd);
-        free(context);
+        free_context(context);
     }
     while (c->buffers) {
         struct buffer *buffer = c->buffers;
         c->buffers = buffer->next;
         free(buffer);
     }
+}
+
+void compressor_close(struct compressor *c)
+{
+    SCOPED_LOCK(&c->lock);
+    c->closed = true;
+    free_idle(c);
+}
+
+void compressor_free(struct compressor *c)
+{
+    if (!c)
+        return;
+    free_idle(c);
     pthread_mutex_destroy(&c->lock);
     free(c);
 }
@@ -104,6 +123,8 @@ void compressor_return(struct compressor *c, void *p)
     SCOPED_LOCK(&c->lock);
     buffer->next = c->buffers;
     c->buffers = buffer;
+    if (c->closed)
+        free_idle(c);
 }
 
 static struct context *context_new(int level)
@@ -210,6 +231,8 @@ void compressor_help(struct compressor *c, struct context *lease)
     }
     lease->next = c->idle;
     c->idle = lease;
+    if (c->closed)
+        free_idle(c);
 }
 
 struct decompressor {

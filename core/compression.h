@@ -32,6 +32,9 @@ struct compressor *compressor_new(int level);
 /** compressor_free - nobody uses it or a buffer of it; NULL is fine */
 void compressor_free(struct compressor *c);
 
+/** compressor_close - the migration is over: free what is idle now, and what is given back when it comes */
+void compressor_close(struct compressor *c);
+
 /** compressor_buffer - a buffer for one payload, packed or not; NULL when memory runs out */
 void *compressor_buffer(struct compressor *c);
 /** compressor_return - give a buffer back; NULL is fine */

@@ -75,7 +75,7 @@ struct progress {
 enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 
 struct outgoing {
-    int cancel_fd; /* an eventfd: readable when `start` is to give up */
+    int cancel_fd; /* an eventfd, readable when `start` is to give up; -1 before and after; changed with migration.lock held */
     struct gate gate;
     struct session session;    /* valid from setup on, when has_session */
     struct channel *channels;  /* valid when ready */
@@ -113,11 +113,7 @@ struct outgoing *outgoing_new(struct migration *m)
 
     if (!out)
         return NULL;
-    out->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (out->cancel_fd < 0) {
-        free(out);
-        return NULL;
-    }
+    out->cancel_fd = -1;
     gate_init(&out->gate, m->host->limits.write_behind);
     return out;
 }
@@ -139,6 +135,21 @@ static void disconnect_all(struct outgoing *out)
     out->has_session = false;
 }
 
+/* migration.lock is held, or nobody else knows it any more. */
+static void close_cancel(struct outgoing *out)
+{
+    if (out->cancel_fd >= 0)
+        close(out->cancel_fd);
+    out->cancel_fd = -1;
+}
+
+/* Called with migration.lock held. */
+static void interrupt_start(struct outgoing *out)
+{
+    if (out->cancel_fd >= 0)
+        eventfd_write(out->cancel_fd, 1);
+}
+
 void outgoing_free(struct outgoing *out)
 {
     if (!out)
@@ -147,7 +158,7 @@ void outgoing_free(struct outgoing *out)
     reference_free(out->reference);
     gate_fini(&out->gate);
     file_put(out->attempt.announced.file);
-    close(out->cancel_fd);
+    close_cancel(out);
     free(out);
 }
 
@@ -567,6 +578,10 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     pthread_mutex_lock(&m->lock);
     int ret = is_leaving(m) ? -EAGAIN : may_start(m, err);
+    if (ret == 0 && out->cancel_fd < 0)
+        out->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ret == 0 && out->cancel_fd < 0)
+        ret = error_set_errno(err, errno, "cannot make an eventfd");
     if (ret == 0) {
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
@@ -608,6 +623,7 @@ static void leave_setup(struct migration *m, struct error *failure, struct error
     out->starter = NULL;
     end_announcement(m);
     disconnect_all(out);
+    close_cancel(out);
     if (m->state == STATE_SETUP)
         migration_move(m, STATE_FAILED, failure);
     *err = m->failure;
@@ -1450,7 +1466,9 @@ static void count_accepted(struct outgoing *out, const struct file *file, uint64
     for (unsigned c = 0; c < out->channel_count; c++) {
         struct channel *ch = &out->channels[c];
         SCOPED_LOCK(&ch->lock);
-        counts[c] = file ? counter_get(&file->per_channel[c].last_sequence) : ch->last_sequence;
+        const struct file_channel *fc = file ? file->per_channel : NULL;
+        /* When it is over, there is nothing to wait for. */
+        counts[c] = !file ? ch->last_sequence : fc ? counter_get(&fc[c].last_sequence) : 0;
         channel_hurry(ch);
     }
 }
@@ -2222,6 +2240,28 @@ static bool await_launch(struct migration *m)
     return false;
 }
 
+/* It is over, and nothing is queued: gives up all but the sums. */
+static void settle(struct migration *m)
+{
+    struct outgoing *out = m->out;
+    struct file **files;
+    int count = migration_keep_records(m, true) < 0 ? -ENOMEM : migration_files(m, &files);
+
+    for (unsigned c = 0; count > 0 && c < out->channel_count; c++)
+        pthread_mutex_lock(&out->channels[c].lock);
+    for (int i = 0; i < count; i++)
+        file_settle(files[i]);
+    for (unsigned c = 0; count > 0 && c < out->channel_count; c++)
+        pthread_mutex_unlock(&out->channels[c].lock);
+    if (count >= 0)
+        migration_put_files(files, count);
+    if (out->compressor)
+        compressor_close(out->compressor);
+    SCOPED_LOCK(&m->lock);
+    session_end(&out->session);
+    close_cancel(out);
+}
+
 static void *mig_out(void *arg)
 {
     struct migration *m = arg;
@@ -2268,6 +2308,7 @@ static void *mig_out(void *arg)
     for (unsigned c = 0; c < out->channel_count; c++)
         channel_disconnect(&out->channels[c]);
     session_linger(&out->session, LINGER_MS);
+    settle(m);
     migration_put(m);
     return NULL;
 }
@@ -2276,7 +2317,7 @@ void outgoing_leave(struct migration *m, const struct error *reason)
 {
     outgoing_doom(m, reason, 0);
     /* A question that is being asked is asked once more. */
-    eventfd_write(m->out->cancel_fd, 1);
+    interrupt_start(m->out);
 }
 
 void outgoing_ended(struct migration *m)
@@ -2285,7 +2326,7 @@ void outgoing_ended(struct migration *m)
     /* The next `start` may be there already. */
     if (!state_is_final(m->state))
         return;
-    eventfd_write(m->out->cancel_fd, 1);
+    interrupt_start(m->out);
     if (m->out->has_session)
         session_wake(&m->out->session);
 }
@@ -2296,7 +2337,7 @@ void outgoing_kick(struct migration *m)
 
     pthread_mutex_lock(&m->lock);
     if (interrupt_is_hit(out->starter)) {
-        eventfd_write(out->cancel_fd, 1);
+        interrupt_start(out);
         if (out->has_session)
             session_wake(&out->session);
     }
