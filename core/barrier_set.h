@@ -18,12 +18,14 @@
 
 #include <stdint.h>
 
+struct change;
 struct file;
 
 struct barrier {
-    enum wire_message_type type; /* these three are the caller's */
+    enum wire_message_type type; /* these four are the caller's */
     uint64_t id;
     struct file *file;
+    struct change *change;
 
     uint64_t number; /* in the order in which they were added */
     unsigned heap;   /* that it stands in: the channel that it waits for; the number of channels: none any more */

@@ -86,6 +86,19 @@ void file_put(struct file *file)
     free(file);
 }
 
+const char *file_name(struct file *file, char out[WIRE_NAME_MAX + 1])
+{
+    SCOPED_LOCK(&file->lock);
+    strcpy(out, file->name);
+    return out;
+}
+
+void file_rename(struct file *file, const char *name)
+{
+    SCOPED_LOCK(&file->lock);
+    strcpy(file->name, name);
+}
+
 int file_set_channels(struct file *file, unsigned channels, unsigned device_channels)
 {
     struct file_channel *per_channel = calloc(channels, sizeof(*per_channel));
@@ -359,9 +372,10 @@ int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_
 
     if (end <= counter_get(&fc->end))
         return 0;
+    char name[WIRE_NAME_MAX + 1];
     if (end > limit)
-        return error_set(err, CAUSE_QUOTA, "'%.64s' grows to %llu bytes; the destination allows %llu", file->name,
-                         (unsigned long long)end, (unsigned long long)limit);
+        return error_set(err, CAUSE_QUOTA, "'%.64s' grows to %llu bytes; the destination allows %llu",
+                         file_name(file, name), (unsigned long long)end, (unsigned long long)limit);
     pthread_mutex_lock(&file->lock);
     int ret = charge(file, end, err);
     pthread_mutex_unlock(&file->lock);
@@ -381,7 +395,7 @@ static bool stripe_is_current(const struct file *file, uint64_t stripe)
 /* Called with file->lock held. Whether a read of a stream at @offset would not wait. */
 static bool is_readable(const struct file *file, uint64_t offset)
 {
-    return file->ended || file->broken || file->dropped || offset < file->frontier;
+    return file->ended || file->broken || file->dropped || file->orphaned || offset < file->frontier;
 }
 
 /* Called with file->lock held: a stream has got longer, or has ended. */
@@ -643,6 +657,35 @@ void file_receive_drop(struct file *file)
     file_unuse(file);
 }
 
+void file_receive_remove(struct file *file)
+{
+    pthread_mutex_lock(&file->lock);
+    file->orphaned = true;
+    bool unused = !file->handles;
+    wake_readers(file);
+    pthread_mutex_unlock(&file->lock);
+    if (unused)
+        file_receive_drop(file);
+}
+
+int file_open_reader(struct file *file)
+{
+    SCOPED_LOCK(&file->lock);
+    if (file_is_removed(file))
+        return -ESTALE;
+    file->handles++;
+    return 0;
+}
+
+void file_close_reader(struct file *file)
+{
+    pthread_mutex_lock(&file->lock);
+    bool unused = --file->handles == 0 && file->orphaned;
+    pthread_mutex_unlock(&file->lock);
+    if (unused)
+        file_receive_drop(file);
+}
+
 void file_receive_discharge(struct file *file)
 {
     SCOPED_LOCK(&file->lock);
@@ -668,7 +711,7 @@ static ssize_t readable(struct file *file, uint64_t offset, size_t len)
         if (!is_readable(file, offset))
             return -EAGAIN;
         if (offset >= file->frontier)
-            return -ECONNRESET;
+            return file->broken ? -ECONNRESET : -ESTALE;
         end = file->frontier;
     }
     if (offset >= end)

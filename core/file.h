@@ -71,11 +71,18 @@ struct file {
     atomic_uint refs;
     /*
      * WIRE_RAM, or a device's number. That of a device which is expected changes once, when it is
-     * announced: with the lock held, and before `receiving`.
+     * announced: with the lock held, and before `receiving`. At the source, numbers change at the start.
      */
     uint32_t id;
-    char name[WIRE_NAME_MAX + 1];
+    uint32_t slot; /* its place in the migration's list; guarded by migration.lock */
+    char name[WIRE_NAME_MAX + 1]; /* written with migration.lock and lock held, read with either */
     struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
+    /*
+     * A device is not in its directory any more. Written with migration.lock held, at the source
+     * also with the locks of all its channels: nothing is accepted for it any more.
+     */
+    atomic_bool removed;
+    uint64_t removal; /* source: the id of the message that removes it; guarded by migration.lock */
 
     /*
      * Set when the number of channels is known, and given up by file_settle(). Whoever works for a channel
@@ -114,6 +121,7 @@ struct file {
     struct page_map received, held;
     _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
     _Atomic uint64_t intact;   /* no hole has been made before it */
+    struct file *next_unburied; /* removed, and a receiver may still use it; mig-in's */
     struct barrier *end_barrier; /* devices: at which the stream ends; the migration's thread */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
     _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
@@ -125,6 +133,8 @@ struct file {
     unsigned readers;      /* waiting on arrived */
     struct follower *followers; /* who wants to read on, and is told */
     uint64_t followed_from;     /* none of them at an offset before it */
+    unsigned handles;      /* open ones */
+    bool orphaned;         /* it was removed, and no packet comes for it any more */
     uint64_t charged;      /* bytes of size that the budget has been charged for */
     bool ended;            /* the writers have closed it: what is there is all, for now */
     bool broken;           /* the migration is over and the stream will never end */
@@ -164,6 +174,18 @@ struct file *file_get(struct file *file);
 
 /** file_put - drop a reference; the last one frees. NULL is fine. */
 void file_put(struct file *file);
+
+/** file_name - copy the name as it is now; file.lock is not held. Return: @out. */
+const char *file_name(struct file *file, char out[WIRE_NAME_MAX + 1]);
+
+/** file_rename - set the name; the caller holds migration.lock */
+void file_rename(struct file *file, const char *name);
+
+/** file_is_removed - whether it is not in its directory any more */
+static inline bool file_is_removed(const struct file *file)
+{
+    return atomic_load_explicit(&file->removed, memory_order_acquire);
+}
 
 static inline void cleanup_file(struct file **file)
 {
@@ -274,6 +296,18 @@ void file_receive_over(struct file *file, bool broken);
 
 /** file_receive_keep - the migration has completed: a backing file stays where it is */
 void file_receive_keep(struct file *file);
+
+/**
+ * file_receive_remove - the file has been removed, and nobody writes to it any more
+ *
+ * Its memory is given back when the last handle is closed. Until then it can be read; at the frontier of
+ * a stream that has not ended, -ESTALE.
+ */
+void file_receive_remove(struct file *file);
+
+/** file_open_reader, file_close_reader - a handle that can read came or went; -ESTALE: it is removed */
+int file_open_reader(struct file *file);
+void file_close_reader(struct file *file);
 
 /** file_receive_unlink - the user has removed the migration: remove the backing file */
 void file_receive_unlink(struct file *file);

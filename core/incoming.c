@@ -2,6 +2,7 @@
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
 #include "barrier_set.h"
+#include "catalog.h"
 #include "cleanup.h"
 #include "clock.h"
 #include "compression.h"
@@ -40,6 +41,7 @@ struct receiver {
      * them sees the other.
      */
     _Atomic uint64_t applied, target;
+    struct file *_Atomic using; /* the file of the packet that is applied; see begin_using() */
     _Atomic uint64_t wire_bytes; /* relaxed */
     _Atomic uint64_t barrier_ns; /* relaxed: how long this receiver was blocked at barriers */
     XXH3_state_t *checker;
@@ -65,7 +67,8 @@ struct manifest {
 struct question {
     enum wire_message_type type; /* WIRE_DIGEST, or WIRE_VERIFY about @count pieces from @first on */
     uint64_t id, first;
-    uint32_t file, count;
+    struct file *file; /* with a reference */
+    uint32_t count;
 };
 
 struct incoming {
@@ -79,12 +82,8 @@ struct incoming {
     unsigned syncs;              /* of the barriers; mig-in's */
     unsigned barrier_count;      /* of all that there are, in the set or not; mig-in's */
     struct manifest manifest;    /* mig-in's */
-    /*
-     * What has been announced, by the number that the source gives it, each with a reference; [0] is
-     * RAM. mig-in adds entries, and they stay; receivers read them.
-     */
-    struct file *_Atomic *files;
-    _Atomic uint32_t file_count;
+    struct catalog catalog;      /* mig-in's; receivers look up files */
+    struct file *unburied;       /* removed, and a receiver has them; mig-in's */
     bool peer_aborted;             /* mig-in's */
     bool holds_channels, holds_session; /* what they need is charged; mig-in's */
     uint32_t patience_ms;          /* how long what a barrier waits for may stand still; constant */
@@ -94,7 +93,6 @@ struct incoming {
     atomic_bool prepare_ends;      /* it is to end */
     atomic_bool digesting;         /* thread mig-digest answers a question */
     struct question question;      /* it; written before the thread is made */
-    struct file *question_file;    /* what it is about, with a reference */
 
     /* Guarded by migration.lock: */
     bool has_session;
@@ -174,8 +172,8 @@ struct incoming *incoming_new(struct migration *m, struct account *account, stru
     in->max_ram = m->host->limits.max_ram;
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
-    in->files = calloc(m->host->limits.max_devices + 1, sizeof(*in->files));
-    if (!in->receivers || !in->files || barrier_set_init(&in->barriers, n) < 0)
+    if (!in->receivers || catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
+        barrier_set_init(&in->barriers, n) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     in->account = account_hold(account);
     if (error_is_set(err) || take_share(in, err) < 0) {
@@ -250,15 +248,6 @@ static void end_session(struct migration *m)
     session_end(&in->session);
 }
 
-static void forget_files(struct incoming *in)
-{
-    for (uint32_t i = 0; in->files && i < in->file_count; i++)
-        file_put(in->files[i]);
-    free(in->files);
-    in->files = NULL;
-    in->file_count = 0;
-}
-
 void incoming_free(struct incoming *in)
 {
     if (!in)
@@ -266,19 +255,13 @@ void incoming_free(struct incoming *in)
     close_receivers(in);
     forget_manifest(in);
     forget_barriers(in);
+    catalog_fini(&in->catalog);
     release_session(in);
     if (in->has_session)
         session_fini(&in->session);
     free(in->receivers);
-    forget_files(in);
     account_put(in->account);
     free(in);
-}
-
-/* The file of a number, or NULL: it has not been announced. */
-static struct file *announced_file(const struct incoming *in, uint32_t id)
-{
-    return id < in->file_count ? in->files[id] : NULL;
 }
 
 /*
@@ -424,10 +407,11 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
 }
 
 /* Passes a payload on, as it arrives, and checks it at the end. */
-static int take_payload(struct receiver *r, const struct file *file, const struct packet *packet, struct sink *sink,
+static int take_payload(struct receiver *r, struct file *file, const struct packet *packet, struct sink *sink,
                         struct error *err)
 {
     bool checksum = migration_checks(r->m, file);
+    char name[WIRE_NAME_MAX + 1];
     uint32_t done = 0;
 
     if (checksum)
@@ -463,13 +447,13 @@ static int take_payload(struct receiver *r, const struct file *file, const struc
         done += (uint32_t)n;
     }
     if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
-        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged", file->name,
-                         (unsigned long long)packet->offset);
+        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
+                         file_name(file, name), (unsigned long long)packet->offset);
     return 0;
 }
 
 /* The whole payload as it was sent; *@out is the receiver's until it reads on. */
-static int take_whole(struct receiver *r, const struct file *file, const struct packet *packet, const uint8_t **out,
+static int take_whole(struct receiver *r, struct file *file, const struct packet *packet, const uint8_t **out,
                       struct error *err)
 {
     if (!r->packed)
@@ -507,7 +491,7 @@ static void unpack_guarded(void *arg)
  * The whole payload, unpacked: into @window when that is not NULL, else *@out is
  * where, in the receiver's decompressor, which the caller returns.
  */
-static int unpack(struct receiver *r, const struct file *file, const struct packet *packet, uint8_t *window,
+static int unpack(struct receiver *r, struct file *file, const struct packet *packet, uint8_t *window,
                   const uint8_t **out, struct error *err)
 {
     const uint8_t *packed = NULL;
@@ -644,10 +628,34 @@ static void wake_for_barrier(struct receiver *r)
         counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - start));
 }
 
+/*
+ * The file of a packet, or NULL. It stays until end_using().
+ *
+ * When a file is removed, mig-in first takes it out of the catalog and then looks
+ * whether a receiver uses it; a receiver first says what it uses and then looks whether
+ * it still is in the catalog. All four are sequentially consistent, so at least one
+ * sees the other: either the receiver finds it gone and leaves it alone, or mig-in
+ * keeps it for later (unburied). What an honest source removes is used by nobody any
+ * more: all its packets have been applied, and `using` is cleared before that is published.
+ */
+static struct file *begin_using(struct receiver *r, uint32_t number)
+{
+    const struct catalog *catalog = &r->m->in->catalog;
+    struct file *file = catalog_file(catalog, number);
+
+    atomic_store(&r->using, file);
+    return catalog_file(catalog, number) == file ? file : NULL;
+}
+
+static void end_using(struct receiver *r)
+{
+    atomic_store_explicit(&r->using, NULL, memory_order_release);
+}
+
 static int apply(struct receiver *r, const struct packet *packet, struct error *err)
 {
     struct migration *m = r->m;
-    struct file *file = announced_file(m->in, packet->file);
+    struct file *file = begin_using(r, packet->file);
     uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;
     int ret;
 
@@ -684,6 +692,7 @@ static int apply(struct receiver *r, const struct packet *packet, struct error *
     counter_add(&file->per_channel[r->index].accepted, packet_span(file, r->index, packet));
     counter_add(&file->per_channel[r->index].packets, 1);
     counter_add(&file->per_channel[r->index].digest, packet->check);
+    end_using(r);
     atomic_store(&r->applied, sequence);
     uint64_t target = atomic_load(&r->target);
     if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0)) {
@@ -738,19 +747,20 @@ static void *mig_recv(void *arg)
 
 static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
 {
-    struct file *file = announced_file(m->in, entry->file);
+    struct file *file = catalog_file(&m->in->catalog, entry->file);
+    char name[WIRE_NAME_MAX + 1];
 
-    if (!file)
+    if (!catalog_has(&m->in->catalog, entry->file))
         return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
     struct file_totals have = file_totals(file);
     uint64_t size = file_received_size(file);
     if (size != entry->size)
         return error_set(err, CAUSE_MISMATCH, "'%.64s' has %llu bytes at the source and %llu at the destination",
-                         file->name, (unsigned long long)entry->size, (unsigned long long)size);
+                         file_name(file, name), (unsigned long long)entry->size, (unsigned long long)size);
     if (have.packets != entry->packets || have.bytes != entry->bytes || have.digest != entry->digest)
         return error_set(err, CAUSE_MISMATCH,
                          "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
-                         file->name, (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
+                         file_name(file, name), (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
                          (unsigned long long)have.bytes, (unsigned long long)have.packets);
     return 0;
 }
@@ -772,10 +782,12 @@ static int check_manifest(struct migration *m, struct error *err)
     struct manifest *manifest = &in->manifest;
 
     manifest->barrier = NULL;
-    if (!is_exactly_applied(in) || manifest->entries < in->file_count) {
+    if (!is_exactly_applied(in) || manifest->entries < in->catalog.count) {
         forget_manifest(in);
         return 0;
     }
+    if (in->catalog.first)
+        return error_set(err, CAUSE_PROTOCOL, "a manifest that leaves changes of names unmade");
     for (uint32_t i = 0; i < manifest->entries; i++) {
         if (check_manifest_entry(m, &manifest->entry[i], err) < 0)
             return -EIO;
@@ -783,6 +795,89 @@ static int check_manifest(struct migration *m, struct error *err)
     manifest->prepared = true;
     session_send(&in->session, WIRE_PREPARED, manifest->id, NULL, 0);
     return 0;
+}
+
+/* Removed files that nobody uses any more: gives their memory back, as soon as nobody reads them. */
+static void bury(struct incoming *in)
+{
+    struct file **p = &in->unburied;
+
+    while (*p) {
+        struct file *file = *p;
+        bool used = false;
+        for (unsigned c = 0; c < in->channel_count; c++)
+            used |= atomic_load(&in->receivers[c].using) == file;
+        if (used) {
+            p = &file->next_unburied;
+            continue;
+        }
+        *p = file->next_unburied;
+        file_receive_remove(file);
+        file_put(file);
+    }
+}
+
+/* Forgets that the stream of @file was to end: there is newer news of it. */
+static void forget_end(struct incoming *in, struct file *file)
+{
+    if (!file->end_barrier)
+        return;
+    barrier_set_remove(&in->barriers, file->end_barrier);
+    free_barrier(in, file->end_barrier);
+    file->end_barrier = NULL;
+}
+
+/* Shows a file, where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
+static void list(struct migration *m, struct file *file)
+{
+    uint32_t slot = migration_file(m, file->id) ? migration_free_slot(m) : file->id;
+
+    migration_add_file_at(m, file_get(file), slot);
+}
+
+/* Makes the next change of names; in one step for whoever looks. */
+static void make_change(struct migration *m, const struct change *change)
+{
+    struct incoming *in = m->in;
+    uint32_t gone = change->type == CHANGE_REMOVE ? change->number : change->replaced;
+    struct file *file = gone ? catalog_forget(&in->catalog, gone) : NULL;
+
+    /* Whoever waits for a device of the new name waits for one that does not come. */
+    CLEANUP_FILE struct file *expected =
+        change->type == CHANGE_RENAME && !gone ? migration_find_device(m, change->name) : NULL;
+    pthread_mutex_lock(&m->lock);
+    CLEANUP_FILE struct file *listed = file ? migration_remove_file(m, file) : NULL;
+    CLEANUP_FILE struct file *unfilled = expected ? migration_remove_file(m, expected) : NULL;
+    if (change->type == CHANGE_CREATE)
+        list(m, change->file);
+    else if (change->type == CHANGE_RENAME)
+        file_rename(change->file, change->name);
+    pthread_mutex_unlock(&m->lock);
+    if (unfilled)
+        file_receive_remove(unfilled);
+    if (file) {
+        forget_end(in, file);
+        file->next_unburied = in->unburied;
+        in->unburied = file;
+    }
+}
+
+/* Makes all changes of names whose turn has come. */
+static void make_changes(struct migration *m)
+{
+    struct incoming *in = m->in;
+    struct change *change;
+
+    while ((change = catalog_take(&in->catalog))) {
+        make_change(m, change);
+        if (change->type == CHANGE_REMOVE)
+            session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
+        else if (change->type == CHANGE_RENAME)
+            session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
+        free(change);
+    }
+    bury(in);
+    migration_announce(m);
 }
 
 static int reach(struct migration *m, struct barrier *barrier, struct error *err)
@@ -796,6 +891,11 @@ static int reach(struct migration *m, struct barrier *barrier, struct error *err
         barrier->file->end_barrier = NULL;
         file_receive_end(barrier->file, barrier->counts);
         migration_announce(m);
+        return 0;
+    case WIRE_FILE_REMOVE:
+    case WIRE_FILE_RENAME:
+        barrier->change->ripe = true;
+        make_changes(m);
         return 0;
     default:
         return check_manifest(m, err);
@@ -870,8 +970,10 @@ static int look(struct migration *m, struct error *err)
     unsigned awaited = 0;
     uint64_t work = 0;
 
-    for (uint32_t i = 0; i < in->file_count; i++)
-        work += counter_get(&in->files[i]->work);
+    for (uint32_t i = 0; i < in->catalog.size; i++) {
+        if (catalog_file(&in->catalog, i))
+            work += counter_get(&catalog_file(&in->catalog, i)->work);
+    }
     wire_write_u64(&body, work);
     all.mark = work;
     for (unsigned c = in->channel_count; c-- > 0;) {
@@ -952,10 +1054,14 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
     if (id != WIRE_RAM && name_check_device(name, err) < 0)
         return -EIO;
-    struct file *expected = expected_file(m, id, name), *file = expected;
-    if (expected && file_is_receiving(expected)) {
-        file_put(expected);
+    if (catalog_find(&in->catalog, name))
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
+    struct file *expected = expected_file(m, id, name), *file = expected;
+    bool hidden;
+    if (expected && file_is_receiving(expected)) {
+        /* It has the name until a change is made that is on its way. */
+        file_put(expected);
+        file = expected = NULL;
     }
     if (expected)
         file_set_id(file, id);
@@ -971,12 +1077,15 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         file_put(file);
         return -EIO;
     }
+    if (catalog_add(&in->catalog, id, file, name, expected, &hidden) < 0) {
+        file_put(file);
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    }
     pthread_mutex_lock(&m->lock);
-    if (!expected)
-        migration_add_file(m, file_get(file));
+    if (!expected && !hidden)
+        list(m, file);
     pthread_mutex_unlock(&m->lock);
-    in->files[id] = file;
-    atomic_fetch_add(&in->file_count, 1);
+    file_put(file);
     if (id == WIRE_RAM && size && limits->preallocate)
         start_preparing(m);
     return 0;
@@ -992,8 +1101,13 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
 
     wire_read_text(body, name, WIRE_NAME_MAX);
-    if (!wire_read_done(body) || id != m->in->file_count || size > WIRE_OFFSET_MAX)
+    /* RAM is the first one; a number is used again when its file is gone. */
+    bool first = !catalog_file(&m->in->catalog, WIRE_RAM);
+    if (!wire_read_done(body) || id > WIRE_DEVICES_MAX || first != (id == WIRE_RAM) ||
+        catalog_file(&m->in->catalog, id) || size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
+    if (m->in->manifest.prepared)
+        forget_manifest(m->in);
     make_file(m, id, size, name, &refusal);
     if (error_is_set(&refusal))
         log_error("%s: refused: %s", m->name, refusal.message);
@@ -1006,20 +1120,10 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     return 0;
 }
 
-/* Forgets that the stream of @file was to end: there is newer news of it. */
-static void forget_end(struct incoming *in, struct file *file)
-{
-    if (!file->end_barrier)
-        return;
-    barrier_set_remove(&in->barriers, file->end_barrier);
-    free_barrier(in, file->end_barrier);
-    file->end_barrier = NULL;
-}
-
 static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
     uint32_t id = wire_read_u32(body);
-    struct file *file = id == WIRE_RAM ? NULL : announced_file(m->in, id);
+    struct file *file = id != WIRE_RAM && catalog_has(&m->in->catalog, id) ? catalog_file(&m->in->catalog, id) : NULL;
     struct barrier *barrier = NULL;
 
     if (message->type == WIRE_FILE_END) {
@@ -1038,6 +1142,34 @@ static int on_stream(struct migration *m, const struct message *message, struct 
         return add_barrier(m, barrier, err);
     file_receive_resume(file);
     return 0;
+}
+
+static int on_change(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+{
+    struct catalog *catalog = &m->in->catalog;
+    uint32_t number = wire_read_u32(body), replaced = 0;
+    char name[WIRE_NAME_MAX + 1] = "";
+    struct barrier *barrier = read_barrier(m, message, body, err);
+
+    if (!barrier)
+        return -EIO;
+    if (message->type == WIRE_FILE_RENAME) {
+        replaced = wire_read_u32(body);
+        wire_read_text(body, name, WIRE_NAME_MAX);
+    }
+    if (!wire_read_done(body))
+        error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
+    else if (message->type == WIRE_FILE_REMOVE)
+        barrier->change = catalog_remove(catalog, message->id, number, err);
+    else if (name_check_device(name, err) == 0)
+        barrier->change = catalog_rename(catalog, message->id, number, name, replaced, err);
+    if (error_is_set(err)) {
+        free_barrier(m->in, barrier);
+        return -EIO;
+    }
+    /* The source has gone on since it was prepared. */
+    forget_manifest(m->in);
+    return add_barrier(m, barrier, err);
 }
 
 static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
@@ -1064,10 +1196,10 @@ static int read_manifest(struct migration *m, struct wire_reader *body, struct e
     struct manifest *manifest = &in->manifest;
 
     manifest->entries = wire_read_u32(body);
-    if (body->bad || !manifest->id || manifest->entries > in->file_count ||
+    if (body->bad || !manifest->id || manifest->entries > in->catalog.count ||
         body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
         return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
-                         manifest->entries, in->file_count);
+                         manifest->entries, in->catalog.count);
     manifest->entry = calloc(manifest->entries + 1, sizeof(*manifest->entry));
     if (!manifest->entry)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
@@ -1079,7 +1211,7 @@ static int read_manifest(struct migration *m, struct wire_reader *body, struct e
         entry->packets = wire_read_u64(body);
         entry->bytes = wire_read_u64(body);
         entry->digest = wire_read_u64(body);
-        if (entry->file != i)
+        if (i > 0 && entry->file <= entry[-1].file)
             return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
     }
     return 0;
@@ -1145,7 +1277,7 @@ static void *mig_digest(void *arg)
     CLEANUP_FREE uint8_t *many = malloc(4 + digests_of(question) * (size_t)DIGEST_SIZE);
 
     pthread_setname_np(pthread_self(), "mig-digest");
-    struct file *file = m->in->question_file;
+    struct file *file = question->file;
     int ret = many ? compute(file, question, many + 4) : -ENOMEM;
     file_put(file);
     answer(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, many ? many : few);
@@ -1156,25 +1288,26 @@ static void *mig_digest(void *arg)
 static int on_question(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
     struct incoming *in = m->in;
-    struct question question = {.type = message->type, .id = message->id, .file = wire_read_u32(body)};
+    struct question question = {.type = message->type, .id = message->id};
+    uint32_t number = wire_read_u32(body);
     uint8_t few[4 + DIGEST_SIZE];
 
     if (question.type == WIRE_VERIFY) {
         question.count = wire_read_u32(body);
         question.first = wire_read_u64(body);
     }
-    if (!wire_read_done(body) || !announced_file(in, question.file))
+    if (!wire_read_done(body) || !catalog_has(&in->catalog, number))
         return error_set(err, CAUSE_PROTOCOL, "a question about a file that does not exist");
     if (question.type == WIRE_VERIFY && (!question.count || question.count > WIRE_VERIFY_MAX))
         return error_set(err, CAUSE_PROTOCOL, "a question about %u pieces of a file", question.count);
     if (atomic_exchange(&in->digesting, true))
         return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
+    question.file = file_get(catalog_file(&in->catalog, number));
     in->question = question;
-    in->question_file = file_get(announced_file(in, question.file));
     struct error failure = {0};
     if (migration_start_thread(m, mig_digest, &failure) < 0) {
         log_error("%s: %s", m->name, failure.message);
-        file_put(in->question_file);
+        file_put(question.file);
         answer(m, failure.cause, few);
     }
     return 0;
@@ -1205,8 +1338,10 @@ static void end_receivers(struct migration *m)
         if (in->receivers[c].running)
             pthread_join(in->receivers[c].thread, NULL);
         in->receivers[c].running = false;
+        end_using(&in->receivers[c]);
     }
     end_preparing(in);
+    bury(in);
     close_receivers(in);
     if (m->settings.compress)
         decompressor_pool_trim(&m->host->decompressors);
@@ -1218,13 +1353,13 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 
     /* From here on the image is the user's, and nothing may be stored in it. */
     end_receivers(m);
-    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->file_count ||
+    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->catalog.count ||
         !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
-    for (uint32_t i = 0; i < in->file_count; i++) {
-        struct file *file = in->files[i];
-        if (file->has_memory && memory_resize(&file->memory, file_received_size(file), err) < 0)
+    for (uint32_t i = 0; i < in->catalog.size; i++) {
+        struct file *file = catalog_file(&in->catalog, i);
+        if (file && file->has_memory && memory_resize(&file->memory, file_received_size(file), err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->host->lock);
@@ -1236,8 +1371,10 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     pthread_mutex_unlock(&m->host->lock);
     if (!moved)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
-    for (uint32_t i = 0; i < in->file_count; i++)
-        file_receive_keep(in->files[i]);
+    for (uint32_t i = 0; i < in->catalog.size; i++) {
+        if (catalog_file(&in->catalog, i))
+            file_receive_keep(catalog_file(&in->catalog, i));
+    }
     end_streams(m, false);
     log_info("%s: completed", m->name);
     session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
@@ -1330,6 +1467,9 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_FILE_END:
     case WIRE_FILE_RESUME:
         return on_stream(m, message, body, err);
+    case WIRE_FILE_REMOVE:
+    case WIRE_FILE_RENAME:
+        return on_change(m, message, body, err);
     case WIRE_SYNC:
         return on_sync(m, message, body, err);
     case WIRE_DIGEST:
@@ -1392,9 +1532,11 @@ static void settle(struct migration *m, bool failed)
     forget_barriers(in);
     if (migration_keep_records(m, !failed) < 0)
         return;
-    for (uint32_t i = 0; i < in->file_count; i++)
-        file_settle(in->files[i]);
-    forget_files(in);
+    for (uint32_t i = 0; i < in->catalog.size; i++) {
+        if (catalog_file(&in->catalog, i))
+            file_settle(catalog_file(&in->catalog, i));
+    }
+    catalog_fini(&in->catalog);
     if (failed)
         migration_drop_devices(m);
     pthread_mutex_lock(&m->lock);
@@ -1439,8 +1581,10 @@ static void *mig_in(void *arg)
     end_receivers(m);
     if (failed) {
         end_streams(m, true);
-        for (uint32_t i = 0; i < in->file_count; i++)
-            file_receive_drop(in->files[i]);
+        for (uint32_t i = 0; i < in->catalog.size; i++) {
+            if (catalog_file(&in->catalog, i))
+                file_receive_drop(catalog_file(&in->catalog, i));
+        }
     }
     settle(m, failed);
     if (failed) {

@@ -279,7 +279,15 @@ struct file *migration_get_file(struct migration *m, uint32_t id)
     return file ? file_get(file) : NULL;
 }
 
-int migration_files(struct migration *m, struct file ***out)
+static void count_gone(const struct file *file, struct file_totals *gone)
+{
+    for (unsigned c = 0; c < file->channels; c++) {
+        struct file_totals totals = file_channel_totals(file, c);
+        file_totals_add(&gone[c], &totals);
+    }
+}
+
+int migration_files(struct migration *m, struct file ***out, struct file_totals *gone)
 {
     SCOPED_LOCK(&m->lock);
     struct file **files = calloc(m->file_count + 1, sizeof(struct file *));
@@ -287,9 +295,14 @@ int migration_files(struct migration *m, struct file ***out)
 
     if (!files)
         return -ENOMEM;
+    if (gone)
+        memcpy(gone, m->gone, sizeof(m->gone));
     for (uint32_t i = 0; i < m->file_count; i++) {
-        if (m->files[i])
-            files[n++] = file_get(m->files[i]);
+        struct file *file = m->files[i];
+        if (file && !file_is_removed(file))
+            files[n++] = file_get(file);
+        else if (file && gone)
+            count_gone(file, gone);
     }
     *out = files;
     return n;
@@ -306,7 +319,7 @@ struct file *migration_device(struct migration *m, const char *name)
 {
     for (uint32_t i = 1; i < m->file_count; i++) {
         struct file *file = m->files[i];
-        if (file && !strcmp(file->name, name))
+        if (file && !file_is_removed(file) && !strcmp(file->name, name))
             return file;
     }
     return NULL;
@@ -323,8 +336,9 @@ static int add_up(struct migration *m, unsigned channels, struct channel_record 
 {
     bool incoming = migration_is_incoming(m);
     struct channel_record *all = &records[channels];
+    CLEANUP_FREE struct file_totals *gone = calloc(WIRE_CHANNELS_MAX, sizeof(*gone));
     struct file **files;
-    int n = migration_files(m, &files);
+    int n = gone ? migration_files(m, &files, gone) : -ENOMEM;
 
     if (n < 0)
         return n;
@@ -334,6 +348,7 @@ static int add_up(struct migration *m, unsigned channels, struct channel_record 
             struct file_totals totals = file_channel_totals(files[i], c);
             file_totals_add(i == WIRE_RAM ? &record->ram : &record->devices, &totals);
         }
+        file_totals_add(&record->devices, &gone[c]);
         record->wire_bytes = incoming ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
         file_totals_add(&all->ram, &record->ram);
         file_totals_add(&all->devices, &record->devices);
@@ -456,8 +471,41 @@ int migration_settle_file(struct migration *m, struct file *file, struct error *
 
 void migration_add_file(struct migration *m, struct file *file)
 {
-    m->files[m->file_count] = file;
-    atomic_fetch_add(&m->file_count, 1);
+    migration_add_file_at(m, file, m->file_count == 0 ? 0 : migration_free_slot(m));
+}
+
+void migration_add_file_at(struct migration *m, struct file *file, uint32_t slot)
+{
+    file->slot = slot;
+    m->files[slot] = file;
+    if (slot >= m->file_count)
+        m->file_count = slot + 1;
+}
+
+uint32_t migration_free_slot(const struct migration *m)
+{
+    uint32_t slot = 1;
+
+    while (slot < m->file_count && m->files[slot])
+        slot++;
+    return slot;
+}
+
+struct file *migration_remove_file(struct migration *m, struct file *file)
+{
+    atomic_store_explicit(&file->removed, true, memory_order_release);
+    count_gone(file, m->gone);
+    m->files[file->slot] = NULL;
+    return file;
+}
+
+uint32_t migration_count_devices(const struct migration *m)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 1; i < m->file_count; i++)
+        n += m->files[i] && !file_is_removed(m->files[i]);
+    return n;
 }
 
 int migration_allows(struct migration *m, enum command command, struct error *err)
@@ -477,8 +525,10 @@ void migration_become_outgoing(struct migration *m)
 
 void migration_expect_nothing(struct migration *m)
 {
-    for (uint32_t i = 0; i < m->file_count; i++)
-        file_receive_over(m->files[i], true);
+    for (uint32_t i = 0; i < m->file_count; i++) {
+        if (m->files[i])
+            file_receive_over(m->files[i], true);
+    }
 }
 
 int migration_stop(struct migration *m, struct error *err)

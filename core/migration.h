@@ -121,7 +121,8 @@ struct migration {
      * migration is freed. Others are looked at with the lock held, or with a reference: migration_get_file().
      */
     struct file *_Atomic *files;
-    _Atomic uint32_t file_count;
+    _Atomic uint32_t file_count; /* no entry behind it is used */
+    struct file_totals gone[WIRE_CHANNELS_MAX]; /* of devices that have been removed, by channel; guarded by the lock */
 
     /*
      * When it is over: what each channel did, `past_channels` of them, and in one more entry all of
@@ -230,9 +231,10 @@ struct file *migration_get_file(struct migration *m, uint32_t id);
 /**
  * migration_files - all files, in the order of their ids, each with a reference; no lock held
  * @out: freed by migration_put_files()
+ * @gone: NULL, or set to what those did that have been removed, for WIRE_CHANNELS_MAX channels
  * Return: the count, or -ENOMEM.
  */
-int migration_files(struct migration *m, struct file ***out);
+int migration_files(struct migration *m, struct file ***out, struct file_totals *gone);
 void migration_put_files(struct file **files, int count);
 
 /** migration_device - the device of a name, without a reference, or NULL; the caller holds the lock */
@@ -276,6 +278,21 @@ void migration_drop_devices(struct migration *m);
 
 /** migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has checked the count */
 void migration_add_file(struct migration *m, struct file *file);
+
+/** migration_add_file_at - the same, at a place that is free */
+void migration_add_file_at(struct migration *m, struct file *file, uint32_t slot);
+
+/** migration_free_slot - the first free place for a device in the list; the caller holds the lock */
+uint32_t migration_free_slot(const struct migration *m);
+
+/**
+ * migration_remove_file - take a device out of the list; the caller holds the lock, and may go on counting what it did
+ * Return: it, with the list's reference, to be dropped without the lock.
+ */
+struct file *migration_remove_file(struct migration *m, struct file *file);
+
+/** migration_count_devices - how many there are; the caller holds the lock */
+uint32_t migration_count_devices(const struct migration *m);
 
 /**
  * migration_allows - whether a command of the source may be given; the caller holds the lock

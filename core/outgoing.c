@@ -37,6 +37,7 @@ struct sync_waiter {
 struct attempt {
     uint64_t last_id; /* of a barrier, a manifest or a question */
     unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
+    unsigned changes; /* removals and renamings that the destination has not made yet */
     /* If nothing else comes before @doom_at, the migration is lost for this reason. */
     struct error doom;
     int64_t doom_at;
@@ -218,7 +219,7 @@ static bool is_answer_due(const struct outgoing *out)
 {
     const struct attempt *attempt = &out->attempt;
 
-    return out->waiters || (attempt->question.id && !attempt->question.there) ||
+    return out->waiters || attempt->changes || (attempt->question.id && !attempt->question.there) ||
            (attempt->announced.file && !attempt->announced.there) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
@@ -333,10 +334,11 @@ static void send_announcement(struct migration *m, struct file *file, bool made)
     struct attempt *attempt = &m->out->attempt;
     uint8_t buf[16 + WIRE_NAME_MAX];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    char name[WIRE_NAME_MAX + 1];
 
     wire_write_u32(&body, file->id);
     wire_write_u64(&body, atomic_load(&file->size));
-    wire_write_text(&body, file->name);
+    wire_write_text(&body, file_name(file, name));
     memset(&attempt->announced, 0, sizeof(attempt->announced));
     attempt->announced.file = file_get(file);
     attempt->announced.made = made;
@@ -427,11 +429,13 @@ static uint64_t size_limit(const struct outgoing *out, const struct file *file)
     return file->id == WIRE_RAM ? out->limits.max_ram : out->limits.max_device;
 }
 
-static int check_quota(const struct outgoing *out, const struct file *file, uint64_t end, struct error *err)
+static int check_quota(const struct outgoing *out, struct file *file, uint64_t end, struct error *err)
 {
+    char name[WIRE_NAME_MAX + 1];
+
     if (end > size_limit(out, file))
-        return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu", file->name,
-                         (unsigned long long)end, (unsigned long long)size_limit(out, file));
+        return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu",
+                         file_name(file, name), (unsigned long long)end, (unsigned long long)size_limit(out, file));
     return 0;
 }
 
@@ -443,6 +447,24 @@ static bool wants_splice(const struct migration *m)
 
     return settings->splice != CHOICE_OFF && pays && m->host->splices && !settings->compress &&
            settings->zero_copy != ZEROCOPY_REQUIRE;
+}
+
+/* Devices that were removed before the start have left gaps. */
+static void number_files(struct migration *m)
+{
+    uint32_t n = 1;
+
+    SCOPED_LOCK(&m->lock);
+    for (uint32_t i = 1; i < m->file_count; i++) {
+        struct file *file = m->files[i];
+        if (!file)
+            continue;
+        m->files[i] = NULL;
+        m->files[n] = file;
+        file_set_id(file, n);
+        file->slot = n++;
+    }
+    m->file_count = n;
 }
 
 static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
@@ -482,6 +504,7 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
             return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     }
     out->splices = wants_splice(m);
+    number_files(m);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file_set_channels(file, n, m->settings.device_channels) < 0)
@@ -811,13 +834,16 @@ static void grow(struct file *file, uint64_t end)
 }
 
 /* Whether [.., end) may be written: not past what was declared or is allowed. */
-static int check_size(struct migration *m, const struct file *file, uint64_t offset, uint64_t len, struct error *err)
+static int check_size(struct migration *m, struct file *file, uint64_t offset, uint64_t len, struct error *err)
 {
+    char name[WIRE_NAME_MAX + 1];
+
     if (len > WIRE_OFFSET_MAX || offset > WIRE_OFFSET_MAX - len)
-        return error_set(err, CAUSE_TOO_BIG, "'%.64s': no file has more than %llu bytes", file->name, WIRE_OFFSET_MAX);
+        return error_set(err, CAUSE_TOO_BIG, "'%.64s': no file has more than %llu bytes", file_name(file, name),
+                         WIRE_OFFSET_MAX);
     if (file->declared && offset + len > file->declared)
         return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes; the write ends at %llu",
-                         file->name, (unsigned long long)file->declared, (unsigned long long)(offset + len));
+                         file_name(file, name), (unsigned long long)file->declared, (unsigned long long)(offset + len));
     return check_quota(m->out, file, offset + len, err);
 }
 
@@ -981,6 +1007,12 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
         unlock_channels(out, write->need);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
+    if (file_is_removed(file)) {
+        unlock_channels(out, write->need);
+        memset(write->need, 0, sizeof(write->need));
+        gate_leave(&out->gate, plan->gated ? plan->cost : 0);
+        return 0;
+    }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
         const char *payload = plan->place == CHANNEL_MEMORY ? buf + (packet->offset - offset) : NULL;
@@ -1069,11 +1101,21 @@ static int accept_plan(struct migration *m, struct file *file, const void *buf, 
     return ret;
 }
 
+/* A write to a device that has been removed: it succeeds, and goes nowhere. */
+static int accept_nothing(struct migration *m, struct file *file, struct outgoing_write *write, struct error *err)
+{
+    struct plan plan = {.n = 0};
+
+    return check_active(m, err) < 0 ? -EIO : begin_write(m, file, &plan, write, err);
+}
+
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
     struct plan plan;
 
+    if (file_is_removed(file))
+        return accept_nothing(m, file, write, err);
     if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
     plan_write(m, file, buf, len, offset, &plan);
@@ -1094,6 +1136,8 @@ int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size
 {
     struct plan plan;
 
+    if (file_is_removed(file))
+        return accept_nothing(m, file, write, err);
     if (admit(m, file, len, offset, interrupt, err) < 0)
         return -EIO;
     begin_plan(m, file, &plan);
@@ -1358,6 +1402,11 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
         gate_leave(&out->gate, total);
         return ret;
     }
+    if (file_is_removed(file)) {
+        unlock_channels(out, need);
+        gate_leave(&out->gate, total);
+        return 0;
+    }
     for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
         if (need[c])
             ret = channel_reserve(&out->channels[c], 1, 0);
@@ -1396,6 +1445,8 @@ int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, ui
 
     if (check_active(m, err) < 0)
         return -EIO;
+    if (file_is_removed(file))
+        return 0;
     size = atomic_load(&file->size);
     if (offset >= size || len == 0)
         return 0;
@@ -1440,8 +1491,10 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
         return ret;
     if (check_active(m, err) < 0 || check_quota(m->out, file, size, err) < 0)
         return -EIO;
+    if (file_is_removed(file))
+        return 0;
     if (file->declared && size > file->declared)
-        return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes before the start", file->name,
+        return error_set(err, CAUSE_TOO_BIG, "it was declared to have %llu bytes before the start",
                          (unsigned long long)file->declared);
     if (size == atomic_load(&file->size))
         return 0;
@@ -1467,7 +1520,7 @@ static void count_accepted(struct outgoing *out, const struct file *file, uint64
         struct channel *ch = &out->channels[c];
         SCOPED_LOCK(&ch->lock);
         const struct file_channel *fc = file ? file->per_channel : NULL;
-        /* When it is over, there is nothing to wait for. */
+        /* When it is over, or was removed before the start, there is nothing to wait for. */
         counts[c] = !file ? ch->last_sequence : fc ? counter_get(&fc[c].last_sequence) : 0;
         channel_hurry(ch);
     }
@@ -1798,9 +1851,12 @@ static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
     count_accepted(m->out, NULL, counts);
     for (unsigned c = 0; c < m->out->channel_count; c++)
         wire_write_u64(&body, counts[c]);
-    wire_write_u32(&body, m->file_count);
+    SCOPED_LOCK(&m->lock);
+    wire_write_u32(&body, 1 + migration_count_devices(m));
     for (uint32_t i = 0; i < m->file_count; i++) {
-        CLEANUP_FILE struct file *file = migration_get_file(m, i);
+        struct file *file = m->files[i];
+        if (!file || file_is_removed(file))
+            continue;
         struct file_totals totals = file_totals(file);
         wire_write_u32(&body, i);
         wire_write_u32(&body, 0);
@@ -1930,19 +1986,39 @@ bool outgoing_is_committing(const struct migration *m)
  * Devices
  */
 
-/* The place of a new device: the caller holds migration.lock, and it is not there. */
-static struct file *new_device(struct migration *m, const char *name, bool before_start, struct error *err)
+/*
+ * Finds the device of a name, or waits until one may be made: for the turn, and for a number.
+ * One that was removed has its number until the destination has removed it, too. The caller
+ * holds migration.lock.
+ */
+static int await_place(struct migration *m, const char *name, const struct interrupt *interrupt, struct file **file,
+                       uint32_t *id, struct error *err)
 {
-    struct outgoing *out = m->out;
-    uint32_t id = m->file_count;
-    uint32_t max = before_start ? WIRE_DEVICES_MAX : out->limits.max_devices;
-    struct file *file = NULL;
+    for (;;) {
+        *file = migration_device(m, name);
+        if (*file)
+            return 0;
+        bool local = is_unstarted(m), turn = m->state != STATE_ACTIVE || !m->out->attempt.announced.file;
+        if (!local && migration_allows(m, COMMAND_WRITE, err) < 0)
+            return -EIO;
+        uint32_t max = local ? WIRE_DEVICES_MAX : m->out->limits.max_devices, devices = migration_count_devices(m);
+        *id = migration_free_slot(m);
+        if (turn && *id <= max && *id <= WIRE_DEVICES_MAX)
+            return 0;
+        if (turn && (devices >= max || devices >= WIRE_DEVICES_MAX))
+            return error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", devices);
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+}
 
-    if (id > max || id > WIRE_DEVICES_MAX)
-        error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", id - 1);
-    else
-        file = file_new(id, name);
-    if (file && !before_start && file_set_channels(file, out->channel_count, m->settings.device_channels) < 0) {
+/* A new device of a number: the caller holds migration.lock. */
+static struct file *new_device(struct migration *m, uint32_t id, const char *name, bool before_start, struct error *err)
+{
+    struct file *file = file_new(id, name);
+
+    if (file && !before_start && file_set_channels(file, m->out->channel_count, m->settings.device_channels) < 0) {
         file_put(file);
         file = NULL;
     }
@@ -1955,18 +2031,15 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
                            struct file **out_file, struct error *err)
 {
     struct file *file;
+    uint32_t id;
 
     if (name_check_device(name, err) < 0)
         return -EIO;
     SCOPED_LOCK(&m->lock);
     if (await_starter(m, interrupt, err) < 0) /* before what it may need */
         return -EIO;
-    file = migration_device(m, name);
-    if (!file) {
-        if (await_turn(m, interrupt, err) < 0)
-            return -EIO;
-        file = migration_device(m, name);
-    }
+    if (await_place(m, name, interrupt, &file, &id, err) < 0)
+        return -EIO;
     if (file) {
         if (exclusive)
             return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
@@ -1974,9 +2047,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
         return 0;
     }
     bool before_start = is_unstarted(m);
-    if (!before_start && migration_allows(m, COMMAND_WRITE, err) < 0)
-        return -EIO;
-    file = new_device(m, name, before_start, err);
+    file = new_device(m, id, name, before_start, err);
     if (!file)
         return -EIO;
     if (before_start) {
@@ -1994,6 +2065,149 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 }
 
 /*
+ * Removing and renaming. Here both are done at once; the destination follows when it
+ * has applied what was accepted before. A device that is removed is not found any more,
+ * and what is still written to it goes nowhere; its place in the list, whose index is its
+ * number, stays taken until the destination has removed it.
+ */
+
+/* What is to be changed: at least one of them. */
+struct change_of_names {
+    struct file *gone; /* is removed */
+    struct file *kept; /* gets the name */
+    const char *name;
+};
+
+/* Waits for the turn, and until one change more may be on its way. The caller holds migration.lock. */
+static int await_change(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    while (m->state == STATE_ACTIVE && m->out->attempt.changes >= WIRE_CHANGES_MAX) {
+        if (interrupt_is_hit(interrupt))
+            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        pthread_cond_wait(&m->changed, &m->lock);
+    }
+    return await_turn(m, interrupt, err);
+}
+
+/* From here on nothing is accepted for the device. The caller holds migration.lock. False: a channel is closed. */
+static bool retire(struct migration *m, struct file *file, uint64_t id)
+{
+    bool need[WIRE_CHANNELS_MAX];
+
+    for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
+        need[c] = file_is_home(file, c);
+    if (!lock_channels(m->out, need))
+        return false;
+    atomic_store_explicit(&file->removed, true, memory_order_release);
+    unlock_channels(m->out, need);
+    file->removal = id;
+    return true;
+}
+
+/* The same at the destination, after what was accepted. The caller holds migration.lock. */
+static void announce_change(struct migration *m, const struct change_of_names *change, uint64_t id)
+{
+    struct outgoing *out = m->out;
+    struct file *gone = change->gone, *kept = change->kept;
+    uint64_t counts[WIRE_CHANNELS_MAX], others[WIRE_CHANNELS_MAX] = {0};
+    uint8_t buf[16 + sizeof(counts) + WIRE_NAME_MAX];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+
+    if (gone)
+        count_accepted(out, gone, others);
+    count_accepted(out, kept ? kept : gone, counts);
+    wire_write_u32(&body, kept ? kept->id : gone->id);
+    for (unsigned c = 0; c < out->channel_count; c++)
+        wire_write_u64(&body, counts[c] > others[c] ? counts[c] : others[c]);
+    if (kept) {
+        wire_write_u32(&body, gone ? gone->id : 0);
+        wire_write_text(&body, change->name);
+    }
+    out->attempt.changes++;
+    session_send(&out->session, kept ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, id, buf, wire_written(&body));
+}
+
+/*
+ * The caller holds migration.lock. 1: done; 0: a channel is closed, try again; negative: not
+ * allowed, and why. @listed: set to a file whose reference is to be dropped without the lock
+ */
+static int try_change(struct migration *m, const struct change_of_names *change, struct file **listed,
+                      struct error *err)
+{
+    bool local = is_unstarted(m);
+
+    if (!local && migration_allows(m, COMMAND_WRITE, err) < 0)
+        return -EIO;
+    if (local && change->gone)
+        *listed = migration_remove_file(m, change->gone);
+    uint64_t id = local ? 0 : ++m->out->attempt.last_id;
+    if (!local && change->gone && !retire(m, change->gone, id))
+        return 0;
+    if (change->kept)
+        file_rename(change->kept, change->name);
+    if (!local)
+        announce_change(m, change, id);
+    return 1;
+}
+
+/* Finds what a change is about. @to: NULL when @from is removed. The caller holds migration.lock. */
+static int find_change(struct migration *m, const char *from, const char *to, bool exclusive,
+                       struct change_of_names *change, struct error *err)
+{
+    struct file *file = migration_device(m, from);
+
+    if (!file)
+        return error_set(err, CAUSE_NOT_FOUND, "there is no device '%.64s'", from);
+    change->kept = to ? file : NULL;
+    change->gone = to ? migration_device(m, to) : file;
+    change->name = to;
+    if (to && change->gone && exclusive)
+        return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", to);
+    return 0;
+}
+
+static int change_device(struct migration *m, const char *from, const char *to, bool exclusive,
+                         const struct interrupt *interrupt, struct error *err)
+{
+    struct change_of_names change;
+    struct file *listed = NULL;
+
+    pthread_mutex_lock(&m->lock);
+    int ret = await_starter(m, interrupt, err);
+    while (ret == 0) {
+        ret = await_change(m, interrupt, err);
+        if (ret == 0)
+            ret = find_change(m, from, to, exclusive, &change, err);
+        if (ret == 0 && change.gone == change.kept)
+            ret = 1; /* it has the name */
+        if (ret == 0)
+            ret = try_change(m, &change, &listed, err);
+        if (ret == 0) {
+            pthread_mutex_unlock(&m->lock);
+            ret = refuse(m, COMMAND_WRITE, interrupt, err);
+            pthread_mutex_lock(&m->lock);
+        }
+    }
+    pthread_mutex_unlock(&m->lock);
+    /* Who waits for a peer to fill it waits in vain. */
+    if (listed)
+        file_receive_remove(listed);
+    file_put(listed);
+    return ret < 0 ? ret : 0;
+}
+
+int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err)
+{
+    return change_device(m, name, NULL, false, interrupt, err);
+}
+
+int outgoing_rename_device(struct migration *m, const char *from, const char *to, bool exclusive,
+                           const struct interrupt *interrupt, struct error *err)
+{
+    return name_check_device(to, err) < 0 ? -EIO : change_device(m, from, to, exclusive, interrupt, err);
+}
+
+/*
  * Tells the destination whether a device's stream has ended, when that has changed.
  * @again: something was done to it by somebody who is no writer, so an end is told once more
  *
@@ -2007,7 +2221,7 @@ static void announce_stream(struct migration *m, struct file *file, bool again)
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
 
     bool open = file->writers > 0 || !atomic_load_explicit(&file->touched, memory_order_relaxed);
-    bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING;
+    bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING && !file_is_removed(file);
     if (file->id == WIRE_RAM || !active || (open == file->announced_open && (open || !again)))
         return;
     wire_write_u32(&body, file->id);
@@ -2069,7 +2283,7 @@ static int on_file_reply(struct migration *m, struct wire_reader *body, struct e
     if (cause == CAUSE_NONE) {
         attempt->announced.file->announced_open = true;
         if (attempt->announced.made)
-            migration_add_file(m, file_get(attempt->announced.file));
+            migration_add_file_at(m, file_get(attempt->announced.file), id);
     }
     if (attempt->announced.abandoned)
         end_announcement(m);
@@ -2111,6 +2325,26 @@ static void on_sync_ack(struct migration *m, uint64_t id)
             waiter->acked = true;
     }
     pthread_cond_broadcast(&m->changed);
+}
+
+/* The destination has made a change. */
+static int on_changed(struct migration *m, uint64_t id, struct error *err)
+{
+    struct file *gone = NULL;
+
+    pthread_mutex_lock(&m->lock);
+    bool asked = m->out->attempt.changes > 0;
+    m->out->attempt.changes -= asked;
+    for (uint32_t i = 1; i < m->file_count && !gone; i++) {
+        struct file *file = m->files[i];
+        /* Its number can be used again. All its packets have been applied, so its counters are exact. */
+        if (file && file_is_removed(file) && file->removal == id)
+            gone = migration_remove_file(m, file);
+    }
+    pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->lock);
+    file_put(gone);
+    return asked ? 0 : error_set(err, CAUSE_PROTOCOL, "the destination has changed a name that it was not asked to");
 }
 
 static int on_committed(struct migration *m, uint64_t id, struct error *err)
@@ -2156,6 +2390,9 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         pthread_cond_broadcast(&m->changed);
         return 0;
     }
+    case WIRE_FILE_REMOVE:
+    case WIRE_FILE_RENAME:
+        return on_changed(m, message->id, err);
     case WIRE_PROGRESS:
         return on_progress(m, body, err);
     case WIRE_DIGEST_REPLY:
@@ -2245,7 +2482,7 @@ static void settle(struct migration *m)
 {
     struct outgoing *out = m->out;
     struct file **files;
-    int count = migration_keep_records(m, true) < 0 ? -ENOMEM : migration_files(m, &files);
+    int count = migration_keep_records(m, true) < 0 ? -ENOMEM : migration_files(m, &files, NULL);
 
     for (unsigned c = 0; count > 0 && c < out->channel_count; c++)
         pthread_mutex_lock(&out->channels[c].lock);

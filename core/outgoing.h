@@ -180,6 +180,16 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
 /** outgoing_begin_anew - a device was emptied by one who has opened it to write it again: until then its stream does not end */
 void outgoing_begin_anew(struct file *file);
 
+/** outgoing_remove_device - remove the device of a name; the destination follows */
+int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err);
+
+/**
+ * outgoing_rename_device - give a device another name, in the place of the one that has it
+ * @exclusive: CAUSE_EXISTS when there is one
+ */
+int outgoing_rename_device(struct migration *m, const char *from, const char *to, bool exclusive,
+                           const struct interrupt *interrupt, struct error *err);
+
 /**
  * outgoing_open_writer, outgoing_close_writer - an open handle that can write came or went
  *

@@ -32,6 +32,7 @@
 #define WIRE_VERIFY_MAX   4096u        /* pieces of a file in one question; each is a stripe */
 #define WIRE_RAM          0u           /* the file id of the RAM image; devices count from 1 */
 #define WIRE_SYNCS_MAX    4096 /* that may wait for their acknowledgement */
+#define WIRE_CHANGES_MAX  256  /* removals and renamings that may wait for theirs */
 #define WIRE_CHECK_SIZE   8
 
 /* Feature bits of a hello. The destination refuses bits that it does not know. */
@@ -68,6 +69,9 @@ enum wire_message_type {
     WIRE_DIGEST = 13,     /* source: what is the digest of this file? One question at a time */
     WIRE_DIGEST_REPLY = 14,
     WIRE_PROGRESS = 15, /* destination: what has arrived on each channel so far, and what else it has done */
+    /* From the destination, both are the answer: it is done. */
+    WIRE_FILE_REMOVE = 16, /* source: a device is gone, when these counts are applied */
+    WIRE_FILE_RENAME = 17, /* source: a device has another name then, and takes the place of the one that has it */
     WIRE_VERIFY = 18,   /* source: what are the digests of these pieces of a file? In place of WIRE_DIGEST */
     WIRE_VERIFY_REPLY = 19,
     WIRE_MESSAGE_MAX

@@ -33,6 +33,7 @@ static const int table[] = {
     [CAUSE_AGAIN] = EAGAIN,
     [CAUSE_IN_USE] = EADDRINUSE,
     [CAUSE_DENIED] = EPERM,
+    [CAUSE_STALE] = ESTALE,
 };
 static_assert(sizeof(table) / sizeof(table[0]) == CAUSE_MAX, "every cause has an errno");
 

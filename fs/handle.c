@@ -86,8 +86,9 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         return NULL;
     for (uint32_t i = 0; i < m->file_count && ret == 0; i++) {
         CLEANUP_FILE struct file *file = migration_get_file(m, i);
-        if (!file)
+        if (!file || file_is_removed(file))
             continue;
+        char name[WIRE_NAME_MAX + 1];
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
         if (migration_is_incoming(m)) {
@@ -95,13 +96,19 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
             if (ret == -EINTR)
                 error_set(err, CAUSE_INTERRUPTED, "interrupted");
             else if (ret < 0)
-                error_set_errno(err, ret, "reading '%.64s'", file->name);
+                error_set_errno(err, ret, "reading '%.64s'", file_name(file, name));
         } else {
             ret = outgoing_digest(m, file, interrupt, digest, err);
         }
+        /* Meanwhile. */
+        if (ret < 0 && file_is_removed(file) && !state_is_final(m->state)) {
+            *err = (struct error){0};
+            ret = 0;
+            continue;
+        }
         if (ret == 0) {
             digest_text(digest, hex);
-            fprintf(out, "%s  %s%s\n", hex, i == WIRE_RAM ? "" : "device-state/", file->name);
+            fprintf(out, "%s  %s%s\n", hex, i == WIRE_RAM ? "" : "device-state/", file_name(file, name));
         }
     }
     if (fclose(out) || ret < 0) {

@@ -20,6 +20,7 @@ struct handle {
     uid_t uid;
     gid_t gid;
     bool writer;       /* counted among the file's writers */
+    bool counted;      /* counted among the file's handles */
     bool cached;       /* through the page cache: a completed image */
     pthread_mutex_t lock; /* guards the text; held while a new one is made, so outside of migration.lock */
     char *text;        /* a snapshot, made by a read at offset 0 */

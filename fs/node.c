@@ -200,7 +200,7 @@ void node_stat(struct host *host, const struct node *node, struct stat *st)
     memset(st, 0, sizeof(*st));
     st->st_ino = node->inode;
     st->st_mode = (usual & S_IFMT) | attributes_mode(table, &attributes, usual & 07777);
-    st->st_nlink = node_is_directory(node) ? 2 : 1;
+    st->st_nlink = node_is_directory(node) ? 2 : file && file_is_removed(file) ? 0 : 1;
     st->st_uid = attributes.uid;
     st->st_gid = attributes.gid;
     st->st_blksize = WIRE_STRIPE_SIZE;
@@ -337,12 +337,13 @@ int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, c
     if (dir->kind == NODE_ROOT)
         return list_root(host, add, arg);
     if (dir->kind == NODE_DEVICE_STATE) {
+        char name[WIRE_NAME_MAX + 1];
         struct file **files;
-        int n = migration_files(m, &files);
+        int n = migration_files(m, &files, NULL);
         if (n < 0)
             return n;
         for (int i = 1; i < n && ret == 0; i++)
-            ret = add(arg, files[i]->name, S_IFREG);
+            ret = add(arg, file_name(files[i], name), S_IFREG);
         migration_put_files(files, n);
         return ret;
     }

@@ -27,6 +27,7 @@
 
 #include <errno.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <linux/fuse.h>
 #include <string.h>
 
@@ -286,17 +287,63 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     migration_put(m);
 }
 
+/* Whether devices can be removed and renamed in a directory. */
+static bool is_changeable(const struct node *dir)
+{
+    return dir->kind == NODE_DEVICE_STATE && !migration_is_incoming(dir->m);
+}
+
 static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    (void)name;
-    reply_cause(req, node_of(parent)->m, CAUSE_DENIED, "files are not removed: rmdir ends a migration");
+    struct node *dir = node_of(parent);
+    struct waiting waiting;
+    struct error err = {0};
+
+    if (!is_changeable(dir)) {
+        reply_cause(req, dir->m, CAUSE_DENIED,
+                    "only devices are removed, at the source: rmdir ends a migration");
+        return;
+    }
+    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    if (ret == 0) {
+        ret = outgoing_remove_device(dir->m, name, &waiting.interrupt, &err);
+        wait_end(req, &waiting);
+    }
+    if (ret < 0)
+        reply_error(req, dir->m, &err);
+    else
+        fuse_reply_err(req, 0);
 }
 
 static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
                       const char *newname, unsigned int flags)
 {
-    (void)name, (void)newparent, (void)newname, (void)flags;
-    reply_cause(req, node_of(parent)->m, CAUSE_DENIED, "nothing here can be renamed");
+    struct node *dir = node_of(parent);
+    struct waiting waiting;
+    struct error err = {0};
+
+    if (!is_changeable(dir) || !is_changeable(node_of(newparent))) {
+        reply_cause(req, dir->m, CAUSE_DENIED, "only devices can be renamed, at the source");
+        return;
+    }
+    /* Who is told so copies. */
+    if (parent != newparent) {
+        fuse_reply_err(req, EXDEV);
+        return;
+    }
+    if (flags & ~(unsigned)RENAME_NOREPLACE) {
+        fuse_reply_err(req, EINVAL);
+        return;
+    }
+    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    if (ret == 0) {
+        ret = outgoing_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt, &err);
+        wait_end(req, &waiting);
+    }
+    if (ret < 0)
+        reply_error(req, dir->m, &err);
+    else
+        fuse_reply_err(req, 0);
 }
 
 /*
@@ -320,6 +367,10 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
     struct node *node = handle->node;
     bool writes = (flags & O_ACCMODE) != O_RDONLY;
 
+    /* Whoever opens by a path looks once more, and finds what has the name now, or nothing. */
+    if (file_open_reader(node_file(node)) < 0)
+        return error_set(err, CAUSE_STALE, "it has been removed");
+    handle->counted = true;
     if (migration_is_incoming(node->m)) {
         handle->cached = node->kind == NODE_RAM && node->m->state == STATE_COMPLETED;
         return writes ? check_incoming_writer(node, flags, err) : 0;
@@ -358,6 +409,8 @@ static void abandon(struct handle *handle)
 {
     if (handle->writer)
         outgoing_close_writer(handle->node->m, node_file(handle->node));
+    if (handle->counted)
+        file_close_reader(node_file(handle->node));
     handle_free(handle);
 }
 

@@ -7,6 +7,7 @@
  * counters run on while they are read; after a barrier they stand still.
  */
 #include "status.h"
+#include "cleanup.h"
 #include "clock.h"
 #include "incoming.h"
 #include "outgoing.h"
@@ -254,7 +255,7 @@ static void put_counters(struct writer *w, struct migration *m, const struct sna
 static int take_snapshot(struct migration *m, struct snapshot *out)
 {
     struct file **files;
-    int count = migration_files(m, &files);
+    int count = migration_files(m, &files, NULL);
 
     if (count < 0)
         return count;

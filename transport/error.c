@@ -55,6 +55,8 @@ enum cause error_cause_of_errno(int code)
     case EACCES:
     case EPERM:
         return CAUSE_DENIED;
+    case ESTALE:
+        return CAUSE_STALE;
     case EFBIG:
         return CAUSE_TOO_BIG;
     case EOPNOTSUPP:

@@ -44,6 +44,7 @@ enum cause {
     CAUSE_AGAIN = 24,       /* would block */
     CAUSE_IN_USE = 25,      /* the address is taken */
     CAUSE_DENIED = 26,      /* not permitted */
+    CAUSE_STALE = 27,       /* the file was removed */
     CAUSE_MAX               /* one past the last */
 };
 

@@ -53,6 +53,7 @@ enum code {
     CODE_RAW,      /* lane, bytes */
     CODE_CLOSE,    /* lane */
     CODE_USER,     /* what, file, offset 24, length 16: what a local user does meanwhile */
+    CODE_CHANGE,   /* file, how (1: a new name; 2: which replaces; the rest: which name or file), skew */
     CODE_MAX
 };
 
@@ -328,8 +329,11 @@ static void step_create(struct lab *lab)
     char name[WIRE_NAME_MAX + 1] = {0};
     uint8_t buf[16 + WIRE_NAME_MAX];
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
-    uint32_t id = lab->m->file_count;
+    uint32_t id = 0;
     size_t len;
+
+    while (migration_file(lab->m, id))
+        id++;
 
     const uint8_t *text = input_bytes(&lab->in, how % 64, &len);
     if (len)
@@ -342,9 +346,9 @@ static void step_create(struct lab *lab)
     wire_write_u64(&w, size);
     wire_write_text(&w, name);
     send_message(lab, WIRE_FILE_CREATE, 0, buf, wire_written(&w));
-    if (lab->m->file_count > id) {
+    struct file *file = migration_file(lab->m, id);
+    if (file) {
         MUST(id < FILES_MAX);
-        struct file *file = lab->m->files[id];
         for (unsigned c = 0; c < lab->channels; c++)
             lab->models[id].ends[c] = file_is_home(file, c) ? size : 0;
     }
@@ -362,6 +366,51 @@ static void step_stream(struct lab *lab)
     send_message(lab, file < 128 ? WIRE_FILE_END : WIRE_FILE_RESUME, 0, buf, wire_written(&w));
 }
 
+/* The source has removed a file, and its number begins anew. */
+static void model_remove(struct lab *lab, uint32_t id)
+{
+    struct model *model = &lab->models[id];
+    uint8_t *image = model->image;
+
+    if (migration_file(lab->m, id)) {
+        lab->modelled = false; /* it was refused, or waits */
+        return;
+    }
+    memset(image, 0, IMAGE_MAX);
+    *model = (struct model){.image = image};
+}
+
+static void step_change(struct lab *lab)
+{
+    unsigned number = input_u8(&lab->in) % 8, how = input_u8(&lab->in), replaced = how & 2 ? (how >> 2) % 8 : 0;
+    struct file *there = migration_file(lab->m, replaced);
+    uint8_t buf[16 + CHANNELS_MAX * 8 + WIRE_NAME_MAX];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+    char name[WIRE_NAME_MAX + 1];
+
+    snprintf(name, sizeof(name), how & 128 ? "../%u" : "name%u", how >> 2 & 7);
+    if (there && replaced)
+        file_name(there, name);
+    if (!(lab->flags & FLAG_LOOSE))
+        settle_all(lab);
+    else
+        lab->modelled = false;
+    wire_write_u32(&w, number);
+    unsigned skew = lab->in.left ? lab->in.p[0] : 0;
+    write_counts(lab, &w);
+    if (skew)
+        lab->modelled = false;
+    if (how & 1) {
+        wire_write_u32(&w, replaced);
+        wire_write_text(&w, name);
+    }
+    send_message(lab, how & 1 ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, number, buf, wire_written(&w));
+    if (!(how & 1) && number < FILES_MAX)
+        model_remove(lab, number);
+    else if (replaced && replaced < FILES_MAX)
+        model_remove(lab, replaced);
+}
+
 static void step_sync(struct lab *lab)
 {
     uint8_t buf[CHANNELS_MAX * 8];
@@ -376,16 +425,21 @@ static void step_complete(struct lab *lab)
 {
     uint8_t buf[CHANNELS_MAX * 8 + 4 + FILES_MAX * WIRE_MANIFEST_ENTRY_SIZE];
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
-    uint64_t id = input_u8(&lab->in), files = lab->m->file_count;
+    uint64_t id = input_u8(&lab->in), files = 0;
 
     settle_all(lab);
+    for (uint32_t i = 0; i < FILES_MAX; i++)
+        files += migration_file(lab->m, i) != NULL;
     write_counts(lab, &w);
     unsigned wrong = input_u8(&lab->in);
     if (wrong == 6 && files)
         files--;
     wire_write_u32(&w, (uint32_t)files);
-    for (uint32_t i = 0; i < files; i++) {
+    for (uint32_t i = 0; i < FILES_MAX && files; i++) {
         const struct model *model = &lab->models[i];
+        if (!migration_file(lab->m, i))
+            continue;
+        files--;
         uint64_t size = 0;
         for (unsigned c = 0; c < lab->channels; c++)
             size = model->ends[c] > size ? model->ends[c] : size;
@@ -577,7 +631,7 @@ static uint64_t applied(const struct lab *lab)
     uint64_t packets = 0;
 
     for (uint32_t i = 0; i < lab->m->file_count; i++)
-        packets += file_totals(lab->m->files[i]).packets;
+        packets += lab->m->files[i] ? file_totals(lab->m->files[i]).packets : 0;
     return packets;
 }
 
@@ -619,6 +673,9 @@ static void run_script(struct lab *lab)
             break;
         case CODE_RAW:
             step_raw(lab);
+            break;
+        case CODE_CHANGE:
+            step_change(lab);
             break;
         case CODE_CLOSE:
             /* What is sent on it now does not arrive. */

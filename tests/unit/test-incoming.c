@@ -431,13 +431,167 @@ static void message_of_4_gib(struct peer *p)
     transport_send(p->main, &iov, 1);
 }
 
-static void file_out_of_order(struct peer *p)
+static void file_of_a_number(struct peer *p, uint32_t number)
 {
     struct wire_writer w = body();
-    wire_write_u32(&w, 3);
+    wire_write_u32(&w, number);
     wire_write_u64(&w, 0);
-    wire_write_text(&w, "dev-3");
+    wire_write_text(&w, "another");
     say(p, WIRE_FILE_CREATE, 0, &w);
+}
+
+static void file_of_a_number_that_is_taken(struct peer *p)
+{
+    file_of_a_number(p, 1);
+}
+
+static void file_of_a_number_that_is_none(struct peer *p)
+{
+    file_of_a_number(p, WIRE_DEVICES_MAX + 1);
+}
+
+/* Counts as they are now, or of packets that will never come. */
+static void remove_file(struct peer *p, uint32_t number, bool later)
+{
+    struct wire_writer w = body();
+    wire_write_u32(&w, number);
+    counts(&w, p->sequence[0] + (later ? 1000 : 0), p->sequence[1]);
+    say(p, WIRE_FILE_REMOVE, 7, &w);
+}
+
+static void rename_file(struct peer *p, uint32_t number, const char *name, uint32_t replaced, bool later)
+{
+    struct wire_writer w = body();
+    wire_write_u32(&w, number);
+    counts(&w, p->sequence[0] + (later ? 1000 : 0), p->sequence[1]);
+    wire_write_u32(&w, replaced);
+    wire_write_text(&w, name);
+    say(p, WIRE_FILE_RENAME, 8, &w);
+}
+
+/* The destination says that it has made a change. */
+static void await_change(struct peer *p, enum wire_message_type type)
+{
+    struct message message;
+    cr_assert(zero(int, peer_receive(p->main, &message, body_buf)));
+    cr_assert(eq(int, (int)message.type, (int)type));
+    cr_assert(eq(u64, message.id, type == WIRE_FILE_REMOVE ? 7 : 8));
+}
+
+static void removal_of_ram(struct peer *p)
+{
+    remove_file(p, WIRE_RAM, false);
+}
+
+static void removal_of_nothing(struct peer *p)
+{
+    remove_file(p, 2, false);
+}
+
+static void removal_of_a_large_number(struct peer *p)
+{
+    remove_file(p, UINT32_MAX, false);
+}
+
+static void removal_twice(struct peer *p)
+{
+    remove_file(p, 1, true);
+    remove_file(p, 1, false);
+}
+
+static void removal_without_counts(struct peer *p)
+{
+    struct wire_writer w = body();
+    wire_write_u32(&w, 1);
+    say(p, WIRE_FILE_REMOVE, 1, &w);
+}
+
+static void packet_after_a_removal(struct peer *p)
+{
+    remove_file(p, 1, false);
+    await_change(p, WIRE_FILE_REMOVE);
+    peer_packet(p, 1, data(1, 0, 10), payload);
+}
+
+static void end_after_a_removal(struct peer *p)
+{
+    struct wire_writer w = body();
+    remove_file(p, 1, true);
+    wire_write_u32(&w, 1);
+    counts(&w, 0, 0);
+    say(p, WIRE_FILE_END, 0, &w);
+}
+
+static void digest_after_a_removal(struct peer *p)
+{
+    struct wire_writer w = body();
+    remove_file(p, 1, true);
+    wire_write_u32(&w, 1);
+    say(p, WIRE_DIGEST, 1, &w);
+}
+
+/* The number is free only when the destination has answered. */
+static void number_of_a_file_that_is_still_there(struct peer *p)
+{
+    remove_file(p, 1, true);
+    file_of_a_number(p, 1);
+}
+
+static void renaming_of_ram(struct peer *p)
+{
+    rename_file(p, WIRE_RAM, "rom", 0, false);
+}
+
+static void renaming_to_nothing(struct peer *p)
+{
+    rename_file(p, 1, "", 0, false);
+}
+
+static void renaming_out_of_the_directory(struct peer *p)
+{
+    rename_file(p, 1, "..", 0, false);
+}
+
+static void renaming_to_its_own_name(struct peer *p)
+{
+    rename_file(p, 1, "dev", 1, false);
+}
+
+static void renaming_that_replaces_nothing(struct peer *p)
+{
+    rename_file(p, 1, "new", 2, false);
+}
+
+static void renaming_to_a_name_that_is_taken(struct peer *p)
+{
+    peer_announce(p, 2, 0, "other");
+    rename_file(p, 1, "other", 0, false);
+}
+
+static void renaming_that_replaces_another(struct peer *p)
+{
+    peer_announce(p, 2, 0, "other");
+    peer_announce(p, 3, 0, "third");
+    rename_file(p, 1, "other", 3, false);
+}
+
+static void too_many_changes(struct peer *p)
+{
+    for (int i = 0; i <= WIRE_CHANGES_MAX; i++)
+        rename_file(p, 1, i % 2 ? "a" : "b", 0, true);
+}
+
+/* The manifest is about less than the change waits for. */
+static void manifest_before_a_change(struct peer *p)
+{
+    struct wire_writer w = body();
+    remove_file(p, 1, true);
+    w = body();
+    counts(&w, p->sequence[0], p->sequence[1]);
+    wire_write_u32(&w, 1);
+    for (int i = 0; i < 5; i++)
+        wire_write_u64(&w, i == 1 ? RAM_SIZE : 0);
+    say(p, WIRE_COMPLETE, 1, &w);
 }
 
 static void file_that_is_there(struct peer *p)
@@ -540,7 +694,12 @@ static void complete(struct peer *p, uint32_t n, uint32_t first, uint64_t ram_si
 
 static void manifest_out_of_order(struct peer *p)
 {
-    complete(p, 2, 1, RAM_SIZE, 0, 0, 0);
+    complete(p, 2, UINT32_MAX, RAM_SIZE, 0, 0, 0);
+}
+
+static void manifest_of_other_files(struct peer *p)
+{
+    complete(p, 2, 1, 0, 0, 0, 0);
 }
 
 static void manifest_of_more_files(struct peer *p)
@@ -610,6 +769,21 @@ static void commit_after_another_file(struct peer *p)
     peer_send(p->main, WIRE_COMMIT, 1, NULL, 0);
 }
 
+static void commit_after_a_removal(struct peer *p)
+{
+    await_prepared(p);
+    remove_file(p, 1, false);
+    await_change(p, WIRE_FILE_REMOVE);
+    peer_send(p->main, WIRE_COMMIT, 1, NULL, 0);
+}
+
+static void commit_after_a_renaming(struct peer *p)
+{
+    await_prepared(p);
+    rename_file(p, 1, "late", 0, true);
+    peer_send(p->main, WIRE_COMMIT, 1, NULL, 0);
+}
+
 static void hang_up_in_a_packet(struct peer *p)
 {
     struct wire_packet wire;
@@ -670,7 +844,26 @@ static const struct {
     CASE(answer_of_a_destination, CAUSE_PROTOCOL),
     CASE(noise_on_the_main_channel, CAUSE_PROTOCOL),
     CASE(message_of_4_gib, CAUSE_PROTOCOL),
-    CASE(file_out_of_order, CAUSE_PROTOCOL),
+    CASE(file_of_a_number_that_is_taken, CAUSE_PROTOCOL),
+    CASE(file_of_a_number_that_is_none, CAUSE_PROTOCOL),
+    CASE(removal_of_ram, CAUSE_PROTOCOL),
+    CASE(removal_of_nothing, CAUSE_PROTOCOL),
+    CASE(removal_of_a_large_number, CAUSE_PROTOCOL),
+    CASE(removal_twice, CAUSE_PROTOCOL),
+    CASE(removal_without_counts, CAUSE_PROTOCOL),
+    CASE(packet_after_a_removal, CAUSE_PROTOCOL),
+    CASE(end_after_a_removal, CAUSE_PROTOCOL),
+    CASE(digest_after_a_removal, CAUSE_PROTOCOL),
+    CASE(number_of_a_file_that_is_still_there, CAUSE_PROTOCOL),
+    CASE(renaming_of_ram, CAUSE_PROTOCOL),
+    CASE(renaming_to_nothing, CAUSE_SYNTAX),
+    CASE(renaming_out_of_the_directory, CAUSE_SYNTAX),
+    CASE(renaming_to_its_own_name, CAUSE_PROTOCOL),
+    CASE(renaming_that_replaces_nothing, CAUSE_PROTOCOL),
+    CASE(renaming_to_a_name_that_is_taken, CAUSE_PROTOCOL),
+    CASE(renaming_that_replaces_another, CAUSE_PROTOCOL),
+    CASE(too_many_changes, CAUSE_PROTOCOL),
+    CASE(manifest_before_a_change, CAUSE_PROTOCOL),
     CASE(file_that_is_there, CAUSE_PROTOCOL),
     CASE(file_that_is_too_large, CAUSE_PROTOCOL),
     CASE(file_with_bytes_left_over, CAUSE_PROTOCOL),
@@ -682,6 +875,7 @@ static const struct {
     CASE(complete_without_a_manifest, CAUSE_MISMATCH),
     CASE(manifest_of_4_billion_files, CAUSE_MISMATCH),
     CASE(manifest_out_of_order, CAUSE_PROTOCOL),
+    CASE(manifest_of_other_files, CAUSE_MISMATCH),
     CASE(manifest_of_more_files, CAUSE_MISMATCH),
     CASE(manifest_of_another_size, CAUSE_MISMATCH),
     CASE(manifest_of_more_packets, CAUSE_MISMATCH),
@@ -691,6 +885,8 @@ static const struct {
     CASE(commit_of_another_manifest, CAUSE_PROTOCOL),
     CASE(commit_after_more_data, CAUSE_PROTOCOL),
     CASE(commit_after_another_file, CAUSE_PROTOCOL),
+    CASE(commit_after_a_removal, CAUSE_PROTOCOL),
+    CASE(commit_after_a_renaming, CAUSE_PROTOCOL),
     CASE(hang_up_in_a_packet, CAUSE_RESET),
     CASE(hang_up_a_data_channel, CAUSE_RESET),
     CASE(hang_up_after_prepared, CAUSE_RESET),
@@ -819,6 +1015,76 @@ Test(incoming, by_hand)
     cr_assert(zero(int, peer_receive(peer.main, &message, body_buf)));
     cr_expect(eq(int, (int)message.type, WIRE_COMMITTED));
     cr_expect(eq(int, (int)rig_await_end(m), STATE_COMPLETED));
+    peer_close(&peer);
+    migration_put(m);
+    rig_fini(&rig);
+}
+
+/* The devices that users see, with a space behind each. */
+static char *listing(struct migration *m)
+{
+    static char text[1024];
+    struct file **files;
+    int n = migration_files(m, &files, NULL);
+
+    *text = '\0';
+    for (int i = 1; i < n; i++) {
+        char name[WIRE_NAME_MAX + 1];
+        strcat(strcat(text, file_name(files[i], name)), " ");
+    }
+    migration_put_files(files, n);
+    return text;
+}
+
+/* Changes come after the data that was sent before them, and one after another; a file that is made meanwhile waits for them. */
+Test(incoming, changes_in_order)
+{
+    char got[8];
+
+    rig_init(&rig, place(), NULL);
+    struct migration *m = open_all("vm");
+    struct file *old = file_get(migration_file(m, 1));
+    unsigned home = file_home(old, 0);
+    cr_expect(zero(int, file_open_reader(old)));
+    peer_packet(&peer, home, data(1, 0, 5), "first");
+    cr_expect(peer_sync(&peer, 1));
+    /* Three packets are announced; so long nothing changes for users, but everything for what comes next. */
+    struct wire_writer w = body();
+    wire_write_u32(&w, 1);
+    counts(&w, peer.sequence[0] + (home == 0 ? 3 : 0), peer.sequence[1] + (home == 1 ? 3 : 0));
+    say(&peer, WIRE_FILE_REMOVE, 7, &w);
+    cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, "dev"), CAUSE_NONE), "the name is free");
+    cr_expect(eq(int, (int)peer_announce(&peer, 3, 0, "dev"), CAUSE_EXISTS), "and taken again");
+    rename_file(&peer, 2, "renamed", 0, false);
+    cr_expect(eq(int, (int)peer_announce(&peer, 3, 0, "dev"), CAUSE_NONE));
+    rename_file(&peer, 3, "renamed", 2, false);
+    cr_expect(peer_sync(&peer, 2), "nothing is answered before its turn");
+    cr_expect(eq(str, listing(m), "dev "));
+    for (int i = 1; i <= 3; i++)
+        peer_packet(&peer, home, data(1, 5 * i, 5), "again");
+    await_change(&peer, WIRE_FILE_REMOVE);
+    await_change(&peer, WIRE_FILE_RENAME);
+    await_change(&peer, WIRE_FILE_RENAME);
+    cr_expect(peer_sync(&peer, 3));
+    cr_expect(eq(str, listing(m), "renamed "));
+    /* Whoever has it open reads what arrived. */
+    cr_expect(eq(long, file_read(old, 15, got, 5, true, NULL), 5));
+    cr_expect(zero(int, memcmp(got, "again", 5)));
+    cr_expect(eq(long, file_read(old, 20, got, 5, true, NULL), -ESTALE), "but it will not end");
+    cr_expect(eq(int, file_open_reader(old), -ESTALE));
+    uint64_t used = rig.destination.budget.used;
+    file_close_reader(old);
+    cr_expect(le(u64, rig.destination.budget.used, used - 20), "its memory is given back");
+    cr_expect(eq(u64, m->gone[home].packets, 4));
+    /* Its number is free now, and it begins anew. */
+    cr_expect(eq(int, (int)peer_announce(&peer, 1, 0, "dev"), CAUSE_NONE));
+    cr_expect(eq(str, listing(m), "dev renamed "));
+    peer_packet(&peer, home, data(1, 0, 5), "hello");
+    cr_expect(peer_sync(&peer, 4));
+    struct file *dev = migration_file(m, 1);
+    cr_expect(eq(long, file_read(dev, 0, got, 8, true, NULL), 5));
+    cr_expect(zero(int, memcmp(got, "hello", 5)));
+    file_put(old);
     peer_close(&peer);
     migration_put(m);
     rig_fini(&rig);

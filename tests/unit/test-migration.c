@@ -668,6 +668,144 @@ Test(migration, empty_stream_does_not_end)
     rig_fini(&rig);
 }
 
+/* The devices of a side, with a space behind each. */
+static char *listing(struct migration *m)
+{
+    static char text[2][1024];
+    static int turn;
+    struct file **files;
+    int n = migration_files(m, &files, NULL);
+
+    turn = !turn;
+    *text[turn] = '\0';
+    for (int i = 1; i < n; i++) {
+        char name[WIRE_NAME_MAX + 1];
+        strcat(strcat(text[turn], file_name(files[i], name)), " ");
+    }
+    migration_put_files(files, n);
+    return text[turn];
+}
+
+/* Snapshot after snapshot under the same names, with few numbers: by removing, and by renaming over what is there. */
+Test(migration, devices_are_removed_and_renamed)
+{
+    struct limits limits = rig_limits();
+    struct error err;
+    uint64_t used = 0;
+    char state[100];
+
+    limits.max_devices = 3;
+    rig_init(&rig, unix_place(""), &limits);
+    struct migration *m = rig_make(&rig, "vm", 3, "");
+    rig_device(m, "before");
+    CHECK_OK(outgoing_remove_device(m, "before", NULL, &err));
+    CHECK_FAILS(outgoing_remove_device(m, "before", NULL, &err), CAUSE_NOT_FOUND);
+    for (int i = 0; i < 4; i++) {
+        char name[8];
+        snprintf(name, sizeof(name), "d%d", i);
+        rig_device(m, name);
+    }
+    CHECK_OK(outgoing_remove_device(m, "d1", NULL, &err));
+    CHECK_OK(outgoing_rename_device(m, "d3", "d0", false, NULL, &err));
+    CHECK_FAILS(outgoing_rename_device(m, "d0", "d2", true, NULL, &err), CAUSE_EXISTS);
+    cr_expect(eq(str, listing(m), "d2 d0 "));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    for (int i = 0; i < 300; i++) {
+        CLEANUP_FILE struct file *new = file_get(rig_device(m, "new"));
+        size_t len = (size_t)snprintf(state, sizeof(state), "state %d", i);
+        outgoing_open_writer(m, new);
+        rig_write(m, new, state, len, 0);
+        outgoing_close_writer(m, new);
+        CHECK_OK(i % 3 ? outgoing_rename_device(m, "new", "d0", false, NULL, &err)
+                       : outgoing_remove_device(m, "new", NULL, &err));
+        /* What it is, and is not any more, can be written to. */
+        rig_write(m, new, state, 1, 0);
+        CHECK_OK(outgoing_truncate(m, new, len, NULL, &err));
+        if (i == 10) {
+            CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+            used = rig.destination.budget.used;
+        }
+    }
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(str, listing(m), listing(incoming)));
+    struct file *there = rig_find_file(incoming, "d0");
+    char got[100] = "";
+    cr_expect(gt(long, file_read(there, 0, got, sizeof(got), true, NULL), 0));
+    cr_expect(eq(str, got, "state 299"));
+    cr_expect(le(u64, rig.destination.budget.used, used + 10), "what is gone takes nothing");
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    check_completed(m, incoming);
+    cr_expect(eq(u32, migration_count_devices(m), 2));
+    cr_expect(eq(u32, migration_count_devices(incoming), 2));
+    for (unsigned c = 0; c < 3; c++) {
+        cr_expect(eq(u64, m->gone[c].packets, incoming->gone[c].packets));
+        cr_expect(eq(u64, m->gone[c].digest, incoming->gone[c].digest));
+    }
+    migration_put(m);
+    migration_put(incoming);
+    rig_fini(&rig);
+}
+
+struct rewriting {
+    struct worker worker;
+    struct migration *m;
+    struct file *file;
+    _Atomic bool over;
+    unsigned writes;
+};
+
+static void rewrite_for_ever(void *arg)
+{
+    struct rewriting *r = arg;
+
+    while (!r->over) {
+        rig_write(r->m, r->file, "some bytes", 10, (uint64_t)(r->writes++ % 40) * STRIPE / 2);
+        if (r->writes % 50 == 0) {
+            struct error err;
+            CHECK_OK(outgoing_truncate(r->m, r->file, r->writes % 100, NULL, &err));
+        }
+    }
+}
+
+/* Whoever writes to a device while it is removed notices nothing, and no packet comes after the removal. */
+Test(migration, removed_while_it_is_written)
+{
+    struct error err;
+
+    rig_init(&rig, unix_place(""), NULL);
+    struct migration *m = rig_start(&rig, "vm", 3, 0);
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    for (int round = 0; round < 20; round++) {
+        struct rewriting r[2] = {{.m = m}, {.m = m}};
+        struct file *file = file_get(rig_device(m, "dev"));
+        for (int i = 0; i < 2; i++) {
+            r[i].file = file;
+            worker_start(&r[i].worker, rewrite_for_ever, &r[i]);
+        }
+        CHECK_OK(outgoing_sync(m, file, NULL, &err));
+        if (round % 2) {
+            CHECK_OK(outgoing_remove_device(m, "dev", NULL, &err));
+        } else {
+            rig_device(m, "other");
+            CHECK_OK(outgoing_rename_device(m, "other", "dev", false, NULL, &err));
+            CHECK_OK(outgoing_remove_device(m, "dev", NULL, &err));
+        }
+        CHECK_OK(outgoing_sync(m, file, NULL, &err));
+        for (int i = 0; i < 2; i++) {
+            r[i].over = true;
+            worker_join(&r[i].worker);
+        }
+        file_put(file);
+    }
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    check_completed(m, incoming);
+    cr_expect(eq(str, listing(incoming), ""));
+    migration_put(m);
+    migration_put(incoming);
+    rig_fini(&rig);
+}
+
 Test(migration, devices_while_it_runs)
 {
     struct limits limits = rig_limits();
@@ -1488,7 +1626,7 @@ static void look_at_it(void *arg)
         if (!m)
             continue;
         atomic_fetch_add(&looker->found, 1);
-        int n = migration_files(m, &files);
+        int n = migration_files(m, &files, NULL);
         bool incoming = migration_is_incoming(m);
         unsigned channels = incoming ? incoming_channels(m) : outgoing_channels(m);
         for (int i = 0; i < n; i++) {
