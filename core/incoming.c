@@ -846,13 +846,14 @@ static void make_change(struct migration *m, const struct change *change)
     CLEANUP_FILE struct file *expected =
         change->type == CHANGE_RENAME && !gone ? migration_find_device(m, change->name) : NULL;
     pthread_mutex_lock(&m->lock);
-    CLEANUP_FILE struct file *listed = file ? migration_remove_file(m, file) : NULL;
+    struct file *listed = file ? migration_remove_file(m, file) : NULL;
     CLEANUP_FILE struct file *unfilled = expected ? migration_remove_file(m, expected) : NULL;
     if (change->type == CHANGE_CREATE)
         list(m, change->file);
     else if (change->type == CHANGE_RENAME)
         file_rename(change->file, change->name);
     pthread_mutex_unlock(&m->lock);
+    file_put(listed);
     if (unfilled)
         file_receive_remove(unfilled);
     if (file) {

@@ -24,6 +24,7 @@ struct lane {
     size_t slice;          /* no receive gives more, and no send takes more; constant */
     uint8_t said[1 << 17]; /* what was sent and is not a whole message yet */
     size_t heard;
+    bool greeted;          /* the answer to the hello has been sent */
     bool busy, full; /* busy: whether `full` changes with every send; constant */
     int fd; /* an eventfd: readable when a receive would have something to say, or while the driver waits */
     bool readable;
