@@ -11,6 +11,7 @@
  *   - no limit was passed, and everything that was charged, made or opened is gone.
  */
 #include "input.h"
+#include "cleanup.h"
 #include "host.h"
 #include "incoming.h"
 #include "lane.h"
@@ -18,6 +19,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -271,7 +273,7 @@ static void step_packet(struct lab *lab)
             lab->modelled = false;
         packet.payload_check = wire_payload_check(payload, packet.length);
     }
-    struct file *file = migration_file(lab->m, packet.file);
+    CLEANUP_FILE struct file *file = migration_get_file(lab->m, packet.file);
     packet.channel = where < 64 && file ? file_home(file, packet.offset) : where % lab->channels;
     if (where >= 192) /* a number that is not the connection's */
         packet.channel = where;
@@ -346,7 +348,7 @@ static void step_create(struct lab *lab)
     wire_write_u64(&w, size);
     wire_write_text(&w, name);
     send_message(lab, WIRE_FILE_CREATE, 0, buf, wire_written(&w));
-    struct file *file = migration_file(lab->m, id);
+    CLEANUP_FILE struct file *file = migration_get_file(lab->m, id);
     if (file) {
         MUST(id < FILES_MAX);
         for (unsigned c = 0; c < lab->channels; c++)
@@ -383,7 +385,7 @@ static void model_remove(struct lab *lab, uint32_t id)
 static void step_change(struct lab *lab)
 {
     unsigned number = input_u8(&lab->in) % 8, how = input_u8(&lab->in), replaced = how & 2 ? (how >> 2) % 8 : 0;
-    struct file *there = migration_file(lab->m, replaced);
+    CLEANUP_FILE struct file *there = migration_get_file(lab->m, replaced);
     uint8_t buf[16 + CHANNELS_MAX * 8 + WIRE_NAME_MAX];
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
     char name[WIRE_NAME_MAX + 1];
@@ -521,7 +523,7 @@ static void step_user(struct lab *lab)
     unsigned what = input_u8(&lab->in), which = input_u8(&lab->in);
     uint64_t offset = input_u24(&lab->in);
     size_t len = input_u16(&lab->in);
-    struct file *file = migration_file(lab->m, which % FILES_MAX);
+    CLEANUP_FILE struct file *file = migration_get_file(lab->m, which % FILES_MAX);
     struct error err = {0};
     uint8_t digest[DIGEST_SIZE];
     char path[64];
@@ -621,9 +623,7 @@ static void check_limits(const struct lab *lab)
             MUST(file->charged == 0);
         sum += file->charged + file->overhead;
     }
-    /* The thread may still be about to give back what it has needed itself. */
-    uint64_t used = lab->host.budget.used;
-    MUST(used >= sum && used <= sum + incoming_memory(lab->channels) && used <= limits->max_memory);
+    MUST(sum == lab->host.budget.used && sum <= limits->max_memory);
 }
 
 static uint64_t applied(const struct lab *lab)
@@ -740,12 +740,22 @@ static void set_up(struct lab *lab)
     lane_settle(main_lane(lab));
 }
 
+/* Until the threads of the migration have ended, it may be giving something back. */
+static void await_threads(struct lab *lab)
+{
+    for (bool idle = false; !idle; sched_yield()) {
+        SCOPED_LOCK(&lab->host.lock);
+        idle = atomic_load(&lab->m->refs) == 1u + lab->m->listed;
+    }
+}
+
 static void tear_down(struct lab *lab)
 {
     lane_end(main_lane(lab));
     for (unsigned c = 0; c <= lab->channels; c++)
         lane_wait_closed(&lab->lanes[c]);
     MUST(state_is_final(lab->m->state));
+    await_threads(lab);
     check_limits(lab);
     for (uint32_t i = 0; i < lab->m->file_count; i++) {
         struct file *file = lab->m->files[i];

@@ -90,6 +90,15 @@ def digest(number, file):
     return bytes([6, number, file])
 
 
+def remove(file, skew=0):
+    return bytes([12, file, 0, skew])
+
+
+def rename(file, name, replaced=0, skew=0):
+    """To "nameN", or in the place of another one."""
+    return bytes([12, file, 1 | 2 * bool(replaced) | (replaced or name) << 2, skew])
+
+
 def abort(cause, text):
     return bytes([7, cause, len(text)]) + text
 
@@ -183,6 +192,16 @@ incoming('busy', header(2, 0, CHECKSUM | BUSY), create(MIB), sync(1), sync(2), s
          create(5, b'x'), data(0, 0, 10), FINISH)
 incoming('slow', header(2, 0, CHECKSUM | BUSY, 16), create(MIB), sync(1), data(0, 0, 3000), data(0, 0, 3000), sync(2),
          FINISH)
+
+# A skew of 88 is 3 more packets of channel 0 than there are.
+incoming('removed', header(2, 0, CHECKSUM | DIGEST), create(MIB), create(0, b'a'), data(1, 0, 70000), remove(1), create(0, b'a'),
+         data(1, 0, 5000, 9), end(1), remove(1), create(9, b'b'), data(1, 0, 10), FINISH)
+incoming('renamed', header(3), create(MIB), create(0, b'a'), create(0, b'b'), data(1, 0, 5000), data(2, 0, MIB), rename(1, 5),
+         rename(2, 0, 1), create(0, b'c'), data(1, 0, 9, 3), rename(1, 6), FINISH)
+incoming('changes-that-wait', header(2), create(MIB), create(0, b'a'), remove(1, 88), create(0, b'a'), rename(2, 3, 0, 88),
+         end(2), data(0, 0, 10), data(0, 0, 10), sync(1), data(0, 0, 10), sync(2), FINISH)
+incoming('packet-after-removal', header(1), create(MIB), create(0, b'a'), remove(1), data(1, 0, 5000))
+incoming('number-that-is-taken', header(2), create(MIB), create(0, b'a'), remove(1, 88), message(1, struct.pack('<IQH', 1, 0, 1) + b'x'))
 
 # The decoders of the wire: decoder, what is to be made right, bytes.
 HELLO, REPLY, MESSAGE, PACKET, BODY, ABORT = range(6)
