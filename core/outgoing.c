@@ -38,6 +38,7 @@ struct attempt {
     uint64_t last_id; /* of a barrier, a manifest or a question */
     unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
     unsigned changes; /* removals and renamings that the destination has not made yet */
+    uint64_t last_change, last_made; /* the last one that was asked for, and the last one that it has made */
     /* If nothing else comes before @doom_at, the migration is lost for this reason. */
     struct error doom;
     int64_t doom_at;
@@ -1600,6 +1601,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     uint8_t buf[sizeof(counts)];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
     struct sync_waiter waiter = {0};
+    uint64_t change = 0;
 
     if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
@@ -1612,6 +1614,8 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     if (ret == 0) {
         out->attempt.syncs++;
         waiter.id = ++out->attempt.last_id;
+        /* That the device has the name which it has here belongs to it. */
+        change = file && file->id != WIRE_RAM ? out->attempt.last_change : 0;
         waiter.next = out->waiters;
         out->waiters = &waiter;
     }
@@ -1625,13 +1629,14 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
 
     pthread_mutex_lock(&m->lock);
     /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
-    while (!waiter.acked && state_is_running(m->state) && !interrupt_is_hit(interrupt))
+    while ((!waiter.acked || out->attempt.last_made < change) && state_is_running(m->state) &&
+           !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
     struct sync_waiter **p = &out->waiters;
     while (*p != &waiter)
         p = &(*p)->next;
     *p = waiter.next;
-    bool passed = waiter.acked || m->state == STATE_COMPLETED;
+    bool passed = (waiter.acked && out->attempt.last_made >= change) || m->state == STATE_COMPLETED;
     if (!passed && state_is_running(m->state))
         error_set(err, CAUSE_INTERRUPTED, "interrupted");
     else if (!passed)
@@ -2124,6 +2129,7 @@ static void announce_change(struct migration *m, const struct change_of_names *c
         wire_write_text(&body, change->name);
     }
     out->attempt.changes++;
+    out->attempt.last_change = id;
     session_send(&out->session, kept ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, id, buf, wire_written(&body));
 }
 
@@ -2335,6 +2341,8 @@ static int on_changed(struct migration *m, uint64_t id, struct error *err)
     pthread_mutex_lock(&m->lock);
     bool asked = m->out->attempt.changes > 0;
     m->out->attempt.changes -= asked;
+    if (id > m->out->attempt.last_made)
+        m->out->attempt.last_made = id;
     for (uint32_t i = 1; i < m->file_count && !gone; i++) {
         struct file *file = m->files[i];
         /* Its number can be used again. All its packets have been applied, so its counters are exact. */

@@ -692,6 +692,57 @@ static void compare_device(struct worker *w, struct device *d, const char *when)
     close(fd);
 }
 
+/* Removed; whoever has it open may go on, and it goes nowhere. */
+static void device_remove(struct worker *w, struct device *d, unsigned at_step)
+{
+    int orphan = d->fds[0];
+
+    now(w, "removing a device");
+    d->fds[0] = -1;
+    for (int i = 0; i < HANDLES; i++)
+        device_close(d, i);
+    if (unlink(d->path) < 0)
+        die("removing %s: %s", d->path, strerror(errno));
+    d->exists = false;
+    device_resized(d, 0, at_step);
+    d->touched = false;
+    if (orphan < 0)
+        return;
+    if (pwrite(orphan, w->buf, 1 + draw(w, 9000), (off_t)draw(w, DEVICE_MAX)) < 1 ||
+        ftruncate(orphan, (off_t)draw(w, DEVICE_MAX)) < 0 || (draw(w, 4) == 0 && fsync(orphan) < 0))
+        die("%s, which has been removed: %s", d->path, strerror(errno));
+    close(orphan);
+}
+
+/* Renamed, also in the place of another one. The caller has the locks of both. */
+static void device_rename(struct worker *w, struct device *from, struct device *to, unsigned at_step)
+{
+    now(w, "renaming a device");
+    for (int i = 0; i < HANDLES; i++)
+        device_close(to, i);
+    if (rename(from->path, to->path) < 0)
+        die("renaming %s to %s: %s", from->path, to->path, strerror(errno));
+    char *model = to->model;
+    uint32_t *steps = to->step;
+    uint64_t size = to->size;
+    to->model = from->model;
+    to->step = from->step;
+    to->size = from->size;
+    to->prefix = from->prefix;
+    to->touched = from->touched;
+    to->exists = true;
+    memcpy(to->fds, from->fds, sizeof(to->fds));
+    memcpy(to->appends, from->appends, sizeof(to->appends));
+    from->model = model;
+    from->step = steps;
+    from->size = size;
+    from->exists = from->touched = false;
+    for (int i = 0; i < HANDLES; i++)
+        from->fds[i] = -1;
+    device_resized(from, 0, at_step);
+    from->touched = false;
+}
+
 static void device_verify(struct worker *w, struct device *d)
 {
     uint64_t kind = draw(w, 3);
@@ -743,6 +794,15 @@ static void device_operate(struct worker *w, unsigned at_step)
         device_fallocate(w, d, handle, at_step);
     } else if (kind < 92) {
         device_verify(w, d);
+    } else if (kind < 95) {
+        device_remove(w, d, at_step);
+    } else if (kind < 98) {
+        struct device *to = &devices[draw(w, config.devices)];
+        /* Only one that nobody operates on now. */
+        if (to != d && pthread_mutex_trylock(&to->lock) == 0) {
+            device_rename(w, d, to, at_step);
+            pthread_mutex_unlock(&to->lock);
+        }
     }
     pthread_mutex_unlock(&d->lock);
 }

@@ -176,6 +176,24 @@ both_list follow
 identical two follow
 finish_vm cmp two $dst/follow
 
+say "a sync of a device covers its name"
+# What the old one has is on its way on a slow channel.
+outgoing vm 2 "faulty:delay=500+only=1:$uri"
+tell src/vm start
+limited cp three $src/new
+limited cp one $src/state
+expect ok rename $src/new $src/state
+tell src/vm "sync device-state/state"
+cmp three $dst/state
+limited cp two $src/new
+limited dd if=one of=$src/state bs=1M seek=1 count=1 conv=notrunc status=none
+exec {stream}>>$src/new
+expect ok rename $src/new $src/state
+limited dd if=/dev/null conv=fsync status=none >&"$stream"
+limited head -c 2500001 $dst/state | cmp two -
+exec {stream}>&-
+finish_vm cmp two $dst/state
+
 say "numbers and memory are given back"
 unmount dst
 dst_options=(-o listen=unix:"$dir"/socket,max-devices=3,max-memory=16M)
