@@ -445,7 +445,7 @@ static void expect_abort(struct session *s)
     do {
         message = get_message(s, body);
     } while (message.type == WIRE_SYNC_ACK || message.type == WIRE_FILE_REPLY || message.type == WIRE_DIGEST_REPLY ||
-             message.type == WIRE_VERIFY_REPLY);
+             message.type == WIRE_VERIFY_REPLY || message.type == WIRE_FILE_REMOVE || message.type == WIRE_FILE_RENAME);
     if (message.type != WIRE_ABORT || message.length < 6)
         fail("it says something else than that it gives up");
     memcpy(&length, body + 4, 2);
@@ -689,6 +689,70 @@ static void files(void)
     leave(&s);
 }
 
+/* A migration with the devices 1 and 2, whose changes wait for a packet that does not come. */
+static struct session begin_with_devices(const char *what)
+{
+    struct session s = begin_with_ram(what, 1, 0);
+
+    if (announce(&s, 1, 0, "a", 1) != CAUSE_NONE || announce(&s, 2, 0, "b", 1) != CAUSE_NONE)
+        fail("the devices are refused");
+    return s;
+}
+
+static void put_removal(struct session *s, uint32_t file, uint64_t count)
+{
+    struct body *body = BODY(add_u32(b, file); add_u64(b, count));
+
+    put_message(s, WIRE_FILE_REMOVE, 1, body->data, body->length);
+}
+
+static void put_renaming(struct session *s, uint32_t file, uint32_t replaced, const char *name)
+{
+    struct body *body = BODY(add_u32(b, file); add_u64(b, 1); add_u32(b, replaced); add_u16(b, (uint16_t)strlen(name));
+                             add(b, name, strlen(name)));
+
+    put_message(s, WIRE_FILE_RENAME, 1, body->data, body->length);
+}
+
+#define CHANGES(what, ...)                                                                                  \
+    do {                                                                                                    \
+        struct session s = begin_with_devices(what);                                                        \
+        __VA_ARGS__;                                                                                        \
+        expect_abort(&s);                                                                                   \
+    } while (0)
+
+static void changes(void)
+{
+    CHANGES("a removal of the image", put_removal(&s, 0, 0));
+    CHANGES("a removal of file 4294967295", put_removal(&s, UINT32_MAX, 0));
+    CHANGES("a removal twice", put_removal(&s, 1, 1); put_removal(&s, 1, 0));
+    CHANGES("a removal of what has been removed", put_removal(&s, 1, 0); put_removal(&s, 1, 0));
+    CHANGES("a new name for the image", put_renaming(&s, 0, 0, "c"));
+    CHANGES("a new name for what is removed", put_removal(&s, 1, 1); put_renaming(&s, 1, 0, "c"));
+    CHANGES("a name that is taken", put_renaming(&s, 1, 0, "b"));
+    CHANGES("the name of another one than it replaces", put_renaming(&s, 1, 2, "c"));
+    CHANGES("a device that replaces itself", put_renaming(&s, 1, 1, "a"));
+    CHANGES("a device that replaces file 4294967295", put_renaming(&s, 1, UINT32_MAX, "c"));
+    CHANGES("a new name ../c", put_renaming(&s, 1, 0, "../c"));
+    CHANGES("a new name with an escape", put_renaming(&s, 1, 0, "\033c"));
+    CHANGES("1000 changes", for (int i = 0; i < 1000; i++) put_renaming(&s, 1, 0, i % 2 ? "c" : "d"));
+    CHANGES("the number of what is still there", put_removal(&s, 1, 1);
+            struct body *body = BODY(add_u32(b, 1); add_u64(b, 0); add_u16(b, 1); add(b, "c", 1));
+            put_message(&s, WIRE_FILE_CREATE, 0, body->data, body->length));
+
+    /* As often as it likes, when it is answered in between. */
+    struct session s = begin_with_devices("1000 removals");
+    for (int i = 0; i < 1000; i++) {
+        put_removal(&s, 1, 0);
+        static char answer[BODY_MAX];
+        if (get_message(&s, answer).type != WIRE_FILE_REMOVE)
+            fail("it is not removed");
+        if (announce(&s, 1, 4096, "a", 1) != CAUSE_NONE)
+            fail("its number is not free");
+    }
+    leave(&s);
+}
+
 static void many_barriers(void)
 {
     struct session s = begin_with_ram("5000 barriers", 1, 0);
@@ -777,8 +841,12 @@ static void messages(void)
         snprintf(what, sizeof(what), "message type %u with a large body", type);
         message_with(what, type, 1, BODY(memset(b->data, 0xff, WIRE_BODY_MAX); b->length = WIRE_BODY_MAX));
     }
-    message_with("a file out of order", WIRE_FILE_CREATE, 0,
-                 BODY(add_u32(b, 5); add_u64(b, 0); add_u16(b, 1); add(b, "x", 1)));
+    message_with("a file whose number is taken", WIRE_FILE_CREATE, 0,
+                 BODY(add_u32(b, 0); add_u64(b, 0); add_u16(b, 1); add(b, "x", 1)));
+    message_with("file 4097", WIRE_FILE_CREATE, 0,
+                 BODY(add_u32(b, 4097); add_u64(b, 0); add_u16(b, 1); add(b, "x", 1)));
+    message_with("file 4294967295", WIRE_FILE_CREATE, 0,
+                 BODY(add_u32(b, UINT32_MAX); add_u64(b, 0); add_u16(b, 1); add(b, "x", 1)));
     message_with("a file of 2^63 bytes", WIRE_FILE_CREATE, 0,
                  BODY(add_u32(b, 1); add_u64(b, 1ull << 63); add_u16(b, 1); add(b, "x", 1)));
     message_with("a file whose name is longer than the message", WIRE_FILE_CREATE, 0,
@@ -809,6 +877,7 @@ static void messages(void)
     message_with("a commit of nothing", WIRE_COMMIT, 1, BODY());
     message_with("a commit of id 0", WIRE_COMMIT, 0, BODY());
     files();
+    changes();
     many_barriers();
     manifest_of_nothing();
     abort_with_escapes();
