@@ -4,7 +4,8 @@
 # end: source and destination agree on what became of it. See `disturbed`.
 . "$(dirname "$0")/functions.sh"
 
-pair -o timeout=5
+# More than fail here, so that none makes way before it was looked at.
+pair -o timeout=5,max-migrations=1024,max-peer-migrations=1024
 make_disturbed
 remember_resources
 

@@ -93,7 +93,7 @@ static void fuzz_setting(const struct setting *setting, const char *text, size_t
     struct error err = {0};
 
     setting_read(m, setting, before, sizeof(before));
-    int ret = setting_write(m, setting, text, len, &err);
+    int ret = setting_write(m, setting, text, len, NULL, &err);
     check_error(ret, &err);
     setting_read(m, setting, after, sizeof(after));
     check_settings(&m->settings);
@@ -101,7 +101,7 @@ static void fuzz_setting(const struct setting *setting, const char *text, size_t
         MUST(!strcmp(before, after));
         return;
     }
-    MUST(setting_write(m, setting, after, strlen(after), &err) == 0);
+    MUST(setting_write(m, setting, after, strlen(after), NULL, &err) == 0);
     setting_read(m, setting, again, sizeof(again));
     MUST(!strcmp(after, again));
 }
