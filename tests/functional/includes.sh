@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# The layers: fs includes core and transport, core includes transport, transport includes neither. FUSE's headers are
-# for fs/ alone, verbs for transport/rdma*. And the checker does find an include that goes the wrong way.
+# The layers: fs includes core and transport, core includes transport, transport includes neither. What only the source
+# has and what only the destination has do not include each other. FUSE's headers are for fs/ alone, verbs for
+# transport/rdma*. And the checker does find an include that goes the wrong way.
 . "$(dirname "$0")/functions.sh"
 
 # check ROOT: prints the includes that go the wrong way
@@ -15,12 +16,13 @@ check() {
 					if (part[n] in home)
 						print part[n] " is in " home[part[n]] "/ and in " part[1] "/"
 					home[part[n]] = part[1]
+					side[part[n]] = n > 2 ? part[2] : ""
 				}
 			}
 		}
 		!/^[ \t]*#[ \t]*include/ { next }
 		{
-			split(FILENAME, place, "/")
+			mine = split(FILENAME, place, "/") > 2 ? place[2] : ""
 			name = $0
 			sub(/^[ \t]*#[ \t]*include[ \t]*/, "", name)
 			quoted = name ~ /^"/
@@ -33,9 +35,11 @@ check() {
 			n = split(name, part, "/")
 			if (part[n] in home && level[home[part[n]]] > level[place[1]])
 				print FILENAME ": " name ": " place[1] "/ does not include " home[part[n]] "/"
+			if (mine && side[part[n]] && side[part[n]] != mine)
+				print FILENAME ": " name ": " mine "/ does not include " side[part[n]] "/"
 			if (quoted && !(part[n] in home))
 				print FILENAME ": " name ": no such header"
-		}' fs/*.[ch] core/*.[ch] transport/*.[ch])
+		}' fs/*.[ch] core/*.[ch] core/*/*.[ch] transport/*.[ch])
 }
 
 # finds FILE LINE: a copy of the tree with that line in that file is found wrong
@@ -51,8 +55,10 @@ wrong=$(check "$root")
 [ -z "$wrong" ] || fail "includes that go the wrong way:
 $wrong"
 
-finds core/gate.c '#include "node.h"'
-finds core/gate.h '  #  include	"../fs/node.h"'
+finds core/source/gate.c '#include "node.h"'
+finds core/source/gate.c '#include "incoming.h"'
+finds core/destination/incoming.h '#include "channel.h"'
+finds core/source/gate.h '  #  include	"../fs/node.h"'
 finds transport/uri.c '#include "wire.h"'
 finds transport/uri.h '#include <gate.h> /* quietly */'
 finds transport/tcp.c '#include "handle.h"'
@@ -60,9 +66,9 @@ finds core/host.c '#include <fuse_lowlevel.h>'
 finds core/host.c '#include <fuse3/fuse.h>'
 finds transport/socket.c '#include <linux/fuse.h>'
 finds transport/tcp.c '#include <infiniband/verbs.h>'
-finds core/channel.c '#include <rdma/rdma_cma.h>'
+finds core/source/channel.c '#include <rdma/rdma_cma.h>'
 finds fs/main.c '#include "missing.h"'
 finds fs/main.c '#include <infiniband/verbs.h>'
 mkdir -p copy
-cp "$root/core/gate.h" copy/transport/gate.h
+cp "$root/core/source/gate.h" copy/transport/gate.h
 check copy | grep -q '^gate.h is in' || fail "two headers of one name are not found"
