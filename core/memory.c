@@ -150,11 +150,48 @@ void memory_unmap(struct memory *mem)
     mem->window = NULL;
 }
 
+/* Somebody can have removed the backing file, and even have put another one there. */
+static bool has_its_name(const struct memory *mem)
+{
+    struct stat own, named;
+
+    return fstat(mem->fd, &own) == 0 && lstat(mem->path, &named) == 0 && own.st_dev == named.st_dev &&
+           own.st_ino == named.st_ino;
+}
+
 void memory_unlink(struct memory *mem)
 {
-    if (mem->path && !mem->unlinked)
+    SCOPED_LOCK(&mem->mode_lock);
+    if (mem->path && !mem->unlinked && has_its_name(mem))
         unlink(mem->path);
     mem->unlinked = true;
+}
+
+void memory_stored(struct memory *mem, uint64_t end)
+{
+    uint64_t length = atomic_load_explicit(&mem->length, memory_order_relaxed);
+
+    while (length < end && !atomic_compare_exchange_weak_explicit(&mem->length, &length, end, memory_order_relaxed,
+                                                                  memory_order_relaxed))
+        ;
+}
+
+int memory_check(struct memory *mem, struct error *err)
+{
+    uint64_t length = atomic_load_explicit(&mem->length, memory_order_relaxed);
+    const char *path = mem->path ? mem->path : "";
+    struct stat st;
+
+    if (fstat(mem->fd, &st) < 0)
+        return error_set_errno(err, errno, "cannot look at the memory");
+    if ((uint64_t)st.st_size < length)
+        return error_set(err, CAUSE_IO, "%s%.120s%s was truncated by somebody: it has %llu bytes, and had %llu",
+                         mem->path ? "the backing file '" : "the memory", path, mem->path ? "'" : "",
+                         (unsigned long long)st.st_size, (unsigned long long)length);
+    SCOPED_LOCK(&mem->mode_lock);
+    if (mem->path && !mem->unlinked && !has_its_name(mem))
+        return error_set(err, CAUSE_IO, "the backing file '%.160s' was removed or replaced by somebody", path);
+    return 0;
 }
 
 /* hugetlbfs: makes sure that [0, end) is mapped. */
@@ -166,7 +203,9 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
     pthread_rwlock_wrlock(&mem->map_lock);
     if (size > mem->mapped) {
         struct stat st;
-        if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
+        if (memory_check(mem, err) < 0) {
+            ret = -EIO;
+        } else if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
             ret = error_set_errno(err, errno, "cannot grow the backing file");
         } else {
             void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, mem->fd, 0);
@@ -178,6 +217,7 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
                     munmap(mem->map, mem->mapped);
                 mem->map = map;
                 mem->mapped = size;
+                memory_stored(mem, size);
             }
         }
     }
@@ -243,7 +283,9 @@ static int write_mapped(struct memory *mem, uint64_t offset, const void *buf, si
         }
         pthread_rwlock_unlock(&mem->map_lock);
         if (ret < 0)
-            return error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages");
+            return memory_check(mem, err) < 0
+                       ? -EIO
+                       : error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages");
         if (fits)
             return 0;
         if (grow_map(mem, offset + len, err) < 0)
@@ -266,21 +308,22 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
         p += n;
         offset += (uint64_t)n;
         len -= (size_t)n;
+        memory_stored(mem, offset);
     }
     return 0;
 }
 
-/* Whether the file has all of [.., end). Only memory_resize() makes it shorter. */
+/* Whether the file has all of [.., end), where the caller will store. Of us, only memory_resize() makes it shorter. */
 static bool reaches(struct memory *mem, uint64_t end)
 {
     struct stat st;
 
     if (end <= atomic_load_explicit(&mem->length, memory_order_relaxed))
         return true;
-    if (fstat(mem->fd, &st) < 0)
+    if (fstat(mem->fd, &st) < 0 || end > (uint64_t)st.st_size)
         return false;
-    atomic_store_explicit(&mem->length, (uint64_t)st.st_size, memory_order_relaxed);
-    return end <= (uint64_t)st.st_size;
+    memory_stored(mem, end);
+    return true;
 }
 
 void *memory_window(struct memory *mem, uint64_t offset, size_t len)
