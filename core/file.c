@@ -622,6 +622,16 @@ int file_receive_check(struct file *file, struct error *err)
     return -EIO;
 }
 
+int file_receive_finish(struct file *file, struct error *err)
+{
+    if (!file->has_memory)
+        return 0;
+    /* Truncation leaves the memory longer than the file, and a VMM maps the memory. */
+    if (memory_resize(&file->memory, file_received_size(file), err) < 0)
+        return -EIO;
+    return memory_finish(&file->memory, err);
+}
+
 void file_receive_keep(struct file *file)
 {
     SCOPED_LOCK(&file->lock);

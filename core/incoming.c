@@ -1378,13 +1378,13 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->catalog.count ||
         !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
-    /* It may have been a while since it was prepared, and what is made longer here must not have got shorter. */
+    /* It may have been a while since it was prepared, and what has got shorter must not be made longer again. */
     if (check_storage(in, err) < 0)
         return -EIO;
-    /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
+    /* Before anybody sees that it has completed: after that no other daemon takes the image for a leftover. */
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         struct file *file = catalog_file(&in->catalog, i);
-        if (file && file->has_memory && memory_resize(&file->memory, file_received_size(file), err) < 0)
+        if (file && file_receive_finish(file, err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->host->lock);

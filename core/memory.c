@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A destination's memory; see memory.h. */
 #include "memory.h"
+#include "backing.h"
 #include "cleanup.h"
 
 #include <errno.h>
@@ -85,12 +86,9 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
             path = NULL;
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         }
-        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (fd < 0 && errno == EEXIST)
-            return error_set(err, CAUSE_EXISTS, "the backing file '%.160s' exists already: it may be in use, remove it if not",
-                             path);
+        fd = backing_make(path, err);
         if (fd < 0)
-            return error_set_errno(err, errno, "cannot make the backing file '%.160s'", path);
+            return -EIO;
     } else {
         fd = place && place->transparent ? make_private_file() : -1;
         if (fd < 0)
@@ -143,6 +141,12 @@ int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct err
     return error_set_errno(err, errno, "cannot set the mode of the backing file '%.160s'", mem->path);
 }
 
+int memory_finish(struct memory *mem, struct error *err)
+{
+    SCOPED_LOCK(&mem->mode_lock);
+    return mem->path && !mem->unlinked ? backing_finish(mem->fd, mem->path, err) : 0;
+}
+
 void memory_unmap(struct memory *mem)
 {
     if (mem->window)
@@ -150,19 +154,10 @@ void memory_unmap(struct memory *mem)
     mem->window = NULL;
 }
 
-/* Somebody can have removed the backing file, and even have put another one there. */
-static bool has_its_name(const struct memory *mem)
-{
-    struct stat own, named;
-
-    return fstat(mem->fd, &own) == 0 && lstat(mem->path, &named) == 0 && own.st_dev == named.st_dev &&
-           own.st_ino == named.st_ino;
-}
-
 void memory_unlink(struct memory *mem)
 {
     SCOPED_LOCK(&mem->mode_lock);
-    if (mem->path && !mem->unlinked && has_its_name(mem))
+    if (mem->path && !mem->unlinked && backing_has_name(mem->fd, mem->path))
         unlink(mem->path);
     mem->unlinked = true;
 }
@@ -189,7 +184,7 @@ int memory_check(struct memory *mem, struct error *err)
                          mem->path ? "the backing file '" : "the memory", path, mem->path ? "'" : "",
                          (unsigned long long)st.st_size, (unsigned long long)length);
     SCOPED_LOCK(&mem->mode_lock);
-    if (mem->path && !mem->unlinked && !has_its_name(mem))
+    if (mem->path && !mem->unlinked && !backing_has_name(mem->fd, mem->path))
         return error_set(err, CAUSE_IO, "the backing file '%.160s' was removed or replaced by somebody", path);
     return 0;
 }

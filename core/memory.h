@@ -57,7 +57,7 @@ struct memory_place {
 /**
  * memory_init - make an empty memory
  * @place: NULL: a memfd of ordinary pages
- * @name: of the file in a directory; a file of that name must not exist
+ * @name: of the file in a directory; no file of that name may exist, but for a leftover: backing_make()
  * @window: how much of it gets a window, which takes address space; not on hugetlbfs
  */
 int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t window,
@@ -71,6 +71,9 @@ void memory_fini(struct memory *mem, bool keep);
  * @mode: permissions; the set-user-ID, set-group-ID and sticky bits stay as they are
  */
 int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct error *err);
+
+/** memory_finish - all is there: a backing file is the user's from now on, whatever becomes of the daemon */
+int memory_finish(struct memory *mem, struct error *err);
 
 /** memory_unmap - give the window up; nobody uses it any more */
 void memory_unmap(struct memory *mem);

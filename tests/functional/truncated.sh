@@ -62,7 +62,7 @@ for store in directory tmpfs hugetlbfs; do
 	case $store in
 	tmpfs)
 		mount -t tmpfs -o size=64m none $store || continue
-		at_exit "umount -l $dir/$store"
+		at_exit "umount -l $dir/$store 2>/dev/null"
 		;;
 	hugetlbfs)
 		grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || continue
@@ -71,7 +71,7 @@ for store in directory tmpfs hugetlbfs; do
 		{ echo $((had + 16)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || continue
 		[ "$(awk '$1 == "HugePages_Free:" { print $2 }' /proc/meminfo)" -ge 16 ] || continue
 		mount -t hugetlbfs none $store || continue
-		at_exit "umount -l $dir/$store"
+		at_exit "umount -l $dir/$store 2>/dev/null"
 		;;
 	esac
 	say "in $store"

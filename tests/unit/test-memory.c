@@ -152,15 +152,17 @@ Test(memory, backing_file)
     snprintf(path, sizeof(path), "%s/vm-1", scratch);
     cr_expect(eq(str, mem.path, path));
     cr_assert(zero(int, stat(path, &st)));
-    cr_expect(eq(uint, st.st_mode & 07777, 0600), "guest memory is nobody else's to read");
-    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
+    cr_expect(eq(uint, st.st_mode & 07777, 01600), "guest memory is nobody else's to read");
+    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_STATE);
     cr_expect(not(zero(ptr, strstr(err.message, path))), "it says which: %s", err.message);
     memory_fini(&mem, false);
     cr_expect(lt(int, stat(path, &st), 0), "removed with it");
 
     CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_finish(&mem, &err));
     memory_fini(&mem, true);
-    cr_expect(zero(int, stat(path, &st)), "unless it is to be kept");
+    cr_assert(zero(int, stat(path, &st)), "unless it is to be kept");
+    cr_expect(eq(uint, st.st_mode & 07777, 0600));
     CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
 }
 
