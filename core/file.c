@@ -611,6 +611,27 @@ void file_receive_over(struct file *file, bool broken)
     wake_readers(file);
 }
 
+int file_receive_check(struct file *file, struct error *err)
+{
+    char name[WIRE_NAME_MAX + 1];
+
+    if (!atomic_load_explicit(&file->has_memory, memory_order_acquire) || memory_check(&file->memory, err) == 0)
+        return 0;
+    if (err && !file->memory.path)
+        error_prefix(err, "'%.64s'", file_name(file, name));
+    return -EIO;
+}
+
+int file_receive_finish(struct file *file, struct error *err)
+{
+    if (!file->has_memory)
+        return 0;
+    /* Truncation leaves the memory longer than the file, and a VMM maps the memory. */
+    if (memory_resize(&file->memory, file_received_size(file), err) < 0)
+        return -EIO;
+    return memory_finish(&file->memory, err);
+}
+
 void file_receive_keep(struct file *file)
 {
     SCOPED_LOCK(&file->lock);

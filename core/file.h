@@ -294,6 +294,12 @@ void file_receive_resume(struct file *file);
 /** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
 void file_receive_over(struct file *file, bool broken);
 
+/** file_receive_check - memory_check(), if there is any; nobody stores anything meanwhile */
+int file_receive_check(struct file *file, struct error *err);
+
+/** file_receive_finish - everything has arrived: give the memory its size, and finish it */
+int file_receive_finish(struct file *file, struct error *err);
+
 /** file_receive_keep - the migration has completed: a backing file stays where it is */
 void file_receive_keep(struct file *file);
 

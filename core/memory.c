@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A destination's memory; see memory.h. */
 #include "memory.h"
+#include "backing.h"
 #include "cleanup.h"
 
 #include <errno.h>
@@ -85,12 +86,9 @@ int memory_init(struct memory *mem, const struct memory_place *place, const char
             path = NULL;
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         }
-        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (fd < 0 && errno == EEXIST)
-            return error_set(err, CAUSE_EXISTS, "the backing file '%.160s' exists already: it may be in use, remove it if not",
-                             path);
+        fd = backing_make(path, err);
         if (fd < 0)
-            return error_set_errno(err, errno, "cannot make the backing file '%.160s'", path);
+            return -EIO;
     } else {
         fd = place && place->transparent ? make_private_file() : -1;
         if (fd < 0)
@@ -143,6 +141,12 @@ int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct err
     return error_set_errno(err, errno, "cannot set the mode of the backing file '%.160s'", mem->path);
 }
 
+int memory_finish(struct memory *mem, struct error *err)
+{
+    SCOPED_LOCK(&mem->mode_lock);
+    return mem->path && !mem->unlinked ? backing_finish(mem->fd, mem->path, err) : 0;
+}
+
 void memory_unmap(struct memory *mem)
 {
     if (mem->window)
@@ -152,9 +156,37 @@ void memory_unmap(struct memory *mem)
 
 void memory_unlink(struct memory *mem)
 {
-    if (mem->path && !mem->unlinked)
+    SCOPED_LOCK(&mem->mode_lock);
+    if (mem->path && !mem->unlinked && backing_has_name(mem->fd, mem->path))
         unlink(mem->path);
     mem->unlinked = true;
+}
+
+void memory_stored(struct memory *mem, uint64_t end)
+{
+    uint64_t length = atomic_load_explicit(&mem->length, memory_order_relaxed);
+
+    while (length < end && !atomic_compare_exchange_weak_explicit(&mem->length, &length, end, memory_order_relaxed,
+                                                                  memory_order_relaxed))
+        ;
+}
+
+int memory_check(struct memory *mem, struct error *err)
+{
+    uint64_t length = atomic_load_explicit(&mem->length, memory_order_relaxed);
+    const char *path = mem->path ? mem->path : "";
+    struct stat st;
+
+    if (fstat(mem->fd, &st) < 0)
+        return error_set_errno(err, errno, "cannot look at the memory");
+    if ((uint64_t)st.st_size < length)
+        return error_set(err, CAUSE_IO, "%s%.120s%s was truncated by somebody: it has %llu bytes, and had %llu",
+                         mem->path ? "the backing file '" : "the memory", path, mem->path ? "'" : "",
+                         (unsigned long long)st.st_size, (unsigned long long)length);
+    SCOPED_LOCK(&mem->mode_lock);
+    if (mem->path && !mem->unlinked && !backing_has_name(mem->fd, mem->path))
+        return error_set(err, CAUSE_IO, "the backing file '%.160s' was removed or replaced by somebody", path);
+    return 0;
 }
 
 /* hugetlbfs: makes sure that [0, end) is mapped. */
@@ -166,7 +198,9 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
     pthread_rwlock_wrlock(&mem->map_lock);
     if (size > mem->mapped) {
         struct stat st;
-        if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
+        if (memory_check(mem, err) < 0) {
+            ret = -EIO;
+        } else if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
             ret = error_set_errno(err, errno, "cannot grow the backing file");
         } else {
             void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, mem->fd, 0);
@@ -178,6 +212,7 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
                     munmap(mem->map, mem->mapped);
                 mem->map = map;
                 mem->mapped = size;
+                memory_stored(mem, size);
             }
         }
     }
@@ -243,7 +278,9 @@ static int write_mapped(struct memory *mem, uint64_t offset, const void *buf, si
         }
         pthread_rwlock_unlock(&mem->map_lock);
         if (ret < 0)
-            return error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages");
+            return memory_check(mem, err) < 0
+                       ? -EIO
+                       : error_set(err, CAUSE_NO_SPACE, "there are not enough free huge pages");
         if (fits)
             return 0;
         if (grow_map(mem, offset + len, err) < 0)
@@ -266,21 +303,22 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
         p += n;
         offset += (uint64_t)n;
         len -= (size_t)n;
+        memory_stored(mem, offset);
     }
     return 0;
 }
 
-/* Whether the file has all of [.., end). Only memory_resize() makes it shorter. */
+/* Whether the file has all of [.., end), where the caller will store. Of us, only memory_resize() makes it shorter. */
 static bool reaches(struct memory *mem, uint64_t end)
 {
     struct stat st;
 
     if (end <= atomic_load_explicit(&mem->length, memory_order_relaxed))
         return true;
-    if (fstat(mem->fd, &st) < 0)
+    if (fstat(mem->fd, &st) < 0 || end > (uint64_t)st.st_size)
         return false;
-    atomic_store_explicit(&mem->length, (uint64_t)st.st_size, memory_order_relaxed);
-    return end <= (uint64_t)st.st_size;
+    memory_stored(mem, end);
+    return true;
 }
 
 void *memory_window(struct memory *mem, uint64_t offset, size_t len)

@@ -11,6 +11,11 @@
  * has truncated away as EFAULT; reading and writing it from here goes through
  * memory_guard().
  *
+ * Others can reach the file, too: by the name of a backing file, or in /proc/PID/fd.
+ * memory_check() finds that it has become shorter than it was made here, or
+ * that its name has gone to another file. A hole that somebody has punched
+ * looks like one that was made here, and is not found.
+ *
  * hugetlbfs knows no write(2); there a mapping is used for everything, whose
  * pages the kernel reserves when it is made.
  */
@@ -28,13 +33,14 @@
 struct memory {
     int fd;
     char *path;       /* of the backing file; NULL for a memfd */
-    bool unlinked;    /* the backing file has been removed already */
     pthread_mutex_t mode_lock; /* a leaf; held while the mode of the backing file is read and changed */
+    bool unlinked;    /* the backing file has been removed already; guarded by mode_lock */
     uint64_t block;   /* hugetlbfs: the size of a huge page; otherwise 0 */
     bool tmpfs;       /* or a memfd: a page that is mapped for reading can be written, too */
     char *window;     /* not hugetlbfs: the mapping; NULL where address space is short */
     uint64_t window_size;
-    _Atomic uint64_t length; /* the file is at least as long; what a mapping stores past its end is lost */
+    /* What it has been made so long here; what a mapping stores past the end is lost. Relaxed: it is exact when nobody stores. */
+    _Atomic uint64_t length;
     /* hugetlbfs only: */
     pthread_rwlock_t map_lock; /* held for writing while the mapping grows */
     char *map;                 /* guarded by map_lock */
@@ -51,7 +57,7 @@ struct memory_place {
 /**
  * memory_init - make an empty memory
  * @place: NULL: a memfd of ordinary pages
- * @name: of the file in a directory; a file of that name must not exist
+ * @name: of the file in a directory; no file of that name may exist, but for a leftover: backing_make()
  * @window: how much of it gets a window, which takes address space; not on hugetlbfs
  */
 int memory_init(struct memory *mem, const struct memory_place *place, const char *name, uint64_t window,
@@ -66,14 +72,27 @@ void memory_fini(struct memory *mem, bool keep);
  */
 int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct error *err);
 
+/** memory_finish - all is there: a backing file is the user's from now on, whatever becomes of the daemon */
+int memory_finish(struct memory *mem, struct error *err);
+
 /** memory_unmap - give the window up; nobody uses it any more */
 void memory_unmap(struct memory *mem);
 
-/** memory_unlink - remove the backing file now; who has it open or mapped keeps it */
+/** memory_unlink - remove the backing file now, if it still has its name; who has it open or mapped keeps it */
 void memory_unlink(struct memory *mem);
 
 /** memory_write - store bytes, growing as needed; any number of threads at once */
 int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err);
+
+/** memory_stored - somebody else has stored bytes before @end in the descriptor */
+void memory_stored(struct memory *mem, uint64_t end);
+
+/**
+ * memory_check - whether all that was stored can still be there
+ *
+ * Fails with CAUSE_IO when somebody has truncated the file, or the name of a backing file is no longer its.
+ */
+int memory_check(struct memory *mem, struct error *err);
 
 /**
  * memory_window - where [offset, offset + len) is mapped, for recv(2)

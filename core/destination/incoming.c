@@ -352,9 +352,14 @@ static int store_nowhere(struct sink *sink, uint32_t at, const uint8_t *part, si
     return 0;
 }
 
-static int went_away(struct error *err)
+static int went_away(struct file *file, struct error *err)
 {
-    return error_set(err, CAUSE_IO, "the memory of the image went away: was the backing file truncated?");
+    char name[WIRE_NAME_MAX + 1];
+
+    if (file_receive_check(file, err) < 0)
+        return -EIO;
+    return error_set(err, CAUSE_IO, "the memory of '%.64s' went away for a moment: was it truncated?",
+                     file_name(file, name));
 }
 
 /* A checksum over memory that can go away. */
@@ -372,12 +377,13 @@ static void check_window(void *arg)
 }
 
 /* Receives the next part of a payload into its place. The count, or negative with @err. */
-static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, bool checksum, struct error *err)
+static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *to, size_t len, bool checksum,
+                                struct error *err)
 {
     ssize_t n = transport_recv(r->transport, to, len, 0);
 
     if (n == -EFAULT)
-        return went_away(err);
+        return went_away(file, err);
     if (n < 0)
         return error_set_errno(err, (int)n, "the connection is lost");
     if (n == 0)
@@ -385,7 +391,7 @@ static ssize_t receive_in_place(struct receiver *r, uint8_t *to, size_t len, boo
     note_received(r, (size_t)n);
     struct window_check check = {r->checker, to, (size_t)n};
     if (checksum && memory_guard(check_window, &check) < 0)
-        return went_away(err);
+        return went_away(file, err);
     return n;
 }
 
@@ -403,6 +409,7 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
     if (n == 0)
         return ended_early(err);
     note_received(r, (size_t)n);
+    memory_stored(&sink->file->memory, sink->offset + at + (uint64_t)n);
     return n;
 }
 
@@ -420,7 +427,8 @@ static int take_payload(struct receiver *r, struct file *file, const struct pack
         size_t left = packet->length - done, n;
         if (r->start == r->end && sink->window) {
             /* In parts that are still in the processor's cache when they are checked. */
-            ssize_t got = receive_in_place(r, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE, checksum, err);
+            ssize_t got = receive_in_place(r, file, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE,
+                                           checksum, err);
             if (got < 0)
                 return -EIO;
             done += (uint32_t)got;
@@ -508,7 +516,7 @@ static int unpack(struct receiver *r, struct file *file, const struct packet *pa
     if (!window)
         unpack_guarded(&u);
     else if (memory_guard(unpack_guarded, &u) < 0)
-        return went_away(err);
+        return went_away(file, err);
     *out = u.out;
     return u.ret;
 }
@@ -775,6 +783,17 @@ static bool is_exactly_applied(struct incoming *in)
     return true;
 }
 
+/* Others can reach the files that arrive: is everything still there that was stored? */
+static int check_storage(struct incoming *in, struct error *err)
+{
+    for (uint32_t i = 0; i < in->catalog.size; i++) {
+        struct file *file = catalog_file(&in->catalog, i);
+        if (file && file_receive_check(file, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
 /* Everything is applied: is it what the source says it sent? */
 static int check_manifest(struct migration *m, struct error *err)
 {
@@ -792,6 +811,8 @@ static int check_manifest(struct migration *m, struct error *err)
         if (check_manifest_entry(m, &manifest->entry[i], err) < 0)
             return -EIO;
     }
+    if (check_storage(in, err) < 0)
+        return -EIO;
     manifest->prepared = true;
     session_send(&in->session, WIRE_PREPARED, manifest->id, NULL, 0);
     return 0;
@@ -1357,10 +1378,13 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->catalog.count ||
         !is_exactly_applied(in))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
-    /* Truncation leaves the memory longer than the file, and a VMM maps the memory. No more data is due. */
+    /* It may have been a while since it was prepared, and what has got shorter must not be made longer again. */
+    if (check_storage(in, err) < 0)
+        return -EIO;
+    /* Before anybody sees that it has completed: after that no other daemon takes the image for a leftover. */
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         struct file *file = catalog_file(&in->catalog, i);
-        if (file && file->has_memory && memory_resize(&file->memory, file_received_size(file), err) < 0)
+        if (file && file_receive_finish(file, err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->host->lock);

@@ -152,16 +152,53 @@ Test(memory, backing_file)
     snprintf(path, sizeof(path), "%s/vm-1", scratch);
     cr_expect(eq(str, mem.path, path));
     cr_assert(zero(int, stat(path, &st)));
-    cr_expect(eq(uint, st.st_mode & 07777, 0600), "guest memory is nobody else's to read");
-    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
+    cr_expect(eq(uint, st.st_mode & 07777, 01600), "guest memory is nobody else's to read");
+    CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_STATE);
     cr_expect(not(zero(ptr, strstr(err.message, path))), "it says which: %s", err.message);
     memory_fini(&mem, false);
     cr_expect(lt(int, stat(path, &st), 0), "removed with it");
 
     CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err));
+    CHECK_OK(memory_finish(&mem, &err));
     memory_fini(&mem, true);
-    cr_expect(zero(int, stat(path, &st)), "unless it is to be kept");
+    cr_assert(zero(int, stat(path, &st)), "unless it is to be kept");
+    cr_expect(eq(uint, st.st_mode & 07777, 0600));
     CHECK_FAILS(memory_init(&other, &(struct memory_place){.directory = scratch}, "vm-1", LIMIT, &err), CAUSE_EXISTS);
+}
+
+/* What somebody else does to the file. */
+Test(memory, checked)
+{
+    struct memory mem;
+    struct error err = {0};
+    char path[128];
+
+    CHECK_OK(memory_init(&mem, &(struct memory_place){.directory = scratch}, "vm-1", 1 << 20, &err));
+    snprintf(path, sizeof(path), "%s/vm-1", scratch);
+    CHECK_OK(memory_check(&mem, &err));
+    CHECK_OK(memory_write(&mem, 4096, "abcd", 4, &err));
+    CHECK_OK(memory_check(&mem, &err));
+    cr_assert(zero(int, truncate(path, 4099)));
+    CHECK_FAILS(memory_check(&mem, &err), CAUSE_IO);
+    cr_expect(not(zero(ptr, strstr(err.message, path))), "it says which: %s", err.message);
+    cr_assert(zero(int, truncate(path, 8192)));
+    CHECK_OK(memory_check(&mem, &err));
+
+    /* What was only longer for a while was never ours. */
+    cr_assert(zero(int, truncate(path, 4100)));
+    CHECK_OK(memory_check(&mem, &err));
+    memory_stored(&mem, 4101);
+    CHECK_FAILS(memory_check(&mem, &err), CAUSE_IO);
+    CHECK_OK(memory_resize(&mem, 100, &err));
+    CHECK_OK(memory_check(&mem, &err));
+
+    cr_assert(zero(int, unlink(path)));
+    CHECK_FAILS(memory_check(&mem, &err), CAUSE_IO);
+    cr_expect(not(zero(ptr, strstr(err.message, path))), "it says which: %s", err.message);
+    close(open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600));
+    CHECK_FAILS(memory_check(&mem, &err), CAUSE_IO);
+    memory_fini(&mem, false);
+    cr_expect(zero(int, access(path, F_OK)), "the file of somebody else is left alone");
 }
 
 /* After memory_unlink() the name is free, and memory_fini() does not take away the file of a successor. */
