@@ -218,7 +218,8 @@ static void let_go(struct migration *gone)
 /* A migration that is made here: with RAM, and without a role. */
 static struct migration *make_here(struct host *host, const char *name, uid_t uid, gid_t gid)
 {
-    struct migration *m = migration_new(host, ROLE_NONE, name, 2 * WIRE_DEVICES_MAX); /* its own, and those that a peer makes */
+    struct migration *m = migration_new(host, ROLE_NONE, &outgoing_operations, name,
+                                        2 * WIRE_DEVICES_MAX); /* its own, and those that a peer makes */
     struct file *ram = file_new(WIRE_RAM, "ram");
 
     if (m)
@@ -339,7 +340,7 @@ int host_add_incoming(struct host *host, const char *address, const struct hello
 
     if (name_check_migration(hello->name, err) < 0)
         return -EIO;
-    m = migration_new(host, ROLE_INCOMING, hello->name, host->limits.max_devices);
+    m = migration_new(host, ROLE_INCOMING, &incoming_operations, hello->name, host->limits.max_devices);
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     memcpy(m->session_id, hello->session, sizeof(m->session_id));
@@ -394,7 +395,7 @@ static int become(struct migration *expected, struct migration *arriving, struct
     incoming_hand_over(arriving, expected);
     migration_move(expected, STATE_SETUP, NULL);
     expected->times.started = arriving->times.started;
-    atomic_store_explicit(&expected->role, ROLE_INCOMING, memory_order_release);
+    migration_become_incoming(expected, &incoming_operations);
     migration_move(expected, STATE_ACTIVE, NULL);
     return 0;
 }

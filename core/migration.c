@@ -4,15 +4,14 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "host.h"
-#include "incoming.h"
 #include "log.h"
-#include "outgoing.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices)
+struct migration *migration_new(struct host *host, enum role role, const struct role_operations *operations,
+                                const char *name, uint32_t max_devices)
 {
     struct migration *m = calloc(1, sizeof(*m));
 
@@ -25,6 +24,7 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
     }
     m->host = host;
     m->role = role;
+    m->operations = m->first_operations = operations;
     strcpy(m->name, name);
     attribute_table_init(&m->attributes, &host->limits.owner);
     m->refs = 1;
@@ -46,11 +46,13 @@ struct migration *migration_new(struct host *host, enum role role, const char *n
 static void migration_free(struct migration *m)
 {
     struct host *host = m->host;
+    const struct role_operations *operations = m->operations;
 
-    outgoing_free(m->out);
+    m->first_operations->free(m);
+    if (operations != m->first_operations)
+        operations->free(m);
     for (uint32_t i = 0; i < m->file_count; i++)
         file_put(m->files[i]);
-    incoming_free(m->in);
     account_put(m->maker);
     free(m->files);
     free(m->past);
@@ -144,10 +146,7 @@ void migration_announce(struct migration *m)
 static void ended(struct migration *m, enum state state, const struct error *failure)
 {
     log_error("%s: %s: %s", m->name, state_names[state], failure->message);
-    if (migration_is_incoming(m))
-        incoming_ended(m);
-    else
-        outgoing_ended(m);
+    migration_operations(m)->ended(m);
     migration_announce(m);
 }
 
@@ -169,9 +168,9 @@ void migration_shut_down(struct migration *m)
     error_set(&failure, CAUSE_SHUTDOWN, "the daemon is going away");
     pthread_mutex_lock(&m->lock);
     /* After the commit only the destination knows: it is asked, once. */
-    bool committing = m->out && outgoing_is_committing(m);
+    bool committing = migration_operations(m)->is_committing(m);
     if (committing)
-        outgoing_leave(m, &failure);
+        migration_operations(m)->leave(m, &failure);
     bool moved = !committing && state_is_running(m->state) && migration_move(m, STATE_FAILED, &failure);
     if (m->role == ROLE_NONE)
         migration_expect_nothing(m);
@@ -258,8 +257,7 @@ void migration_kick(struct migration *m)
     pthread_mutex_lock(&m->lock);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
-    if (m->out)
-        outgoing_kick(m);
+    migration_operations(m)->kick(m);
     for (uint32_t i = 0; i < m->file_count; i++) {
         CLEANUP_FILE struct file *file = migration_get_file(m, i);
         if (file)
@@ -334,7 +332,7 @@ static bool is_past(struct migration *m)
 /* Adds up what is there now. */
 static int add_up(struct migration *m, unsigned channels, struct channel_record *records)
 {
-    bool incoming = migration_is_incoming(m);
+    const struct role_operations *operations = migration_operations(m);
     struct channel_record *all = &records[channels];
     CLEANUP_FREE struct file_totals *gone = calloc(WIRE_CHANNELS_MAX, sizeof(*gone));
     struct file **files;
@@ -349,7 +347,7 @@ static int add_up(struct migration *m, unsigned channels, struct channel_record 
             file_totals_add(i == WIRE_RAM ? &record->ram : &record->devices, &totals);
         }
         file_totals_add(&record->devices, &gone[c]);
-        record->wire_bytes = incoming ? incoming_wire_bytes(m, c) : outgoing_wire_bytes(m, (int)c);
+        record->wire_bytes = operations->wire_bytes(m, c);
         file_totals_add(&all->ram, &record->ram);
         file_totals_add(&all->devices, &record->devices);
         all->wire_bytes += record->wire_bytes;
@@ -363,7 +361,7 @@ int migration_records(struct migration *m, unsigned *channels, struct channel_re
     bool past = is_past(m);
 
     for (;;) {
-        unsigned n = past ? m->past_channels : migration_is_incoming(m) ? incoming_channels(m) : outgoing_channels(m);
+        unsigned n = past ? m->past_channels : migration_operations(m)->channels(m);
         struct channel_record *records = calloc(n + 1, sizeof(*records));
         if (!records || (!past && add_up(m, n, records) < 0)) {
             free(records);
@@ -523,6 +521,12 @@ void migration_become_outgoing(struct migration *m)
     migration_expect_nothing(m);
 }
 
+void migration_become_incoming(struct migration *m, const struct role_operations *operations)
+{
+    atomic_store_explicit(&m->operations, operations, memory_order_release);
+    atomic_store_explicit(&m->role, ROLE_INCOMING, memory_order_release);
+}
+
 void migration_expect_nothing(struct migration *m)
 {
     for (uint32_t i = 0; i < m->file_count; i++) {
@@ -549,7 +553,7 @@ int migration_cancel(struct migration *m, struct error *err)
     error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s", migration_is_incoming(m) ? "destination" : "source");
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_CANCEL, &m->failure, err);
-    if (ret == 0 && m->out && outgoing_is_committing(m))
+    if (ret == 0 && migration_operations(m)->is_committing(m))
         ret = error_set(err, CAUSE_STATE, "too late to cancel: the destination has been told to complete");
     if (ret == 0)
         moved = state_is_running(m->state) && migration_move(m, STATE_CANCELLED, &failure);

@@ -33,6 +33,7 @@
 
 struct account;
 struct host;
+struct migration;
 struct outgoing;
 struct incoming;
 
@@ -79,6 +80,27 @@ struct channel_record {
     uint64_t wire_bytes;
 };
 
+/*
+ * What a migration asks of its role. All of them are there, and each is called with the migration that it is about; no
+ * lock is held but where it is said.
+ */
+struct role_operations {
+    /* Free what the role has of it; nobody else knows the migration any more. */
+    void (*free)(struct migration *m);
+    /* The state has become final: wake all that waits. The migration may have been started again already. */
+    void (*ended)(struct migration *m);
+    /* Make those who wait look at their interrupts. */
+    void (*kick)(struct migration *m);
+    /* Whether the destination has been told to complete, so that it alone decides. migration.lock is held. */
+    bool (*is_committing)(const struct migration *m);
+    /* The daemon goes away, and the destination, which decides, is asked once more. migration.lock is held. */
+    void (*leave)(struct migration *m, const struct error *reason);
+    /* How many data channels there are to tell apart. */
+    unsigned (*channels)(struct migration *m);
+    /* Bytes that a channel has sent or received, headers and all. */
+    uint64_t (*wire_bytes)(struct migration *m, unsigned channel);
+};
+
 struct migration {
     struct host *host;
     struct migration *next; /* in the host's list; guarded by host.lock */
@@ -89,6 +111,12 @@ struct migration {
      * the lock sees what belongs to it, too; who sees none checks again with the lock held.
      */
     _Atomic enum role role;
+    /*
+     * What its role does: the source's for what was made here, until a peer comes for it. Changed before the role
+     * becomes incoming, with the lock held; release.
+     */
+    const struct role_operations *_Atomic operations;
+    const struct role_operations *first_operations; /* those that it was made with; constant */
     struct account *maker; /* the peer that has made it, with a reference; NULL: it was made here; constant */
     atomic_uint opens;     /* files of it that users have open */
     char name[WIRE_NAME_MAX + 1];
@@ -132,7 +160,7 @@ struct migration {
     unsigned past_channels;
 
     struct outgoing *out; /* not NULL when it was made here; constant */
-    struct incoming *in;  /* set before the role becomes incoming; then constant */
+    struct incoming *in;  /* set before the operations become its; then constant */
 };
 
 /** migration_get - another reference */
@@ -152,8 +180,18 @@ static inline bool migration_is_incoming(const struct migration *m)
     return atomic_load_explicit(&m->role, memory_order_acquire) == ROLE_INCOMING;
 }
 
-/** migration_new - for host.c: state none, one reference, no role-specific part */
-struct migration *migration_new(struct host *host, enum role role, const char *name, uint32_t max_devices);
+/** migration_operations - of the role that it has now */
+static inline const struct role_operations *migration_operations(const struct migration *m)
+{
+    return atomic_load_explicit(&m->operations, memory_order_acquire);
+}
+
+/**
+ * migration_new - for the one who makes it, and then sets m->out or m->in: state none, one reference
+ * @role: none, or incoming
+ */
+struct migration *migration_new(struct host *host, enum role role, const struct role_operations *operations,
+                                const char *name, uint32_t max_devices);
 
 /**
  * migration_move - change the state; the caller holds the lock
@@ -302,6 +340,9 @@ int migration_allows(struct migration *m, enum command command, struct error *er
 
 /** migration_become_outgoing - what the user has set makes no sense otherwise; the caller holds the lock */
 void migration_become_outgoing(struct migration *m);
+
+/** migration_become_incoming - a peer has come for it, and m->in is there; the caller holds the lock */
+void migration_become_incoming(struct migration *m, const struct role_operations *operations);
 
 /** migration_expect_nothing - end the waits of those who read devices that no peer will fill; the caller holds the lock */
 void migration_expect_nothing(struct migration *m);

@@ -1752,9 +1752,42 @@ unsigned incoming_channels(struct migration *m)
     return m->in->channel_count;
 }
 
-void incoming_ended(struct migration *m)
+static void ended(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
     if (m->in->has_session)
         session_wake(&m->in->session);
 }
+
+static void free_role(struct migration *m)
+{
+    incoming_free(m->in);
+}
+
+/* Nobody waits but on the migration and its files, which are kicked by themselves. */
+static void kick(struct migration *m)
+{
+    (void)m;
+}
+
+static bool is_committing(const struct migration *m)
+{
+    (void)m;
+    return false; /* it is for the source to do */
+}
+
+static void leave(struct migration *m, const struct error *reason)
+{
+    (void)m;
+    (void)reason;
+}
+
+const struct role_operations incoming_operations = {
+    .free = free_role,
+    .ended = ended,
+    .kick = kick,
+    .is_committing = is_committing,
+    .leave = leave,
+    .channels = incoming_channels,
+    .wire_bytes = incoming_wire_bytes,
+};

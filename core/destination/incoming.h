@@ -89,7 +89,7 @@ uint64_t incoming_wire_bytes(struct migration *m, unsigned index);
 uint64_t incoming_barrier_ns(struct migration *m);
 unsigned incoming_channels(struct migration *m);
 
-/* For migration.c */
-void incoming_ended(struct migration *m);
+/** incoming_operations - the destination's role; m->in is there, but in a migration that another one has taken over */
+extern const struct role_operations incoming_operations;
 
 #endif

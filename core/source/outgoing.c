@@ -1982,7 +1982,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     return error_set(err, m->failure.cause, "%s", m->failure.message);
 }
 
-bool outgoing_is_committing(const struct migration *m)
+static bool is_committing(const struct migration *m)
 {
     return m->out->attempt.commit_id && m->state == STATE_COMPLETING;
 }
@@ -2464,7 +2464,7 @@ static void resolve(struct migration *m, const struct error *lost)
 static void lost_connection(struct migration *m, const struct error *reason)
 {
     pthread_mutex_lock(&m->lock);
-    bool committing = outgoing_is_committing(m) && !m->out->attempt.peer_aborted;
+    bool committing = is_committing(m) && !m->out->attempt.peer_aborted;
     pthread_mutex_unlock(&m->lock);
     if (committing)
         resolve(m, reason);
@@ -2558,14 +2558,14 @@ static void *mig_out(void *arg)
     return NULL;
 }
 
-void outgoing_leave(struct migration *m, const struct error *reason)
+static void leave(struct migration *m, const struct error *reason)
 {
     outgoing_doom(m, reason, 0);
     /* A question that is being asked is asked once more. */
     interrupt_start(m->out);
 }
 
-void outgoing_ended(struct migration *m)
+static void ended(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
     /* The next `start` may be there already. */
@@ -2576,7 +2576,7 @@ void outgoing_ended(struct migration *m)
         session_wake(&m->out->session);
 }
 
-void outgoing_kick(struct migration *m)
+static void kick(struct migration *m)
 {
     struct outgoing *out = m->out;
 
@@ -2759,3 +2759,23 @@ unsigned outgoing_channels(struct migration *m)
 {
     return is_ready(m->out) ? m->out->channel_count : 0;
 }
+
+static void free_role(struct migration *m)
+{
+    outgoing_free(m->out);
+}
+
+static uint64_t wire_bytes_of(struct migration *m, unsigned channel)
+{
+    return outgoing_wire_bytes(m, (int)channel);
+}
+
+const struct role_operations outgoing_operations = {
+    .free = free_role,
+    .ended = ended,
+    .kick = kick,
+    .is_committing = is_committing,
+    .leave = leave,
+    .channels = outgoing_channels,
+    .wire_bytes = wire_bytes_of,
+};

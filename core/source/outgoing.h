@@ -206,9 +206,6 @@ void outgoing_close_writer(struct migration *m, struct file *file);
  */
 int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err);
 
-/** outgoing_is_committing - the destination has been told to complete; the caller holds migration.lock */
-bool outgoing_is_committing(const struct migration *m);
-
 /** outgoing_wire_bytes - sent on channel @index, headers and all; @index -1: the main channel */
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
 /** outgoing_verified - bytes of RAM that `complete` has found the same at both ends so far */
@@ -230,11 +227,7 @@ unsigned outgoing_channels(struct migration *m);
  */
 void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms);
 
-/** outgoing_leave - the daemon goes away, and the destination is asked what becomes of the migration; migration.lock is held */
-void outgoing_leave(struct migration *m, const struct error *reason);
-
-/* For migration.c: the state became final; wake all; make waiters look at their interrupts. */
-void outgoing_ended(struct migration *m);
-void outgoing_kick(struct migration *m);
+/** outgoing_operations - the source's role; m->out is there */
+extern const struct role_operations outgoing_operations;
 
 #endif
