@@ -223,7 +223,7 @@ static struct migration *make_here(struct host *host, const char *name, uid_t ui
     struct file *ram = file_new(WIRE_RAM, "ram");
 
     if (m)
-        m->out = outgoing_new(m);
+        m->out = outgoing_new();
     if (!ram || !m || !m->out) {
         file_put(ram);
         migration_put(m);

@@ -3,7 +3,7 @@
 #include "outgoing.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "compression.h"
+#include "connection.h"
 #include "host.h"
 #include "log.h"
 #include "name.h"
@@ -19,12 +19,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 
-#define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
-#define LINGER_MS  2000 /* how long the peer has to read a goodbye */
 #define RETRY_MS   200  /* between two questions about what became of a migration */
+#define LAST_ASK_MS 2000 /* how long a daemon that goes away waits for the answer to its last one */
 
 /* A `sync` that waits for its acknowledgement. */
 struct sync_waiter {
@@ -35,7 +33,6 @@ struct sync_waiter {
 
 /* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
 struct attempt {
-    uint64_t last_id; /* of a barrier, a manifest or a question */
     unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
     unsigned changes; /* removals and renamings that the destination has not made yet */
     uint64_t last_change, last_made; /* the last one that was asked for, and the last one that it has made */
@@ -45,7 +42,6 @@ struct attempt {
     uint64_t prepared_id; /* the last manifest that the destination has everything of */
     uint64_t manifest_id; /* the last manifest that was sent */
     uint64_t commit_id;   /* not 0: the destination has been told to complete */
-    bool peer_aborted;    /* the destination said why; it needs no goodbye */
     struct round round_start; /* the sums when the current round began */
     struct {
         uint64_t id;                 /* 0: none is open */
@@ -65,31 +61,17 @@ struct attempt {
     } announced;
 };
 
-/* What the destination has last said of itself. */
-struct progress {
-    uint64_t work; /* that moves no channel */
-    struct {
-        uint64_t received, applied; /* bytes, packets */
-    } channel[WIRE_CHANNELS_MAX];
-};
-
 /* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
 enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 
 struct outgoing {
     int cancel_fd; /* an eventfd, readable when `start` is to give up; -1 before and after; changed with migration.lock held */
-    struct gate gate;
-    struct session session;    /* valid from setup on, when has_session */
-    struct channel *channels;  /* valid when ready */
-    unsigned channel_count;
-    struct hello_reply limits; /* the destination's; constant when ready */
-    struct compressor *compressor; /* constant when ready; NULL: nothing is compressed */
-    bool splices; /* constant when ready: what comes in a pipe and is not looked at goes out of it */
-    /* Release when all of the above is there; then they stay until outgoing_free(). */
-    atomic_bool ready;
+    /*
+     * NULL until the migration is active, and then there until outgoing_free(), whatever becomes of it: so those
+     * who load it with acquire (connection_of()) may use it without a lock, and who is allowed to write has one.
+     */
+    struct connection *_Atomic connection;
 
-    struct progress progress; /* mig-out's */
-    struct stall_watch watch; /* mig-out's */
     _Atomic uint64_t verified; /* bytes of RAM that the last verification has found the same so far */
 
     /*
@@ -100,7 +82,7 @@ struct outgoing {
     bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it; guarded by migration.lock */
 
     /* Guarded by migration.lock: */
-    bool has_session;
+    struct connection *opening; /* its channels are there, but the files are still announced; changed by who starts */
     const struct interrupt *starter; /* of the `start` that runs */
     /* A `start` has not left, though it may have been cancelled: it uses the settings and the files, and what is above. */
     bool starting;
@@ -109,32 +91,14 @@ struct outgoing {
     struct attempt attempt;
 };
 
-struct outgoing *outgoing_new(struct migration *m)
+struct outgoing *outgoing_new(void)
 {
     struct outgoing *out = calloc(1, sizeof(*out));
 
     if (!out)
         return NULL;
     out->cancel_fd = -1;
-    gate_init(&out->gate, m->host->limits.write_behind);
     return out;
-}
-
-/* Takes down what connect_all() has made. Nobody else uses it: it is not ready, or the migration is being freed. */
-static void disconnect_all(struct outgoing *out)
-{
-    if (out->reference)
-        reference_stop(out->reference);
-    for (unsigned c = 0; c < out->channel_count; c++)
-        channel_fini(&out->channels[c]);
-    compressor_free(out->compressor);
-    out->compressor = NULL;
-    free(out->channels);
-    out->channels = NULL;
-    out->channel_count = 0;
-    if (out->has_session)
-        session_fini(&out->session);
-    out->has_session = false;
 }
 
 /* migration.lock is held, or nobody else knows it any more. */
@@ -156,22 +120,24 @@ void outgoing_free(struct outgoing *out)
 {
     if (!out)
         return;
-    disconnect_all(out);
+    if (out->reference)
+        reference_stop(out->reference);
+    connection_free(out->connection);
     reference_free(out->reference);
-    gate_fini(&out->gate);
     file_put(out->attempt.announced.file);
     close_cancel(out);
     free(out);
 }
 
-static bool is_ready(const struct outgoing *out)
+/* NULL: the migration has not become active. */
+static struct connection *connection_of(const struct outgoing *out)
 {
-    return atomic_load_explicit(&out->ready, memory_order_acquire);
+    return atomic_load_explicit(&out->connection, memory_order_acquire);
 }
 
-static struct channel *home_of(struct outgoing *out, const struct file *file, uint64_t offset)
+static struct channel *home_of(struct connection *conn, const struct file *file, uint64_t offset)
 {
-    return &out->channels[file_home(file, offset)];
+    return &conn->channels[file_home(file, offset)];
 }
 
 /*
@@ -187,32 +153,16 @@ void outgoing_doom(struct migration *m, const struct error *reason, int64_t dela
         return;
     attempt->doom = *reason;
     attempt->doom_at = at;
-    session_wake(&m->out->session);
+    session_wake(&connection_of(m->out)->main);
 }
 
-/* channel.failed: keep the reason, and let the main channel have its say. */
-static void channel_failed(void *arg, unsigned index, int code)
+/* connection.failed: keep the reason, and let the main channel have its say. */
+static void connection_failed(void *arg, const struct error *reason, int64_t delay_ms)
 {
     struct migration *m = arg;
-    struct error reason = {0};
-    int delay_ms = 0;
 
-    if (code == -EOPNOTSUPP && m->settings.zero_copy == ZEROCOPY_REQUIRE) {
-        error_set(&reason, CAUSE_UNSUPPORTED,
-                  "zero-copy is required, but the kernel copies what channel %u sends (as always over loopback and veth)",
-                  index);
-    } else if (code == -ENOBUFS && m->settings.zero_copy == ZEROCOPY_REQUIRE) {
-        error_set(&reason, CAUSE_NO_MEMORY,
-                  "zero-copy is required, but channel %u cannot lock memory (RLIMIT_MEMLOCK, net.core.optmem_max)", index);
-    } else {
-        delay_ms = SUSPECT_MS;
-        if (code == -EFAULT)
-            error_set(&reason, CAUSE_IO, "the RAM source cannot be read: perhaps it has become shorter");
-        else
-            error_set_errno(&reason, code, "sending on channel %u", index);
-    }
     SCOPED_LOCK(&m->lock);
-    outgoing_doom(m, &reason, delay_ms);
+    outgoing_doom(m, reason, delay_ms);
 }
 
 /* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
@@ -229,32 +179,18 @@ static bool is_answer_due(const struct outgoing *out)
  * Ends the migration when a channel, or the destination as a whole, stands still while
  * something is due. In mig-out. After the commit the migration's doom bounds the wait.
  */
-static void look_for_stall(struct migration *m)
+static void look_for_stall(struct migration *m, struct connection *conn)
 {
-    struct outgoing *out = m->out;
-    struct stall_sight sights[STALL_MAX];
-    struct stall_sight *answers = &sights[out->channel_count];
     struct error reason = {0};
 
-    answers->mark = 0;
-    for (unsigned c = 0; c < out->channel_count; c++) {
-        uint64_t applied = out->progress.channel[c].applied;
-        sights[c].awaited = channel_is_owed(&out->channels[c], applied, &sights[c].mark);
-        sights[c].mark += out->progress.channel[c].received + applied + out->progress.work;
-        answers->mark += sights[c].mark;
-    }
-    SCOPED_LOCK(&m->lock);
-    answers->awaited = is_answer_due(out);
-    int stalled = stall_look(&out->watch, clock_ms(), sights, out->channel_count + 1);
-    if (stalled < 0 || out->attempt.commit_id)
+    pthread_mutex_lock(&m->lock);
+    bool due = is_answer_due(m->out);
+    pthread_mutex_unlock(&m->lock);
+    if (!connection_look(conn, due, &reason))
         return;
-    if ((unsigned)stalled < out->channel_count)
-        error_set(&reason, CAUSE_TIMEOUT, "channel %d has stalled: nothing has moved on it for %u ms", stalled,
-                  m->settings.timeout_ms);
-    else
-        error_set(&reason, CAUSE_TIMEOUT, "the destination is there, but has not answered for %u ms",
-                  m->settings.timeout_ms);
-    outgoing_doom(m, &reason, 0);
+    SCOPED_LOCK(&m->lock);
+    if (!m->out->attempt.commit_id)
+        outgoing_doom(m, &reason, 0);
 }
 
 /*
@@ -276,61 +212,16 @@ static int refuse(struct migration *m, enum command command, const struct interr
  * Starting
  */
 
-/* Connects and exchanges hellos. */
-static int greet(struct migration *m, enum wire_hello_kind kind, unsigned channel, struct transport **transport,
-                 struct hello_reply *reply, struct error *err)
-{
-    const struct settings *settings = &m->settings;
-    struct transport_wait wait = {
-        .cancel_fd = m->out->cancel_fd,
-        .deadline_ms = clock_ms() + settings->timeout_ms,
-    };
-    /* The last question of a daemon that goes away, which does not wait for long. */
-    if (kind == WIRE_HELLO_QUERY && atomic_load(&m->host->closed))
-        wait = (struct transport_wait){.cancel_fd = -1, .deadline_ms = clock_ms() + LINGER_MS};
-    struct hello hello = {
-        .kind = kind,
-        .channel = channel,
-        .channels = settings->channels,
-        .device_channels = settings->device_channels,
-        .features = (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) | (settings->compress ? WIRE_FEATURE_ZSTD : 0),
-        .page_size = WIRE_PAGE_SIZE,
-        .stripe_size = WIRE_STRIPE_SIZE,
-        .timeout_ms = settings->timeout_ms,
-    };
-    struct wire_hello wire;
-    struct wire_hello_reply wire_reply;
-    struct iovec iov = {&wire, sizeof(wire)};
-    struct transport *t;
-
-    memcpy(hello.session, m->session_id, sizeof(hello.session));
-    strcpy(hello.name, m->name);
-    if (transport_connect(&settings->uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, &wait, &t, err) < 0)
-        return -EIO;
-    wire_hello_encode(&hello, &wire);
-    int ret = transport_send(t, &iov, 1);
-    if (ret == 0)
-        ret = transport_recv_all(t, &wire_reply, sizeof(wire_reply), &wait);
-    if (ret == -ECANCELED)
-        error_set(err, CAUSE_INTERRUPTED, "connecting to %s was interrupted", settings->uri.text);
-    else if (ret == -ETIMEDOUT)
-        error_set(err, CAUSE_TIMEOUT, "%s does not answer", settings->uri.text);
-    else if (ret < 0)
-        error_set_errno(err, ret, "the handshake with %s", settings->uri.text);
-    else if (wire_hello_reply_decode(&wire_reply, reply, err) == 0 && reply->cause != CAUSE_NONE)
-        session_read_reason(reply->cause, reply->text, "the destination refuses", err);
-    if (error_is_set(err)) {
-        transport_close(t);
-        return -EIO;
-    }
-    *transport = t;
-    return 0;
-}
+/* What handle_message() is about. */
+struct reader {
+    struct migration *m;
+    struct connection *conn;
+};
 
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err);
 
 /* Tells the destination of a file. The caller holds migration.lock, and no other announcement is open. */
-static void send_announcement(struct migration *m, struct file *file, bool made)
+static void send_announcement(struct migration *m, struct connection *conn, struct file *file, bool made)
 {
     struct attempt *attempt = &m->out->attempt;
     uint8_t buf[16 + WIRE_NAME_MAX];
@@ -343,7 +234,7 @@ static void send_announcement(struct migration *m, struct file *file, bool made)
     memset(&attempt->announced, 0, sizeof(attempt->announced));
     attempt->announced.file = file_get(file);
     attempt->announced.made = made;
-    session_send(&m->out->session, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
+    session_send(&conn->main, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
 }
 
 /* Nobody waits for an answer any more. The caller holds migration.lock. */
@@ -368,14 +259,15 @@ static int take_answer(struct migration *m, struct error *err)
 }
 
 /* Tells the destination of a file, and waits for its answer. While mig-out does not run yet: this thread reads the main channel itself. */
-static int announce_in_setup(struct migration *m, struct file *file, const struct interrupt *interrupt,
-                             struct error *err)
+static int announce_in_setup(struct migration *m, struct connection *conn, struct file *file,
+                             const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
+    struct reader reader = {m, conn};
     int64_t deadline = clock_ms() + m->settings.timeout_ms;
 
     pthread_mutex_lock(&m->lock);
-    send_announcement(m, file, false);
+    send_announcement(m, conn, file, false);
     pthread_mutex_unlock(&m->lock);
     while (!out->attempt.announced.there) {
         if (interrupt_is_hit(interrupt))
@@ -384,7 +276,7 @@ static int announce_in_setup(struct migration *m, struct file *file, const struc
             return error_set(err, CAUSE_CANCELLED, "cancelled");
         if (clock_ms() >= deadline)
             return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
-        if (session_step(&out->session, deadline, handle_message, m, err) < 0)
+        if (session_step(&conn->main, deadline, handle_message, &reader, err) < 0)
             return -EIO;
     }
     SCOPED_LOCK(&m->lock);
@@ -425,29 +317,53 @@ static int await_turn(struct migration *m, const struct interrupt *interrupt, st
 }
 
 /* The destination's limit on a file's size. */
-static uint64_t size_limit(const struct outgoing *out, const struct file *file)
+static uint64_t size_limit(const struct connection *conn, const struct file *file)
 {
-    return file->id == WIRE_RAM ? out->limits.max_ram : out->limits.max_device;
+    return file->id == WIRE_RAM ? conn->limits.max_ram : conn->limits.max_device;
 }
 
-static int check_quota(const struct outgoing *out, struct file *file, uint64_t end, struct error *err)
+static int check_quota(const struct connection *conn, struct file *file, uint64_t end, struct error *err)
 {
     char name[WIRE_NAME_MAX + 1];
 
-    if (end > size_limit(out, file))
+    if (end > size_limit(conn, file))
         return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu",
-                         file_name(file, name), (unsigned long long)end, (unsigned long long)size_limit(out, file));
+                         file_name(file, name), (unsigned long long)end, (unsigned long long)size_limit(conn, file));
     return 0;
 }
 
-/* All connections are there: whether to splice. A buffer that has to be kept for the kernel is not in a pipe. */
-static bool wants_splice(const struct migration *m)
+/* A buffer that has to be kept for the kernel is not in a pipe. */
+static enum connection_splice splice_of(const struct migration *m)
 {
     const struct settings *settings = &m->settings;
-    bool pays = settings->splice == CHOICE_ON || m->out->channels[0].transport->splices;
+    bool can = m->host->splices && !settings->compress && settings->zero_copy != ZEROCOPY_REQUIRE;
 
-    return settings->splice != CHOICE_OFF && pays && m->host->splices && !settings->compress &&
-           settings->zero_copy != ZEROCOPY_REQUIRE;
+    if (!can || settings->splice == CHOICE_OFF)
+        return CONNECTION_SPLICE_NEVER;
+    return settings->splice == CHOICE_ON ? CONNECTION_SPLICE_ALWAYS : CONNECTION_SPLICE_AUTO;
+}
+
+static int connect_to(struct migration *m, struct connection **conn, struct error *err)
+{
+    const struct settings *settings = &m->settings;
+    struct connection_config config = {
+        .uri = &settings->uri,
+        .name = m->name,
+        .channels = settings->channels,
+        .device_channels = settings->device_channels,
+        .timeout_ms = settings->timeout_ms,
+        .features = (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) | (settings->compress ? WIRE_FEATURE_ZSTD : 0),
+        .zero_copy = settings->zero_copy,
+        .splice = splice_of(m),
+        .compress = settings->compress,
+        .zstd_level = settings->zstd_level,
+        .write_behind = m->host->limits.write_behind,
+        .cancel_fd = m->out->cancel_fd,
+        .failed = connection_failed,
+        .arg = m,
+    };
+
+    return connection_open(&config, conn, err);
 }
 
 /* Devices that were removed before the start have left gaps. */
@@ -468,52 +384,26 @@ static void number_files(struct migration *m)
     m->file_count = n;
 }
 
+/* Connects, and tells the destination of all files. */
 static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
     struct outgoing *out = m->out;
-    unsigned n = m->settings.channels;
-    struct transport *t;
+    struct connection *conn;
 
-    if (getrandom(m->session_id, sizeof(m->session_id), 0) != sizeof(m->session_id))
-        return error_set_errno(err, errno, "no random numbers");
-    if (greet(m, WIRE_HELLO_MAIN, 0, &t, &out->limits, err) < 0)
+    if (connect_to(m, &conn, err) < 0)
         return -EIO;
-    if (session_init(&out->session, t, m->settings.timeout_ms, out->limits.timeout_ms) < 0) {
-        transport_close(t);
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
     pthread_mutex_lock(&m->lock);
-    out->has_session = true;
+    out->opening = conn;
     pthread_mutex_unlock(&m->lock);
-    out->channels = calloc(n, sizeof(*out->channels));
-    if (m->settings.compress)
-        out->compressor = compressor_new(m->settings.zstd_level);
-    if (!out->channels || (m->settings.compress && !out->compressor))
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    for (unsigned c = 0; c < n; c++) {
-        struct hello_reply reply;
-        if (greet(m, WIRE_HELLO_DATA, c, &t, &reply, err) < 0)
-            return -EIO;
-        transport_set_timeout(t, (int)m->settings.timeout_ms);
-        channel_init(&out->channels[c], c, t, &out->gate, channel_failed, m);
-        out->channel_count = c + 1;
-        int ret = channel_set_zerocopy(&out->channels[c], m->settings.zero_copy);
-        if (ret == -EOPNOTSUPP)
-            return error_set(err, CAUSE_UNSUPPORTED, "zero-copy is required, but there is none on the way to %.160s",
-                             m->settings.uri.text);
-        if (ret < 0)
-            return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
-    }
-    out->splices = wants_splice(m);
     number_files(m);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
-        if (file_set_channels(file, n, m->settings.device_channels) < 0)
+        if (file_set_channels(file, conn->channel_count, m->settings.device_channels) < 0)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        if (file->id > out->limits.max_devices)
-            return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", out->limits.max_devices);
-        if (check_quota(out, file, atomic_load(&file->size), err) < 0 ||
-            announce_in_setup(m, file, interrupt, err) < 0)
+        if (file->id > conn->limits.max_devices)
+            return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", conn->limits.max_devices);
+        if (check_quota(conn, file, atomic_load(&file->size), err) < 0 ||
+            announce_in_setup(m, conn, file, interrupt, err) < 0)
             return -EIO;
     }
     return out->reference ? reference_start(out->reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
@@ -609,7 +499,6 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
     if (ret == 0) {
         eventfd_read(out->cancel_fd, &drained);
         out->attempt = (struct attempt){0};
-        out->progress = (struct progress){0};
         out->starter = interrupt;
         migration_become_outgoing(m);
         out->starting = true;
@@ -641,12 +530,15 @@ static void leave_setup(struct migration *m, struct error *failure, struct error
     struct outgoing *out = m->out;
 
     /* A goodbye tells the peer more than a closed connection. */
-    if (out->has_session && !out->attempt.peer_aborted)
-        session_goodbye(&out->session, failure);
+    if (out->opening && !out->opening->peer_aborted)
+        session_goodbye(&out->opening->main, failure);
     pthread_mutex_lock(&m->lock);
     out->starter = NULL;
     end_announcement(m);
-    disconnect_all(out);
+    if (out->reference)
+        reference_stop(out->reference);
+    connection_free(out->opening);
+    out->opening = NULL;
     close_cancel(out);
     if (m->state == STATE_SETUP)
         migration_move(m, STATE_FAILED, failure);
@@ -672,9 +564,9 @@ static bool launch(struct migration *m, struct error *failure)
         out->starter = NULL;
         out->starting = false;
         eventfd_read(out->cancel_fd, &drained);
-        /* What the destination shows comes up to a step later, and is looked at up to a step after that. */
-        stall_init(&out->watch, (int64_t)m->settings.timeout_ms + 2 * out->session.ping_ms, out->session.ping_ms);
-        atomic_store_explicit(&out->ready, true, memory_order_release);
+        connection_watch(out->opening);
+        atomic_store_explicit(&out->connection, out->opening, memory_order_release);
+        out->opening = NULL;
         migration_move(m, STATE_ACTIVE, NULL);
         return true;
     }
@@ -700,7 +592,7 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
         return -EIO;
     }
     migration_announce(m);
-    log_info("%s: active, %u channels to %s", m->name, out->channel_count, m->settings.uri.text);
+    log_info("%s: active, %u channels to %s", m->name, connection_of(out)->channel_count, m->settings.uri.text);
     return 0;
 }
 
@@ -709,31 +601,31 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
  */
 
 /* Locks the channels that @need names, in the order of their index. False, with nothing locked: one is closed. */
-static bool lock_channels(struct outgoing *out, const bool *need)
+static bool lock_channels(struct connection *conn, const bool *need)
 {
     bool open = true;
     unsigned c;
 
-    for (c = 0; c < out->channel_count && open; c++) {
+    for (c = 0; c < conn->channel_count && open; c++) {
         if (!need[c])
             continue;
-        pthread_mutex_lock(&out->channels[c].lock);
-        open = out->channels[c].closed == CHANNEL_OPEN;
+        pthread_mutex_lock(&conn->channels[c].lock);
+        open = conn->channels[c].closed == CHANNEL_OPEN;
     }
     if (open)
         return true;
     while (c-- > 0) {
         if (need[c])
-            pthread_mutex_unlock(&out->channels[c].lock);
+            pthread_mutex_unlock(&conn->channels[c].lock);
     }
     return false;
 }
 
-static void unlock_channels(struct outgoing *out, const bool *need)
+static void unlock_channels(struct connection *conn, const bool *need)
 {
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < conn->channel_count; c++) {
         if (need[c])
-            pthread_mutex_unlock(&out->channels[c].lock);
+            pthread_mutex_unlock(&conn->channels[c].lock);
     }
 }
 
@@ -845,14 +737,14 @@ static int check_size(struct migration *m, struct file *file, uint64_t offset, u
     if (file->declared && offset + len > file->declared)
         return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes; the write ends at %llu",
                          file_name(file, name), (unsigned long long)file->declared, (unsigned long long)(offset + len));
-    return check_quota(m->out, file, offset + len, err);
+    return check_quota(connection_of(m->out), file, offset + len, err);
 }
 
-/* Data is allowed, so that out->channels and the limits are there. */
+/* Data is allowed, so that conn->channels and the limits are there. */
 static int check_active(struct migration *m, struct error *err)
 {
     /* Not ready, and active: the migration has become incoming. */
-    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE && is_ready(m->out))
+    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE && connection_of(m->out))
         return 0;
     SCOPED_LOCK(&m->lock);
     return migration_allows(m, COMMAND_WRITE, err);
@@ -860,7 +752,7 @@ static int check_active(struct migration *m, struct error *err)
 
 static int enter_gate(struct migration *m, uint64_t bytes, const struct interrupt *interrupt, struct error *err)
 {
-    int ret = gate_enter(&m->out->gate, bytes, interrupt);
+    int ret = gate_enter(&connection_of(m->out)->gate, bytes, interrupt);
 
     if (ret == -EINTR)
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
@@ -935,7 +827,7 @@ static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, siz
 
 static void begin_plan(struct migration *m, const struct file *file, struct plan *plan)
 {
-    plan->compress = m->out->compressor;
+    plan->compress = connection_of(m->out)->compressor;
     plan->checksum = migration_checks(m, file);
     plan->gated = true;
     plan->ref = NULL;
@@ -976,9 +868,9 @@ static void plan_write(struct migration *m, const struct file *file, const char 
 }
 
 /* Called with the locks of the write's channels held: room for everything that will be copied. */
-static int reserve(struct outgoing *out, const struct file *file, const struct plan *plan, const bool *need)
+static int reserve(struct connection *conn, const struct file *file, const struct plan *plan, const bool *need)
 {
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < conn->channel_count; c++) {
         unsigned packets = 0;
         size_t bytes = 0;
         for (unsigned i = 0; need[c] && i < plan->n; i++) {
@@ -988,7 +880,7 @@ static int reserve(struct outgoing *out, const struct file *file, const struct p
                 bytes += packet->length;
             }
         }
-        if (channel_reserve(&out->channels[c], packets, bytes) < 0)
+        if (channel_reserve(&conn->channels[c], packets, bytes) < 0)
             return -ENOMEM;
     }
     return 0;
@@ -998,26 +890,26 @@ static int reserve(struct outgoing *out, const struct file *file, const struct p
 static int place(struct migration *m, struct file *file, const char *buf, uint64_t offset, struct plan *plan,
                  const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
 
-    while (!lock_channels(out, write->need)) {
+    while (!lock_channels(conn, write->need)) {
         if (refuse(m, COMMAND_WRITE, interrupt, err) < 0)
             return -EIO;
     }
-    if (reserve(out, file, plan, write->need) < 0) {
-        unlock_channels(out, write->need);
+    if (reserve(conn, file, plan, write->need) < 0) {
+        unlock_channels(conn, write->need);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
     if (file_is_removed(file)) {
-        unlock_channels(out, write->need);
+        unlock_channels(conn, write->need);
         memset(write->need, 0, sizeof(write->need));
-        gate_leave(&out->gate, plan->gated ? plan->cost : 0);
+        gate_leave(&conn->gate, plan->gated ? plan->cost : 0);
         return 0;
     }
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
         const char *payload = plan->place == CHANNEL_MEMORY ? buf + (packet->offset - offset) : NULL;
-        struct channel *ch = home_of(out, file, packet->offset);
+        struct channel *ch = home_of(conn, file, packet->offset);
         struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
         if (piece) {
             piece->channel = ch;
@@ -1032,7 +924,7 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
         /* What was written, whatever becomes of it. */
         counter_add(&file->per_channel[ch->index].accepted, bytes);
     }
-    unlock_channels(out, write->need);
+    unlock_channels(conn, write->need);
     return 0;
 }
 
@@ -1095,7 +987,7 @@ static int accept_plan(struct migration *m, struct file *file, const void *buf, 
     if (ret == 0) {
         ret = place(m, file, buf, offset, plan, interrupt, write, err);
         if (ret < 0)
-            gate_leave(&m->out->gate, plan->cost);
+            gate_leave(&connection_of(m->out)->gate, plan->cost);
     }
     if (ret < 0 && write->pieces != write->few)
         free(write->pieces);
@@ -1125,7 +1017,9 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
 
 bool outgoing_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
 {
-    if (!is_ready(m->out) || !m->out->splices)
+    const struct connection *conn = connection_of(m->out);
+
+    if (!conn || !conn->splices)
         return false;
     bool looked_at = m->settings.zero_pages || migration_checks(m, file);
     /* The parts of a write that goes to several channels could not all be first at the pipe. */
@@ -1260,7 +1154,7 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
 
 void outgoing_send_copied(struct migration *m, unsigned channel)
 {
-    struct channel *ch = &m->out->channels[channel];
+    struct channel *ch = &connection_of(m->out)->channels[channel];
 
     channel_finish(ch, NULL);
     channel_flush(ch, UINT64_MAX, NULL);
@@ -1323,7 +1217,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
     struct migration *m = write->m;
     struct packet *packet = &piece->packet;
     struct file_channel *fc = &write->file->per_channel[piece->channel->index];
-    const char *payload = pack(m->out->compressor, piece, write->eager, lease);
+    const char *payload = pack(connection_of(m->out)->compressor, piece, write->eager, lease);
 
     if (!payload) {
         struct error failure = {0};
@@ -1348,7 +1242,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
 
 void outgoing_write_end(struct outgoing_write *write)
 {
-    struct outgoing *out = write->m->out;
+    struct connection *conn = connection_of(write->m->out);
     struct context *lease = NULL;
 
     /* All are prepared before any is waited for: others wait for them. */
@@ -1357,24 +1251,24 @@ void outgoing_write_end(struct outgoing_write *write)
             prepare(write, &write->pieces[i], &lease);
     }
     /* Whoever is helped sends what comes before its own. */
-    compressor_help(out->compressor, lease);
+    compressor_help(conn->compressor, lease);
     for (unsigned i = 0; i < write->n; i++) {
         struct outgoing_piece *piece = &write->pieces[i];
         channel_finish(piece->channel, &piece->entry);
         write->need[piece->channel->index] = false;
-        if (piece->later && out->compressor) {
-            compressor_return(out->compressor, piece->gathered);
-            compressor_return(out->compressor, piece->packed);
+        if (piece->later && conn->compressor) {
+            compressor_return(conn->compressor, piece->gathered);
+            compressor_return(conn->compressor, piece->packed);
         }
     }
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < conn->channel_count; c++) {
         if (!write->need[c])
             continue;
         /* Who lingers over one channel cannot see to another; and what lingers must not fill the gate. */
-        if (write->channels == 1 && out->gate.limit >= 2ull * CHANNEL_ENOUGH * out->channel_count)
-            channel_finish_copied(&out->channels[c]);
+        if (write->channels == 1 && conn->gate.limit >= 2ull * CHANNEL_ENOUGH * conn->channel_count)
+            channel_finish_copied(&conn->channels[c]);
         else
-            channel_finish(&out->channels[c], NULL);
+            channel_finish(&conn->channels[c], NULL);
     }
     if (write->pieces != write->few)
         free(write->pieces);
@@ -1388,45 +1282,45 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
                             void (*make)(struct file *file, uint64_t value, uint64_t range, struct packet *packet),
                             uint64_t value, uint64_t range, const struct interrupt *interrupt, struct error *err)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
     struct packet packet = {0};
     uint64_t total = 0;
     int ret = 0;
 
-    for (unsigned c = 0; c < out->channel_count; c++)
+    for (unsigned c = 0; c < conn->channel_count; c++)
         total += need[c] ? cost(&packet) : 0;
     if (enter_gate(m, total, interrupt, err) < 0)
         return -EIO;
-    while (ret == 0 && !lock_channels(out, need))
+    while (ret == 0 && !lock_channels(conn, need))
         ret = refuse(m, COMMAND_WRITE, interrupt, err);
     if (ret < 0) {
-        gate_leave(&out->gate, total);
+        gate_leave(&conn->gate, total);
         return ret;
     }
     if (file_is_removed(file)) {
-        unlock_channels(out, need);
-        gate_leave(&out->gate, total);
+        unlock_channels(conn, need);
+        gate_leave(&conn->gate, total);
         return 0;
     }
-    for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
+    for (unsigned c = 0; c < conn->channel_count && ret == 0; c++) {
         if (need[c])
-            ret = channel_reserve(&out->channels[c], 1, 0);
+            ret = channel_reserve(&conn->channels[c], 1, 0);
     }
     if (ret == 0)
         make(file, value, range, &packet);
-    for (unsigned c = 0; c < out->channel_count && ret == 0; c++) {
+    for (unsigned c = 0; c < conn->channel_count && ret == 0; c++) {
         struct packet copy = packet;
         if (need[c])
-            add_packet(&out->channels[c], file, &copy, NULL, NULL, NULL);
+            add_packet(&conn->channels[c], file, &copy, NULL, NULL, NULL);
     }
-    unlock_channels(out, need);
+    unlock_channels(conn, need);
     if (ret < 0) {
-        gate_leave(&out->gate, total);
+        gate_leave(&conn->gate, total);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < conn->channel_count; c++) {
         if (need[c])
-            channel_finish(&out->channels[c], NULL);
+            channel_finish(&conn->channels[c], NULL);
     }
     return 0;
 }
@@ -1440,7 +1334,6 @@ static void make_discard(struct file *file, uint64_t offset, uint64_t range, str
 int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
                      const struct interrupt *interrupt, struct error *err)
 {
-    struct outgoing *out = m->out;
     bool need[WIRE_CHANNELS_MAX] = {false};
     uint64_t size;
 
@@ -1455,8 +1348,9 @@ int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, ui
         len = size - offset;
     if (drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
+    struct connection *conn = connection_of(m->out);
     uint64_t first = offset / WIRE_STRIPE_SIZE, last = (offset + len - 1) / WIRE_STRIPE_SIZE;
-    for (uint64_t stripe = first; stripe <= last && stripe - first < out->channel_count; stripe++)
+    for (uint64_t stripe = first; stripe <= last && stripe - first < conn->channel_count; stripe++)
         need[file_home(file, stripe * WIRE_STRIPE_SIZE)] = true;
     return broadcast_packet(m, file, need, make_discard, offset, len, interrupt, err);
 }
@@ -1490,7 +1384,7 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     pthread_mutex_unlock(&m->lock);
     if (ret < 0 || declares)
         return ret;
-    if (check_active(m, err) < 0 || check_quota(m->out, file, size, err) < 0)
+    if (check_active(m, err) < 0 || check_quota(connection_of(m->out), file, size, err) < 0)
         return -EIO;
     if (file_is_removed(file))
         return 0;
@@ -1515,10 +1409,10 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
  */
 
 /* The number of the last packet accepted on each channel, for @file or at all. */
-static void count_accepted(struct outgoing *out, const struct file *file, uint64_t *counts)
+static void count_accepted(struct connection *conn, const struct file *file, uint64_t *counts)
 {
-    for (unsigned c = 0; c < out->channel_count; c++) {
-        struct channel *ch = &out->channels[c];
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        struct channel *ch = &conn->channels[c];
         SCOPED_LOCK(&ch->lock);
         const struct file_channel *fc = file ? file->per_channel : NULL;
         /* When it is over, or was removed before the start, there is nothing to wait for. */
@@ -1551,14 +1445,14 @@ static int await_failure(struct migration *m, const struct interrupt *interrupt,
 
 int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
-    struct outgoing *out = m->out;
     uint64_t counts[WIRE_CHANNELS_MAX];
 
     if (check_command(m, COMMAND_FLUSH, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
-    count_accepted(out, file, counts);
-    for (unsigned c = 0; c < out->channel_count; c++) {
-        int ret = channel_flush(&out->channels[c], counts[c], interrupt);
+    struct connection *conn = connection_of(m->out);
+    count_accepted(conn, file, counts);
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        int ret = channel_flush(&conn->channels[c], counts[c], interrupt);
         if (ret == -EINTR)
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         if (is_verdict(ret))
@@ -1574,7 +1468,7 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
 /* A barrier of RAM has been passed. Called with migration.lock held. */
 static void end_round(struct migration *m)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
     struct file_totals totals = file_totals(m->files[WIRE_RAM]);
     struct round sum = {
         .pages = totals.pages + totals.zero_pages,
@@ -1582,21 +1476,20 @@ static void end_round(struct migration *m)
         .time_ms = clock_ms(),
     };
 
-    for (unsigned c = 0; c < out->channel_count; c++)
+    for (unsigned c = 0; c < conn->channel_count; c++)
         sum.wire_bytes += outgoing_wire_bytes(m, (int)c);
     m->last_round = (struct round){
-        .pages = sum.pages - out->attempt.round_start.pages,
-        .bytes = sum.bytes - out->attempt.round_start.bytes,
-        .wire_bytes = sum.wire_bytes - out->attempt.round_start.wire_bytes,
-        .time_ms = sum.time_ms - (out->attempt.round_start.time_ms ? out->attempt.round_start.time_ms : m->times.active),
+        .pages = sum.pages - m->out->attempt.round_start.pages,
+        .bytes = sum.bytes - m->out->attempt.round_start.bytes,
+        .wire_bytes = sum.wire_bytes - m->out->attempt.round_start.wire_bytes,
+        .time_ms = sum.time_ms - (m->out->attempt.round_start.time_ms ? m->out->attempt.round_start.time_ms : m->times.active),
     };
-    out->attempt.round_start = sum;
+    m->out->attempt.round_start = sum;
     m->rounds++;
 }
 
 int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
-    struct outgoing *out = m->out;
     uint64_t counts[WIRE_CHANNELS_MAX];
     uint8_t buf[sizeof(counts)];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
@@ -1605,38 +1498,39 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
 
     if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
         return -EIO;
+    struct connection *conn = connection_of(m->out);
     pthread_mutex_lock(&m->lock);
-    while (m->state == STATE_ACTIVE && out->attempt.syncs >= WIRE_SYNCS_MAX && !interrupt_is_hit(interrupt))
+    while (m->state == STATE_ACTIVE && m->out->attempt.syncs >= WIRE_SYNCS_MAX && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
     int ret = migration_allows(m, COMMAND_SYNC, err);
-    if (ret == 0 && out->attempt.syncs >= WIRE_SYNCS_MAX)
+    if (ret == 0 && m->out->attempt.syncs >= WIRE_SYNCS_MAX)
         ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
     if (ret == 0) {
-        out->attempt.syncs++;
-        waiter.id = ++out->attempt.last_id;
+        m->out->attempt.syncs++;
+        waiter.id = connection_next_id(conn);
         /* That the device has the name which it has here belongs to it. */
-        change = file && file->id != WIRE_RAM ? out->attempt.last_change : 0;
-        waiter.next = out->waiters;
-        out->waiters = &waiter;
+        change = file && file->id != WIRE_RAM ? m->out->attempt.last_change : 0;
+        waiter.next = m->out->waiters;
+        m->out->waiters = &waiter;
     }
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
         return ret;
-    count_accepted(out, file, counts);
-    for (unsigned c = 0; c < out->channel_count; c++)
+    count_accepted(conn, file, counts);
+    for (unsigned c = 0; c < conn->channel_count; c++)
         wire_write_u64(&body, counts[c]);
-    session_send(&m->out->session, WIRE_SYNC, waiter.id, buf, wire_written(&body));
+    session_send(&conn->main, WIRE_SYNC, waiter.id, buf, wire_written(&body));
 
     pthread_mutex_lock(&m->lock);
     /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
-    while ((!waiter.acked || out->attempt.last_made < change) && state_is_running(m->state) &&
+    while ((!waiter.acked || m->out->attempt.last_made < change) && state_is_running(m->state) &&
            !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    struct sync_waiter **p = &out->waiters;
+    struct sync_waiter **p = &m->out->waiters;
     while (*p != &waiter)
         p = &(*p)->next;
     *p = waiter.next;
-    bool passed = (waiter.acked && out->attempt.last_made >= change) || m->state == STATE_COMPLETED;
+    bool passed = (waiter.acked && m->out->attempt.last_made >= change) || m->state == STATE_COMPLETED;
     if (!passed && state_is_running(m->state))
         error_set(err, CAUSE_INTERRUPTED, "interrupted");
     else if (!passed)
@@ -1648,8 +1542,8 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
      * The destination can be faster than the thread that has sent: its counters are to be exact, too.
      * Whoever is interrupted here has what was asked for.
      */
-    for (unsigned c = 0; c < out->channel_count; c++) {
-        int flushed = channel_flush(&out->channels[c], counts[c], interrupt);
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        int flushed = channel_flush(&conn->channels[c], counts[c], interrupt);
         if (is_verdict(flushed))
             return await_failure(m, interrupt, err);
     }
@@ -1668,22 +1562,22 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
 static uint64_t ask_digests(struct migration *m, enum state during, enum wire_message_type type, const void *body,
                             uint32_t length, uint8_t *digests, size_t size, const struct interrupt *interrupt)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
 
     pthread_mutex_lock(&m->lock);
-    while (m->state == during && out->attempt.question.id && !interrupt_is_hit(interrupt))
+    while (m->state == during && m->out->attempt.question.id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? ++out->attempt.last_id : 0;
+    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? connection_next_id(conn) : 0;
     if (id) {
-        out->attempt.question.id = id;
-        out->attempt.question.type = type;
-        out->attempt.question.there = false;
-        out->attempt.question.digests = digests;
-        out->attempt.question.size = size;
+        m->out->attempt.question.id = id;
+        m->out->attempt.question.type = type;
+        m->out->attempt.question.there = false;
+        m->out->attempt.question.digests = digests;
+        m->out->attempt.question.size = size;
     }
     pthread_mutex_unlock(&m->lock);
     if (id)
-        session_send(&out->session, type, id, body, length);
+        session_send(&conn->main, type, id, body, length);
     return id;
 }
 
@@ -1847,14 +1741,15 @@ uint64_t outgoing_verified(const struct migration *m)
 /* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
 static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
 {
+    struct connection *conn = connection_of(m->out);
     uint8_t *buf = malloc(WIRE_BODY_MAX);
     struct wire_writer body = {buf, buf, buf + WIRE_BODY_MAX};
     uint64_t counts[WIRE_CHANNELS_MAX];
 
     if (!buf)
         return -ENOMEM;
-    count_accepted(m->out, NULL, counts);
-    for (unsigned c = 0; c < m->out->channel_count; c++)
+    count_accepted(conn, NULL, counts);
+    for (unsigned c = 0; c < conn->channel_count; c++)
         wire_write_u64(&body, counts[c]);
     SCOPED_LOCK(&m->lock);
     wire_write_u32(&body, 1 + migration_count_devices(m));
@@ -1878,9 +1773,11 @@ static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
 /* Back from completing to active: data is accepted again. The caller holds migration.lock. */
 static void resume_from_completing(struct migration *m)
 {
+    struct connection *conn = connection_of(m->out);
+
     migration_move(m, STATE_ACTIVE, NULL);
-    for (unsigned c = 0; c < m->out->channel_count; c++)
-        channel_reopen(&m->out->channels[c]);
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_reopen(&conn->channels[c]);
     if (m->out->reference)
         reference_seal(m->out->reference, false);
 }
@@ -1905,7 +1802,6 @@ static bool await_prepared(struct migration *m, uint64_t id, const struct interr
 
 int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
-    struct outgoing *out = m->out;
     CLEANUP_FREE uint8_t *manifest = NULL;
     struct error failure = {0};
     uint32_t length;
@@ -1915,25 +1811,26 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     int ret = await_turn(m, interrupt, err);
     if (ret == 0)
         ret = migration_allows(m, COMMAND_COMPLETE, err);
-    uint64_t id = ++out->attempt.last_id;
     if (ret == 0)
         migration_move(m, STATE_COMPLETING, NULL);
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
         return ret;
+    struct connection *conn = connection_of(m->out);
+    uint64_t id = connection_next_id(conn);
     migration_announce(m);
     bool drained = true;
-    if (out->reference) {
-        reference_seal(out->reference, true);
-        drained = reference_drain(out->reference, interrupt) == 0;
+    if (m->out->reference) {
+        reference_seal(m->out->reference, true);
+        drained = reference_drain(m->out->reference, interrupt) == 0;
     }
     /* Before all is drained the senders still need the channels. */
-    for (unsigned c = 0; c < out->channel_count && drained; c++)
-        channel_close(&out->channels[c], CHANNEL_SEALED);
+    for (unsigned c = 0; c < conn->channel_count && drained; c++)
+        channel_close(&conn->channels[c], CHANNEL_SEALED);
     /* What is still being compressed is counted when it is sent. A failure shows in the state. */
     bool sent = drained;
-    for (unsigned c = 0; c < out->channel_count && drained; c++)
-        sent = channel_flush(&out->channels[c], UINT64_MAX, interrupt) == 0 && sent;
+    for (unsigned c = 0; c < conn->channel_count && drained; c++)
+        sent = channel_flush(&conn->channels[c], UINT64_MAX, interrupt) == 0 && sent;
     sent = sent && !interrupt_is_hit(interrupt);
     if (sent && make_manifest(m, &manifest, &length) < 0) {
         pthread_mutex_lock(&m->lock);
@@ -1943,7 +1840,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
     if (sent)
-        session_send(&m->out->session, WIRE_COMPLETE, id, manifest, length);
+        session_send(&conn->main, WIRE_COMPLETE, id, manifest, length);
 
     bool verified = await_prepared(m, sent ? id : 0, interrupt, &failure) && verify(m, interrupt, &failure) == 0;
     bool interrupted = failure.cause == CAUSE_INTERRUPTED || failure.cause == CAUSE_NO_MEMORY;
@@ -1952,23 +1849,23 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_lock(&m->lock);
     interrupted = interrupted && m->state == STATE_COMPLETING;
     if (interrupted) {
-        out->attempt.manifest_id = 0;
+        m->out->attempt.manifest_id = 0;
         resume_from_completing(m);
         announce_streams(m);
     } else if (verified && m->state == STATE_COMPLETING) {
         struct error silent = {0};
         error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
-        out->attempt.commit_id = id;
+        m->out->attempt.commit_id = id;
         outgoing_doom(m, &silent, m->settings.timeout_ms);
     }
-    bool commit = out->attempt.commit_id == id;
+    bool commit = m->out->attempt.commit_id == id;
     pthread_mutex_unlock(&m->lock);
     if (interrupted) {
         migration_announce(m);
         return error_set(err, failure.cause, "%s: the migration goes on", failure.message);
     }
     if (commit)
-        session_send(&m->out->session, WIRE_COMMIT, id, NULL, 0);
+        session_send(&conn->main, WIRE_COMMIT, id, NULL, 0);
 
     SCOPED_LOCK(&m->lock);
     /*
@@ -2006,7 +1903,7 @@ static int await_place(struct migration *m, const char *name, const struct inter
         bool local = is_unstarted(m), turn = m->state != STATE_ACTIVE || !m->out->attempt.announced.file;
         if (!local && migration_allows(m, COMMAND_WRITE, err) < 0)
             return -EIO;
-        uint32_t max = local ? WIRE_DEVICES_MAX : m->out->limits.max_devices, devices = migration_count_devices(m);
+        uint32_t max = local ? WIRE_DEVICES_MAX : connection_of(m->out)->limits.max_devices, devices = migration_count_devices(m);
         *id = migration_free_slot(m);
         if (turn && *id <= max && *id <= WIRE_DEVICES_MAX)
             return 0;
@@ -2023,7 +1920,7 @@ static struct file *new_device(struct migration *m, uint32_t id, const char *nam
 {
     struct file *file = file_new(id, name);
 
-    if (file && !before_start && file_set_channels(file, m->out->channel_count, m->settings.device_channels) < 0) {
+    if (file && !before_start && file_set_channels(file, connection_of(m->out)->channel_count, m->settings.device_channels) < 0) {
         file_put(file);
         file = NULL;
     }
@@ -2059,7 +1956,7 @@ int outgoing_create_device(struct migration *m, const char *name, bool exclusive
         file->made_here = true;
         migration_add_file(m, file_get(file));
     } else {
-        send_announcement(m, file, true);
+        send_announcement(m, connection_of(m->out), file, true);
         if (await_answer(m, file, interrupt, err) < 0) {
             file_put(file);
             return -EIO;
@@ -2101,10 +1998,10 @@ static bool retire(struct migration *m, struct file *file, uint64_t id)
 
     for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
         need[c] = file_is_home(file, c);
-    if (!lock_channels(m->out, need))
+    if (!lock_channels(connection_of(m->out), need))
         return false;
     atomic_store_explicit(&file->removed, true, memory_order_release);
-    unlock_channels(m->out, need);
+    unlock_channels(connection_of(m->out), need);
     file->removal = id;
     return true;
 }
@@ -2112,25 +2009,25 @@ static bool retire(struct migration *m, struct file *file, uint64_t id)
 /* The same at the destination, after what was accepted. The caller holds migration.lock. */
 static void announce_change(struct migration *m, const struct change_of_names *change, uint64_t id)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
     struct file *gone = change->gone, *kept = change->kept;
     uint64_t counts[WIRE_CHANNELS_MAX], others[WIRE_CHANNELS_MAX] = {0};
     uint8_t buf[16 + sizeof(counts) + WIRE_NAME_MAX];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
 
     if (gone)
-        count_accepted(out, gone, others);
-    count_accepted(out, kept ? kept : gone, counts);
+        count_accepted(conn, gone, others);
+    count_accepted(conn, kept ? kept : gone, counts);
     wire_write_u32(&body, kept ? kept->id : gone->id);
-    for (unsigned c = 0; c < out->channel_count; c++)
+    for (unsigned c = 0; c < conn->channel_count; c++)
         wire_write_u64(&body, counts[c] > others[c] ? counts[c] : others[c]);
     if (kept) {
         wire_write_u32(&body, gone ? gone->id : 0);
         wire_write_text(&body, change->name);
     }
-    out->attempt.changes++;
-    out->attempt.last_change = id;
-    session_send(&out->session, kept ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, id, buf, wire_written(&body));
+    m->out->attempt.changes++;
+    m->out->attempt.last_change = id;
+    session_send(&conn->main, kept ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, id, buf, wire_written(&body));
 }
 
 /*
@@ -2146,7 +2043,7 @@ static int try_change(struct migration *m, const struct change_of_names *change,
         return -EIO;
     if (local && change->gone)
         *listed = migration_remove_file(m, change->gone);
-    uint64_t id = local ? 0 : ++m->out->attempt.last_id;
+    uint64_t id = local ? 0 : connection_next_id(connection_of(m->out));
     if (!local && change->gone && !retire(m, change->gone, id))
         return 0;
     if (change->kept)
@@ -2221,7 +2118,6 @@ int outgoing_rename_device(struct migration *m, const char *from, const char *to
  */
 static void announce_stream(struct migration *m, struct file *file, bool again)
 {
-    struct outgoing *out = m->out;
     uint64_t counts[WIRE_CHANNELS_MAX];
     uint8_t buf[4 + sizeof(counts)];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
@@ -2230,11 +2126,12 @@ static void announce_stream(struct migration *m, struct file *file, bool again)
     bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING && !file_is_removed(file);
     if (file->id == WIRE_RAM || !active || (open == file->announced_open && (open || !again)))
         return;
+    struct connection *conn = connection_of(m->out);
     wire_write_u32(&body, file->id);
-    count_accepted(out, file, counts);
-    for (unsigned c = 0; c < out->channel_count && !open; c++)
+    count_accepted(conn, file, counts);
+    for (unsigned c = 0; c < conn->channel_count && !open; c++)
         wire_write_u64(&body, counts[c]);
-    session_send(&m->out->session, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
+    session_send(&conn->main, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
     file->announced_open = open;
 }
 
@@ -2367,24 +2264,11 @@ static int on_committed(struct migration *m, uint64_t id, struct error *err)
     return 0;
 }
 
-static int on_progress(struct migration *m, struct wire_reader *body, struct error *err)
-{
-    struct progress progress = {.work = wire_read_u64(body)};
-
-    for (unsigned c = 0; c < m->out->channel_count; c++) {
-        progress.channel[c].received = wire_read_u64(body);
-        progress.channel[c].applied = wire_read_u64(body);
-    }
-    if (!wire_read_done(body))
-        return error_set(err, CAUSE_PROTOCOL, "progress of another number of channels");
-    m->out->progress = progress;
-    return 0;
-}
-
 /* Runs in mig-out, and in the thread of `start` before that exists. */
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct migration *m = arg;
+    struct reader *reader = arg;
+    struct migration *m = reader->m;
 
     switch (message->type) {
     case WIRE_FILE_REPLY:
@@ -2402,14 +2286,14 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_FILE_RENAME:
         return on_changed(m, message->id, err);
     case WIRE_PROGRESS:
-        return on_progress(m, body, err);
+        return connection_note_progress(reader->conn, body, err);
     case WIRE_DIGEST_REPLY:
     case WIRE_VERIFY_REPLY:
         return on_answer(m, message, body, err);
     case WIRE_COMMITTED:
         return on_committed(m, message->id, err);
     case WIRE_ABORT:
-        m->out->attempt.peer_aborted = true;
+        reader->conn->peer_aborted = true;
         session_read_abort(body, "the destination", err);
         return -EIO;
     default:
@@ -2418,7 +2302,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 }
 
 /* The connection was lost after the commit was sent: asks the destination what became of the migration. */
-static void resolve(struct migration *m, const struct error *lost)
+static void resolve(struct migration *m, struct connection *conn, const struct error *lost)
 {
     int64_t deadline = clock_ms() + m->settings.timeout_ms;
     struct error failure = {0}, last = {0};
@@ -2427,21 +2311,17 @@ static void resolve(struct migration *m, const struct error *lost)
 
     log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
     while (!answered && !refused && !last_time && clock_ms() < deadline) {
-        struct hello_reply reply;
-        /* A daemon that goes away asks once. */
-        last_time = atomic_load(&m->host->closed);
-        struct transport *t;
         struct pollfd fd = {.fd = m->out->cancel_fd, .events = POLLIN};
+        struct transport_wait wait = {.cancel_fd = fd.fd, .deadline_ms = clock_ms() + m->settings.timeout_ms};
+        /* A daemon that goes away asks once, and does not wait for long. */
+        last_time = atomic_load(&m->host->closed);
+        if (last_time)
+            wait = (struct transport_wait){.cancel_fd = -1, .deadline_ms = clock_ms() + LAST_ASK_MS};
         last = (struct error){0};
-        if (greet(m, WIRE_HELLO_QUERY, 0, &t, &reply, &last) == 0) {
-            transport_close(t);
-            outcome = reply.outcome;
-            answered = true;
-        } else {
-            refused = last.cause == CAUSE_REFUSED;
-            if (!refused)
-                poll(&fd, 1, RETRY_MS);
-        }
+        answered = connection_ask(conn, &wait, &outcome, &last) == 0;
+        refused = !answered && last.cause == CAUSE_REFUSED;
+        if (!answered && !refused)
+            poll(&fd, 1, RETRY_MS);
     }
     if (outcome == WIRE_OUTCOME_COMPLETED) {
         pthread_mutex_lock(&m->lock);
@@ -2461,13 +2341,13 @@ static void resolve(struct migration *m, const struct error *lost)
     migration_fail(m, &failure);
 }
 
-static void lost_connection(struct migration *m, const struct error *reason)
+static void lost_connection(struct migration *m, struct connection *conn, const struct error *reason)
 {
     pthread_mutex_lock(&m->lock);
-    bool committing = is_committing(m) && !m->out->attempt.peer_aborted;
+    bool committing = is_committing(m) && !conn->peer_aborted;
     pthread_mutex_unlock(&m->lock);
     if (committing)
-        resolve(m, reason);
+        resolve(m, conn, reason);
     else
         migration_fail(m, reason);
 }
@@ -2489,21 +2369,20 @@ static bool await_launch(struct migration *m)
 static void settle(struct migration *m)
 {
     struct outgoing *out = m->out;
+    struct connection *conn = connection_of(out);
     struct file **files;
     int count = migration_keep_records(m, true) < 0 ? -ENOMEM : migration_files(m, &files, NULL);
 
-    for (unsigned c = 0; count > 0 && c < out->channel_count; c++)
-        pthread_mutex_lock(&out->channels[c].lock);
+    for (unsigned c = 0; count > 0 && c < conn->channel_count; c++)
+        pthread_mutex_lock(&conn->channels[c].lock);
     for (int i = 0; i < count; i++)
         file_settle(files[i]);
-    for (unsigned c = 0; count > 0 && c < out->channel_count; c++)
-        pthread_mutex_unlock(&out->channels[c].lock);
+    for (unsigned c = 0; count > 0 && c < conn->channel_count; c++)
+        pthread_mutex_unlock(&conn->channels[c].lock);
     if (count >= 0)
         migration_put_files(files, count);
-    if (out->compressor)
-        compressor_close(out->compressor);
     SCOPED_LOCK(&m->lock);
-    session_end(&out->session);
+    connection_end(conn);
     close_cancel(out);
 }
 
@@ -2517,6 +2396,8 @@ static void *mig_out(void *arg)
         migration_put(m);
         return NULL;
     }
+    struct connection *conn = connection_of(out);
+    struct reader reader = {m, conn};
     while (!state_is_final(m->state)) {
         struct error err = {0};
         pthread_mutex_lock(&m->lock);
@@ -2524,35 +2405,29 @@ static void *mig_out(void *arg)
         int64_t deadline = error_is_set(&doom) ? out->attempt.doom_at : clock_ms() + 60000;
         bool confirming = out->attempt.commit_id;
         pthread_mutex_unlock(&m->lock);
-        int ret = session_step(&out->session, deadline, handle_message, m, &err);
+        int ret = session_step(&conn->main, deadline, handle_message, &reader, &err);
         if (state_is_final(m->state))
             break;
-        if (stall_is_due(&out->watch, clock_ms()))
-            look_for_stall(m);
+        if (stall_is_due(&conn->watch, clock_ms()))
+            look_for_stall(m, conn);
         bool doomed = error_is_set(&doom) && clock_ms() >= deadline;
         if (ret == 0 && !doomed)
             continue;
         /* The first sign of trouble says more than what followed from it, unless the peer itself says why. */
-        if (doomed || (error_is_set(&doom) && !confirming && !out->attempt.peer_aborted))
+        if (doomed || (error_is_set(&doom) && !confirming && !conn->peer_aborted))
             err = doom;
-        lost_connection(m, &err);
+        lost_connection(m, conn, &err);
     }
-    if (m->state != STATE_COMPLETED && !out->attempt.peer_aborted)
-        session_goodbye(&out->session, &m->failure);
-    for (unsigned c = 0; c < out->channel_count; c++) {
-        channel_close(&out->channels[c], CHANNEL_DEAD);
-        transport_shutdown(out->channels[c].transport);
-    }
-    gate_close(&out->gate);
+    if (m->state != STATE_COMPLETED && !conn->peer_aborted)
+        session_goodbye(&conn->main, &m->failure);
+    connection_break(conn);
     if (out->reference) {
         reference_stop(out->reference);
         pthread_mutex_lock(&m->lock);
         reference_close(out->reference);
         pthread_mutex_unlock(&m->lock);
     }
-    for (unsigned c = 0; c < out->channel_count; c++)
-        channel_disconnect(&out->channels[c]);
-    session_linger(&out->session, LINGER_MS);
+    connection_hang_up(conn);
     settle(m);
     migration_put(m);
     return NULL;
@@ -2565,6 +2440,15 @@ static void leave(struct migration *m, const struct error *reason)
     interrupt_start(m->out);
 }
 
+/* The caller holds migration.lock. */
+static void wake_reader(struct outgoing *out)
+{
+    struct connection *conn = out->opening ? out->opening : connection_of(out);
+
+    if (conn)
+        session_wake(&conn->main);
+}
+
 static void ended(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
@@ -2572,8 +2456,7 @@ static void ended(struct migration *m)
     if (!state_is_final(m->state))
         return;
     interrupt_start(m->out);
-    if (m->out->has_session)
-        session_wake(&m->out->session);
+    wake_reader(m->out);
 }
 
 static void kick(struct migration *m)
@@ -2583,15 +2466,17 @@ static void kick(struct migration *m)
     pthread_mutex_lock(&m->lock);
     if (interrupt_is_hit(out->starter)) {
         interrupt_start(out);
-        if (out->has_session)
-            session_wake(&out->session);
+        wake_reader(out);
     }
     pthread_mutex_unlock(&m->lock);
-    gate_kick(&out->gate);
-    if (is_ready(out) && out->reference)
+    struct connection *conn = connection_of(out);
+    if (!conn)
+        return;
+    gate_kick(&conn->gate);
+    if (out->reference)
         reference_kick(out->reference);
-    for (unsigned c = 0; is_ready(out) && c < out->channel_count; c++)
-        channel_kick(&out->channels[c]);
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_kick(&conn->channels[c]);
 }
 
 int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err)
@@ -2709,28 +2594,28 @@ int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uin
 
 uint64_t outgoing_wire_bytes(struct migration *m, int index)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
 
-    if (!is_ready(out))
+    if (!conn)
         return 0;
     if (index < 0)
-        return atomic_load_explicit(&out->session.bytes_sent, memory_order_relaxed);
-    SCOPED_LOCK(&out->channels[index].lock);
-    return out->channels[index].wire_bytes;
+        return atomic_load_explicit(&conn->main.bytes_sent, memory_order_relaxed);
+    SCOPED_LOCK(&conn->channels[index].lock);
+    return conn->channels[index].wire_bytes;
 }
 
 const char *outgoing_path(struct migration *m)
 {
-    struct outgoing *out = m->out;
+    struct connection *conn = connection_of(m->out);
     uint64_t spliced;
 
-    if (!is_ready(out))
+    if (!conn)
         return NULL;
-    if (out->reference)
+    if (m->out->reference)
         return "reference";
     if (outgoing_splices(m, m->files[WIRE_RAM], WIRE_STRIPE_SIZE, 0))
         return "splice";
-    for (unsigned c = 0; c < out->channel_count; c++) {
+    for (unsigned c = 0; c < conn->channel_count; c++) {
         if (outgoing_zerocopy(m, c, &spliced).bytes)
             return "zero-copy";
     }
@@ -2739,7 +2624,7 @@ const char *outgoing_path(struct migration *m)
 
 struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *spliced)
 {
-    struct channel *ch = &m->out->channels[index];
+    struct channel *ch = &connection_of(m->out)->channels[index];
 
     SCOPED_LOCK(&ch->lock);
     *spliced = ch->spliced_bytes;
@@ -2748,16 +2633,21 @@ struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, 
 
 uint64_t outgoing_queued(struct migration *m)
 {
-    uint64_t bytes = atomic_load_explicit(&m->out->gate.used, memory_order_relaxed);
+    struct connection *conn = connection_of(m->out);
 
-    if (is_ready(m->out) && m->out->reference)
+    if (!conn)
+        return 0;
+    uint64_t bytes = atomic_load_explicit(&conn->gate.used, memory_order_relaxed);
+    if (m->out->reference)
         bytes += reference_remaining(m->out->reference) * WIRE_PAGE_SIZE;
     return bytes;
 }
 
 unsigned outgoing_channels(struct migration *m)
 {
-    return is_ready(m->out) ? m->out->channel_count : 0;
+    struct connection *conn = connection_of(m->out);
+
+    return conn ? conn->channel_count : 0;
 }
 
 static void free_role(struct migration *m)

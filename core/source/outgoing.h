@@ -25,7 +25,7 @@
  *   what is owed still moves (stall.h), so that nothing waits for ever.
  *
  *   When a data channel breaks, the main channel usually says why a moment
- *   later; the failure waits for that (SUSPECT_MS).
+ *   later; the failure waits for that (outgoing_doom()).
  */
 #ifndef MIGFS_OUTGOING_H
 #define MIGFS_OUTGOING_H
@@ -60,7 +60,7 @@ struct outgoing_write {
     struct outgoing_piece few[4];
 };
 
-struct outgoing *outgoing_new(struct migration *m);
+struct outgoing *outgoing_new(void);
 /** outgoing_free - free what outgoing_new() made; NULL is fine */
 void outgoing_free(struct outgoing *out);
 

@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One attempt to reach a peer; see connection.h. */
+#include "connection.h"
+#include "clock.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
+#define LINGER_MS  2000 /* how long the peer has to read a goodbye */
+
+/* channel.failed */
+static void channel_failed(void *arg, unsigned index, int code)
+{
+    struct connection *conn = arg;
+    struct error reason = {0};
+    bool required = conn->zero_copy == ZEROCOPY_REQUIRE;
+    int delay_ms = 0;
+
+    if (code == -EOPNOTSUPP && required) {
+        error_set(
+            &reason, CAUSE_UNSUPPORTED,
+            "zero-copy is required, but the kernel copies what channel %u sends (as always over loopback "
+            "and veth)",
+            index);
+    } else if (code == -ENOBUFS && required) {
+        error_set(&reason, CAUSE_NO_MEMORY,
+                  "zero-copy is required, but channel %u cannot lock memory (RLIMIT_MEMLOCK, "
+                  "net.core.optmem_max)",
+                  index);
+    } else {
+        delay_ms = SUSPECT_MS;
+        if (code == -EFAULT)
+            error_set(&reason, CAUSE_IO, "the RAM source cannot be read: perhaps it has become shorter");
+        else
+            error_set_errno(&reason, code, "sending on channel %u", index);
+    }
+    conn->failed(conn->failed_arg, &reason, delay_ms);
+}
+
+/* Connects, and exchanges hellos. */
+static int greet(const struct connection *conn, enum wire_hello_kind kind, unsigned channel,
+                 const struct transport_wait *wait, struct transport **transport, struct hello_reply *reply,
+                 struct error *err)
+{
+    const struct uri *uri = &conn->uri;
+    struct hello hello = conn->hello;
+    struct wire_hello wire;
+    struct wire_hello_reply wire_reply;
+    struct iovec iov = {&wire, sizeof(wire)};
+    struct transport *t;
+
+    hello.kind = kind;
+    hello.channel = channel;
+    if (transport_connect(uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, wait, &t, err) < 0)
+        return -EIO;
+    wire_hello_encode(&hello, &wire);
+    int ret = transport_send(t, &iov, 1);
+    if (ret == 0)
+        ret = transport_recv_all(t, &wire_reply, sizeof(wire_reply), wait);
+    if (ret == -ECANCELED)
+        error_set(err, CAUSE_INTERRUPTED, "connecting to %s was interrupted", uri->text);
+    else if (ret == -ETIMEDOUT)
+        error_set(err, CAUSE_TIMEOUT, "%s does not answer", uri->text);
+    else if (ret < 0)
+        error_set_errno(err, ret, "the handshake with %s", uri->text);
+    else if (wire_hello_reply_decode(&wire_reply, reply, err) == 0 && reply->cause != CAUSE_NONE)
+        session_read_reason(reply->cause, reply->text, "the destination refuses", err);
+    if (error_is_set(err)) {
+        transport_close(t);
+        return -EIO;
+    }
+    *transport = t;
+    return 0;
+}
+
+static struct transport_wait wait_of(const struct connection_config *config)
+{
+    return (struct transport_wait){.cancel_fd = config->cancel_fd,
+                                   .deadline_ms = clock_ms() + config->timeout_ms};
+}
+
+/* The connection without its channels, and with a session id of its own. */
+static struct connection *new_attempt(const struct connection_config *config, struct error *err)
+{
+    struct connection *conn = calloc(1, sizeof(*conn));
+
+    if (!conn) {
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return NULL;
+    }
+    conn->uri = *config->uri;
+    conn->hello = (struct hello){
+        .channels = config->channels,
+        .device_channels = config->device_channels,
+        .features = config->features,
+        .page_size = WIRE_PAGE_SIZE,
+        .stripe_size = WIRE_STRIPE_SIZE,
+        .timeout_ms = config->timeout_ms,
+    };
+    strcpy(conn->hello.name, config->name);
+    conn->zero_copy = config->zero_copy;
+    conn->failed = config->failed;
+    conn->failed_arg = config->arg;
+    if (getrandom(conn->hello.session, sizeof(conn->hello.session), 0) != sizeof(conn->hello.session)) {
+        error_set_errno(err, errno, "no random numbers");
+        free(conn);
+        return NULL;
+    }
+    gate_init(&conn->gate, config->write_behind);
+    return conn;
+}
+
+static int open_main(struct connection *conn, const struct connection_config *config, struct error *err)
+{
+    struct transport_wait wait = wait_of(config);
+    struct transport *t;
+
+    if (greet(conn, WIRE_HELLO_MAIN, 0, &wait, &t, &conn->limits, err) < 0)
+        return -EIO;
+    if (session_init(&conn->main, t, config->timeout_ms, conn->limits.timeout_ms) == 0)
+        return 0;
+    transport_close(t);
+    return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+}
+
+static int open_channel(struct connection *conn, const struct connection_config *config, struct error *err)
+{
+    struct transport_wait wait = wait_of(config);
+    unsigned c = conn->channel_count;
+    struct hello_reply reply;
+    struct transport *t;
+
+    if (greet(conn, WIRE_HELLO_DATA, c, &wait, &t, &reply, err) < 0)
+        return -EIO;
+    transport_set_timeout(t, (int)config->timeout_ms);
+    channel_init(&conn->channels[c], c, t, &conn->gate, channel_failed, conn);
+    conn->channel_count = c + 1;
+    int ret = channel_set_zerocopy(&conn->channels[c], config->zero_copy);
+    if (ret == -EOPNOTSUPP)
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "zero-copy is required, but there is none on the way to %.160s", conn->uri.text);
+    if (ret < 0)
+        return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
+    return 0;
+}
+
+/* The main channel is there; all the others, and what they need. */
+static int open_channels(struct connection *conn, const struct connection_config *config, struct error *err)
+{
+    conn->channels = calloc(config->channels, sizeof(*conn->channels));
+    if (config->compress)
+        conn->compressor = compressor_new(config->zstd_level);
+    if (!conn->channels || (config->compress && !conn->compressor))
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    while (conn->channel_count < config->channels) {
+        if (open_channel(conn, config, err) < 0)
+            return -EIO;
+    }
+    conn->splices = config->splice == CONNECTION_SPLICE_ALWAYS ||
+                    (config->splice == CONNECTION_SPLICE_AUTO && conn->channels[0].transport->splices);
+    return 0;
+}
+
+int connection_open(const struct connection_config *config, struct connection **out, struct error *err)
+{
+    struct connection *conn = new_attempt(config, err);
+
+    if (!conn)
+        return -EIO;
+    if (open_main(conn, config, err) < 0) {
+        gate_fini(&conn->gate);
+        free(conn);
+        return -EIO;
+    }
+    if (open_channels(conn, config, err) < 0) {
+        /* A goodbye tells the peer more than a closed connection. */
+        session_goodbye(&conn->main, err);
+        connection_free(conn);
+        return -EIO;
+    }
+    *out = conn;
+    return 0;
+}
+
+void connection_free(struct connection *conn)
+{
+    if (!conn)
+        return;
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_fini(&conn->channels[c]);
+    compressor_free(conn->compressor);
+    free(conn->channels);
+    session_fini(&conn->main);
+    gate_fini(&conn->gate);
+    free(conn);
+}
+
+int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err)
+{
+    struct progress progress = {.work = wire_read_u64(body)};
+
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        progress.channel[c].received = wire_read_u64(body);
+        progress.channel[c].applied = wire_read_u64(body);
+    }
+    if (!wire_read_done(body))
+        return error_set(err, CAUSE_PROTOCOL, "progress of another number of channels");
+    conn->progress = progress;
+    return 0;
+}
+
+void connection_watch(struct connection *conn)
+{
+    /* What the destination shows comes up to a step later, and is looked at up to a step after that. */
+    stall_init(&conn->watch, (int64_t)conn->hello.timeout_ms + 2 * conn->main.ping_ms, conn->main.ping_ms);
+}
+
+bool connection_look(struct connection *conn, bool answer_due, struct error *reason)
+{
+    struct stall_sight sights[STALL_MAX];
+    struct stall_sight *answers = &sights[conn->channel_count];
+
+    *answers = (struct stall_sight){.awaited = answer_due};
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        uint64_t applied = conn->progress.channel[c].applied;
+        sights[c].awaited = channel_is_owed(&conn->channels[c], applied, &sights[c].mark);
+        sights[c].mark += conn->progress.channel[c].received + applied + conn->progress.work;
+        answers->mark += sights[c].mark;
+    }
+    int stalled = stall_look(&conn->watch, clock_ms(), sights, conn->channel_count + 1);
+    if (stalled < 0)
+        return false;
+    if ((unsigned)stalled < conn->channel_count)
+        error_set(reason, CAUSE_TIMEOUT, "channel %d has stalled: nothing has moved on it for %u ms", stalled,
+                  conn->hello.timeout_ms);
+    else
+        error_set(reason, CAUSE_TIMEOUT, "the destination is there, but has not answered for %u ms",
+                  conn->hello.timeout_ms);
+    return true;
+}
+
+int connection_ask(const struct connection *conn, const struct transport_wait *wait,
+                   enum wire_outcome *outcome, struct error *err)
+{
+    struct hello_reply reply;
+    struct transport *t;
+
+    if (greet(conn, WIRE_HELLO_QUERY, 0, wait, &t, &reply, err) < 0)
+        return -EIO;
+    transport_close(t);
+    *outcome = reply.outcome;
+    return 0;
+}
+
+void connection_break(struct connection *conn)
+{
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        channel_close(&conn->channels[c], CHANNEL_DEAD);
+        transport_shutdown(conn->channels[c].transport);
+    }
+    gate_close(&conn->gate);
+}
+
+void connection_hang_up(struct connection *conn)
+{
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_disconnect(&conn->channels[c]);
+    session_linger(&conn->main, LINGER_MS);
+    if (conn->compressor)
+        compressor_close(conn->compressor);
+}
+
+void connection_end(struct connection *conn)
+{
+    session_end(&conn->main);
+}

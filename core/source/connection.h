@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One attempt to reach a peer: the main channel, the data channels, and what the peer
+ * has said of itself. It knows no migration. The same migration can make another one,
+ * after this one or beside it: each has a session id of its own, by which the peer
+ * tells them apart, and counts from zero.
+ *
+ * Lifetime
+ *   connection_open() returns it when all its channels are there, and nobody else knows
+ *   it. Its owner publishes it with a store that releases; a thread that loads the
+ *   pointer with acquire needs no lock for what is constant here, and never for the
+ *   gate and the channels, which have locks of their own. So it stays until no thread can
+ *   have the pointer: until the migration is freed, however long ago the connection broke.
+ *
+ *   When it is over: connection_break() lets nobody wait any more, connection_hang_up()
+ *   waits until nobody sends and closes it, connection_end() gives up the rest of its
+ *   memory. The counters stay.
+ *
+ *   One thread at a time is its reader: the one that calls session_step() on the main channel.
+ */
+#ifndef MIGFS_CONNECTION_H
+#define MIGFS_CONNECTION_H
+
+#include "channel.h"
+#include "compression.h"
+#include "gate.h"
+#include "session.h"
+#include "stall.h"
+#include "uri.h"
+#include "zerocopy.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Whether bytes that come in a pipe and that nobody looks at go out of it: where that is known to be faster,
+ * or always. */
+enum connection_splice { CONNECTION_SPLICE_NEVER, CONNECTION_SPLICE_AUTO, CONNECTION_SPLICE_ALWAYS };
+
+/* What an attempt is made with. All is copied. */
+struct connection_config {
+    const struct uri *uri;
+    const char *name; /* of the migration, WIRE_NAME_MAX at most */
+    unsigned channels;
+    unsigned device_channels; /* the last so many of them carry devices alone */
+    uint32_t timeout_ms;
+    uint64_t features; /* WIRE_FEATURE_... */
+    enum zerocopy_mode zero_copy;
+    enum connection_splice splice;
+    bool compress;
+    int zstd_level;
+    uint64_t write_behind; /* how many bytes may be accepted and not sent */
+    int cancel_fd; /* what waits gives up when it is readable; stays open as long as connection_open() runs */
+    /*
+     * A channel is broken. With no lock held, by the thread that noticed. The main channel usually says why
+     * a moment later: unless it does within @delay_ms, this is the reason.
+     */
+    void (*failed)(void *arg, const struct error *reason, int64_t delay_ms);
+    void *arg;
+};
+
+/* What the peer has last said of what it has done. */
+struct progress {
+    uint64_t work; /* that moves no channel */
+    struct {
+        uint64_t received, applied; /* bytes, packets */
+    } channel[WIRE_CHANNELS_MAX];
+};
+
+struct connection {
+    /* Constant: */
+    struct uri uri;
+    struct hello hello; /* what all its hellos say, but for the kind and the channel; has the session id */
+    enum zerocopy_mode zero_copy;
+    struct hello_reply limits; /* the peer's */
+    struct channel *channels;
+    unsigned channel_count;
+    struct compressor *compressor; /* NULL: nothing is compressed */
+    bool splices;                  /* what comes in a pipe and is not looked at goes out of it */
+    void (*failed)(void *arg, const struct error *reason, int64_t delay_ms);
+    void *failed_arg;
+
+    struct gate gate;
+    struct session main;
+    _Atomic uint64_t last_id; /* of a message that has an answer */
+
+    /* The reader's: */
+    struct progress progress;
+    struct stall_watch watch;
+    bool peer_aborted; /* the peer has said why it gives up: it needs no goodbye */
+};
+
+/**
+ * connection_open - connect and exchange hellos; blocks
+ * @out: has all channels
+ *
+ * On failure the peer is told why, if it has answered at all.
+ */
+int connection_open(const struct connection_config *config, struct connection **out, struct error *err);
+
+/** connection_free - close what is open and free it; nobody else knows it any more. NULL is fine */
+void connection_free(struct connection *conn);
+
+/** connection_next_id - another number for a message that has an answer: from 1; any thread */
+static inline uint64_t connection_next_id(struct connection *conn)
+{
+    return atomic_fetch_add_explicit(&conn->last_id, 1, memory_order_relaxed) + 1;
+}
+
+/** connection_note_progress - WIRE_PROGRESS; the reader's */
+int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err);
+
+/** connection_watch - from now on what is owed has to move (stall.h); the reader's, or before there is one */
+void connection_watch(struct connection *conn);
+
+/**
+ * connection_look - whether a channel, or the peer as a whole, stands still while something is due; the
+ * reader's
+ * @answer_due: an answer of the peer's is
+ * @reason: which one, when one does
+ *
+ * To be called when stall_is_due().
+ */
+bool connection_look(struct connection *conn, bool answer_due, struct error *reason);
+
+/**
+ * connection_ask - connect once more, and ask what became of the session
+ * @wait: what ends the attempt
+ */
+int connection_ask(const struct connection *conn, const struct transport_wait *wait,
+                   enum wire_outcome *outcome, struct error *err);
+
+/** connection_break - it is over: nobody waits for room or for a channel any more, and nothing more is
+ * accepted */
+void connection_break(struct connection *conn);
+
+/**
+ * connection_hang_up - after connection_break(): send what is queued on the main channel, and close all
+ *
+ * Waits until nobody sends, and every buffer is back. The reader's, and the last that it does.
+ */
+void connection_hang_up(struct connection *conn);
+
+/**
+ * connection_end - after connection_hang_up(): give up what nothing needs any more
+ *
+ * Under the lock, if any, with which others call session_wake().
+ */
+void connection_end(struct connection *conn);
+
+#endif

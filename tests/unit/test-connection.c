@@ -1,0 +1,562 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Connections to a peer: one, another one of the same migration after it, and two at once. */
+#include "connection.h"
+#include "blocked.h"
+#include "check.h"
+#include "clock.h"
+#include "peer.h"
+#include "scratch.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define CHANNELS 2u
+#define FOREVER  INT64_MAX
+
+static struct fake fake;
+static struct uri uri;
+static struct connection_config config;
+
+/* What connection_config.failed was told. */
+static struct {
+    pthread_mutex_t lock;
+    unsigned count;
+    struct error reason;
+    int64_t delay_ms;
+} failure = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void note_failure(void *arg, const struct error *reason, int64_t delay_ms)
+{
+    cr_expect(eq(ptr, arg, &failure));
+    pthread_mutex_lock(&failure.lock);
+    failure.count++;
+    failure.reason = *reason;
+    failure.delay_ms = delay_ms;
+    pthread_mutex_unlock(&failure.lock);
+}
+
+static void set_up(void)
+{
+    char text[128];
+    struct error err;
+
+    scratch_make();
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    fake_listen(&fake, text);
+    CHECK_OK(uri_parse(text, &uri, &err));
+    config = (struct connection_config){
+        .uri = &uri,
+        .name = "vm",
+        .channels = CHANNELS,
+        .device_channels = 1,
+        .timeout_ms = 60000,
+        .features = WIRE_FEATURE_CHECKSUM,
+        .write_behind = 1 << 20,
+        .cancel_fd = -1,
+        .failed = note_failure,
+        .arg = &failure,
+    };
+}
+
+static void tear_down(void)
+{
+    scratch_remove();
+}
+
+TestSuite(connection, .init = set_up, .fini = tear_down);
+
+/* A peer's ends of a connection. */
+struct ends {
+    struct transport *main, *data[CHANNELS];
+    struct hello hello; /* of the main channel */
+};
+
+/* Welcomes one connection, in a thread of its own; the listener's backlog keeps the order of those who call.
+ */
+static void welcome(void *arg)
+{
+    struct ends *ends = arg;
+
+    ends->main = fake_answer(&fake, &ends->hello);
+    cr_assert(eq(int, (int)ends->hello.kind, WIRE_HELLO_MAIN));
+    for (unsigned c = 0; c < CHANNELS; c++) {
+        struct hello hello;
+        ends->data[c] = fake_answer(&fake, &hello);
+        cr_assert(eq(int, (int)hello.kind, WIRE_HELLO_DATA));
+        cr_assert(eq(uint, hello.channel, c));
+        cr_assert(zero(int, memcmp(hello.session, ends->hello.session, sizeof(hello.session))));
+    }
+}
+
+static struct connection *open_to(struct ends *ends)
+{
+    struct connection *conn = NULL;
+    struct worker worker;
+    struct error err;
+
+    worker_start(&worker, welcome, ends);
+    CHECK_OK(connection_open(&config, &conn, &err));
+    worker_join(&worker);
+    return conn;
+}
+
+static void hang_up(struct ends *ends)
+{
+    transport_close(ends->main);
+    for (unsigned c = 0; c < CHANNELS; c++)
+        transport_close(ends->data[c]);
+    *ends = (struct ends){0};
+}
+
+static void end(void)
+{
+    fake_close(&fake);
+}
+
+/* Sends a small packet on a channel. */
+static void send_packet(struct connection *conn, unsigned index, char byte)
+{
+    struct channel *ch = &conn->channels[index];
+    struct packet packet = {.type = WIRE_DATA, .length = 1, .raw_length = 1};
+    uint64_t bytes = sizeof(struct wire_packet) + 1;
+
+    cr_assert(zero(int, gate_enter(&conn->gate, bytes, NULL)));
+    pthread_mutex_lock(&ch->lock);
+    cr_assert(eq(int, (int)ch->closed, CHANNEL_OPEN));
+    cr_assert(zero(int, channel_reserve(ch, 1, 1)));
+    channel_add(ch, &packet, &byte, bytes, NULL);
+    pthread_mutex_unlock(&ch->lock);
+    channel_finish(ch, NULL);
+}
+
+/* Receives it. */
+static void expect_packet(struct ends *ends, unsigned index, uint64_t sequence, char byte)
+{
+    struct wire_packet wire;
+    struct packet packet;
+    struct error err;
+    char got;
+
+    cr_assert(zero(int, transport_recv_all(ends->data[index], &wire, sizeof(wire), NULL)));
+    CHECK_OK(wire_packet_decode(&wire, &packet, &err));
+    cr_expect(eq(u64, packet.sequence, sequence));
+    cr_assert(zero(int, transport_recv_all(ends->data[index], &got, 1, NULL)));
+    cr_expect(eq(chr, got, byte));
+}
+
+/* Takes one message of the peer's. */
+static int count_message(void *arg, const struct message *message, struct wire_reader *body,
+                         struct error *err)
+{
+    struct connection *conn = arg;
+
+    if (message->type == WIRE_PROGRESS)
+        return connection_note_progress(conn, body, err);
+    return error_set(err, CAUSE_PROTOCOL, "a message of type %d", (int)message->type);
+}
+
+static int send_progress(struct transport *t, uint64_t work, unsigned channels)
+{
+    uint8_t buf[8 + 16 * WIRE_CHANNELS_MAX];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+
+    wire_write_u64(&w, work);
+    for (unsigned c = 0; c < channels; c++) {
+        wire_write_u64(&w, 100 + c);
+        wire_write_u64(&w, 10 + c);
+    }
+    return peer_send(t, WIRE_PROGRESS, 0, buf, wire_written(&w));
+}
+
+/* Steps until the peer has said that it has done @work. */
+static void await_progress(struct connection *conn, uint64_t work)
+{
+    struct error err;
+
+    while (conn->progress.work != work)
+        CHECK_OK(session_step(&conn->main, FOREVER, count_message, conn, &err));
+}
+
+static bool same_session(const struct ends *a, const struct ends *b)
+{
+    return !memcmp(a->hello.session, b->hello.session, sizeof(a->hello.session));
+}
+
+static void close_connection(struct connection *conn, struct ends *ends)
+{
+    connection_break(conn);
+    hang_up(ends);
+    connection_hang_up(conn);
+    connection_end(conn);
+}
+
+Test(connection, says_what_it_was_made_with)
+{
+    struct ends ends = {0};
+
+    fake.reply.max_ram = 4321;
+    fake.reply.max_devices = 7;
+    struct connection *conn = open_to(&ends);
+    cr_expect(eq(str, ends.hello.name, "vm"));
+    cr_expect(eq(uint, ends.hello.channels, CHANNELS));
+    cr_expect(eq(uint, ends.hello.device_channels, 1));
+    cr_expect(eq(u64, ends.hello.features, WIRE_FEATURE_CHECKSUM));
+    cr_expect(eq(u32, ends.hello.timeout_ms, 60000));
+    cr_expect(eq(u64, conn->limits.max_ram, 4321));
+    cr_expect(eq(u32, conn->limits.max_devices, 7));
+    cr_expect(eq(uint, conn->channel_count, CHANNELS));
+    cr_expect(zero(ptr, conn->compressor));
+    cr_expect(not(conn->splices));
+    cr_expect(eq(u64, connection_next_id(conn), 1));
+    cr_expect(eq(u64, connection_next_id(conn), 2));
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+Test(connection, with_compression_and_splicing)
+{
+    struct ends ends = {0};
+
+    config.compress = true;
+    config.zstd_level = 1;
+    config.splice = CONNECTION_SPLICE_ALWAYS;
+    struct connection *conn = open_to(&ends);
+    cr_expect(not(zero(ptr, conn->compressor)));
+    cr_expect(conn->splices);
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+/* The same migration reaches its peer again after the connection broke. The first one is still there for its
+ * counters. */
+Test(connection, made_again)
+{
+    struct ends before = {0}, after = {0};
+    struct connection *first = open_to(&before);
+
+    send_packet(first, 0, 'a');
+    send_packet(first, 1, 'b');
+    send_packet(first, 1, 'c');
+    expect_packet(&before, 0, 1, 'a');
+    expect_packet(&before, 1, 1, 'b');
+    expect_packet(&before, 1, 2, 'c');
+    connection_next_id(first);
+    send_progress(before.main, 5, CHANNELS);
+    await_progress(first, 5);
+    struct ends lost = before;
+    close_connection(first, &before);
+
+    struct connection *second = open_to(&after);
+    cr_expect(not(same_session(&lost, &after)));
+    cr_expect(eq(str, after.hello.name, "vm"));
+    cr_expect(zero(u64, second->progress.work));
+    cr_expect(zero(u64, second->progress.channel[1].applied));
+    cr_expect(zero(u64, second->channels[1].wire_bytes));
+    cr_expect(zero(u64, second->gate.used));
+    cr_expect(eq(u64, connection_next_id(second), 1));
+    /* The packets of a channel are numbered from one again. */
+    send_packet(second, 1, 'd');
+    expect_packet(&after, 1, 1, 'd');
+    /* What the first one did can still be asked for. */
+    cr_expect(eq(u64, first->progress.channel[1].applied, 11));
+    cr_expect(eq(u64, first->channels[0].wire_bytes, sizeof(struct wire_packet) + 1));
+    cr_expect(eq(u64, first->channels[1].wire_bytes, 2 * (sizeof(struct wire_packet) + 1)));
+    cr_expect(eq(u64, connection_next_id(first), 2));
+    close_connection(second, &after);
+    connection_free(second);
+    connection_free(first);
+    cr_expect(zero(uint, failure.count));
+    end();
+}
+
+/* Two connections of one migration, which know nothing of each other. */
+Test(connection, two_at_once)
+{
+    struct ends one = {0}, two = {0};
+    struct connection *first = open_to(&one), *second = open_to(&two);
+
+    cr_expect(not(same_session(&one, &two)));
+    for (char i = 0; i < 3; i++) {
+        send_packet(first, 0, i);
+        send_packet(second, 0, (char)(i + 10));
+    }
+    for (char i = 0; i < 3; i++) {
+        expect_packet(&two, 0, (uint64_t)i + 1, (char)(i + 10));
+        expect_packet(&one, 0, (uint64_t)i + 1, i);
+    }
+    send_progress(one.main, 1, CHANNELS);
+    send_progress(two.main, 2, CHANNELS);
+    await_progress(second, 2);
+    await_progress(first, 1);
+    /* One of them breaks; the other one goes on. */
+    close_connection(first, &one);
+    connection_free(first);
+    send_packet(second, 1, 'x');
+    expect_packet(&two, 1, 1, 'x');
+    send_progress(two.main, 3, CHANNELS);
+    await_progress(second, 3);
+    cr_expect(zero(int, channel_flush(&second->channels[1], 1, NULL)));
+    close_connection(second, &two);
+    connection_free(second);
+    end();
+}
+
+Test(connection, progress_of_another_number_of_channels)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    struct error err;
+
+    for (unsigned channels = 0; channels <= 2 * CHANNELS; channels++) {
+        uint8_t buf[8 + 16 * 2 * CHANNELS] = {channels == CHANNELS};
+        struct wire_reader reader = {.p = buf, .left = 8 + 16 * channels};
+        if (channels == CHANNELS)
+            CHECK_OK(connection_note_progress(conn, &reader, &err));
+        else
+            CHECK_FAILS(connection_note_progress(conn, &reader, &err), CAUSE_PROTOCOL);
+        cr_expect(eq(u64, conn->progress.work, channels >= CHANNELS));
+    }
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+/* The peer takes nothing more: whoever sends tells the owner, once for each channel. */
+Test(connection, tells_that_a_channel_is_broken)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+
+    transport_close(ends.data[1]);
+    ends.data[1] = NULL;
+    pthread_mutex_lock(&failure.lock);
+    while (failure.count == 0) {
+        pthread_mutex_unlock(&failure.lock);
+        pthread_mutex_lock(&conn->channels[1].lock);
+        bool open = conn->channels[1].closed == CHANNEL_OPEN;
+        pthread_mutex_unlock(&conn->channels[1].lock);
+        if (open)
+            send_packet(conn, 1, 'x');
+        pthread_mutex_lock(&failure.lock);
+    }
+    cr_expect(eq(uint, failure.count, 1));
+    cr_expect(eq(int, (int)failure.reason.cause, CAUSE_RESET), "%s", failure.reason.message);
+    cr_expect(failure.delay_ms > 0);
+    pthread_mutex_unlock(&failure.lock);
+    /* The other channel does not know of it. */
+    send_packet(conn, 0, 'y');
+    expect_packet(&ends, 0, 1, 'y');
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+static void wait_at_the_gate(void *arg)
+{
+    struct connection *conn = arg;
+
+    cr_expect(eq(int, gate_enter(&conn->gate, 1, NULL), -ECANCELED));
+}
+
+Test(connection, break_lets_nobody_wait)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    struct worker worker;
+
+    cr_assert(zero(int, gate_enter(&conn->gate, config.write_behind, NULL)));
+    worker_start(&worker, wait_at_the_gate, conn);
+    worker_await_sleep(&worker);
+    connection_break(conn);
+    worker_join(&worker);
+    cr_expect(eq(int, (int)conn->channels[0].closed, CHANNEL_DEAD));
+    gate_leave(&conn->gate, config.write_behind);
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+/* Only what is due and does not move has stalled, and which one it is is said. */
+Test(connection, looks_for_what_stands_still)
+{
+    struct ends ends = {0};
+    struct error reason = {0};
+    bool stalled = false;
+
+    config.timeout_ms = 100;
+    struct connection *conn = open_to(&ends);
+    connection_watch(conn);
+    int64_t until = clock_ms() + 600;
+    while (clock_ms() < until) {
+        cr_assert(not(connection_look(conn, false, &reason)));
+        usleep(10000);
+    }
+    while (!stalled) {
+        usleep(10000);
+        stalled = connection_look(conn, true, &reason);
+    }
+    cr_expect(eq(int, (int)reason.cause, CAUSE_TIMEOUT));
+    cr_expect(not(zero(ptr, strstr(reason.message, "has not answered for 100 ms"))), "%s", reason.message);
+
+    connection_watch(conn);
+    send_packet(conn, 1, 'x');
+    reason = (struct error){0};
+    for (stalled = false; !stalled; stalled = connection_look(conn, false, &reason))
+        usleep(10000);
+    cr_expect(not(zero(ptr, strstr(reason.message, "channel 1 has stalled"))), "%s", reason.message);
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+/* The peer's ends of an attempt that it refuses, or that the source gives up. */
+struct refusal {
+    unsigned welcome; /* how many hellos are answered well */
+    struct transport *t[CHANNELS + 1];
+    unsigned count;
+    bool silent; /* the last one is not answered */
+};
+
+static void refuse(void *arg)
+{
+    struct refusal *refusal = arg;
+    struct hello hello;
+
+    while (refusal->count < refusal->welcome)
+        refusal->t[refusal->count++] = fake_answer(&fake, &hello);
+    if (refusal->silent)
+        return;
+    fake.reply.cause = CAUSE_REFUSED;
+    strcpy(fake.reply.text, "not today");
+    refusal->t[refusal->count++] = fake_answer(&fake, &hello);
+    fake.reply.cause = CAUSE_NONE;
+}
+
+static void end_refusal(struct refusal *refusal)
+{
+    for (unsigned i = 0; i < refusal->count; i++)
+        transport_close(refusal->t[i]);
+}
+
+Test(connection, refused)
+{
+    struct refusal refusal = {0};
+    struct connection *conn = NULL;
+    struct worker worker;
+    struct error err;
+
+    worker_start(&worker, refuse, &refusal);
+    CHECK_FAILS(connection_open(&config, &conn, &err), CAUSE_REFUSED);
+    worker_join(&worker);
+    cr_expect(zero(ptr, conn));
+    cr_expect(not(zero(ptr, strstr(err.message, "not today"))), "%s", err.message);
+    end_refusal(&refusal);
+    end();
+}
+
+/* When the main channel is there, the peer hears why it is given up. */
+Test(connection, refused_channel_ends_with_a_goodbye)
+{
+    static uint8_t body[WIRE_BODY_MAX];
+    struct refusal refusal = {.welcome = 2};
+    struct connection *conn = NULL;
+    struct message message;
+    struct worker worker;
+    struct error err;
+
+    worker_start(&worker, refuse, &refusal);
+    CHECK_FAILS(connection_open(&config, &conn, &err), CAUSE_REFUSED);
+    worker_join(&worker);
+    cr_assert(zero(int, peer_receive(refusal.t[0], &message, body)));
+    cr_expect(eq(int, (int)message.type, WIRE_ABORT));
+    cr_expect(lt(int, peer_receive(refusal.t[0], &message, body), 0));
+    end_refusal(&refusal);
+    end();
+}
+
+struct opening {
+    struct error err;
+    int ret;
+};
+
+static void open_in_vain(void *arg)
+{
+    struct opening *opening = arg;
+    struct connection *conn = NULL;
+
+    opening->ret = connection_open(&config, &conn, &opening->err);
+}
+
+Test(connection, opening_is_cancelled)
+{
+    struct refusal refusal = {.welcome = 2, .silent = true};
+    struct opening opening = {0};
+    struct worker peer, source;
+
+    config.cancel_fd = eventfd(0, EFD_CLOEXEC);
+    worker_start(&peer, refuse, &refusal);
+    worker_start(&source, open_in_vain, &opening);
+    worker_join(&peer);
+    worker_await_sleep(&source);
+    eventfd_write(config.cancel_fd, 1);
+    worker_join(&source);
+    cr_expect(lt(int, opening.ret, 0));
+    cr_expect(eq(int, (int)opening.err.cause, CAUSE_INTERRUPTED), "%s", opening.err.message);
+    close(config.cancel_fd);
+    end_refusal(&refusal);
+    end();
+}
+
+Test(connection, opening_takes_too_long)
+{
+    struct refusal refusal = {.silent = true};
+    struct opening opening = {0};
+
+    config.timeout_ms = 50;
+    open_in_vain(&opening);
+    cr_expect(eq(int, (int)opening.err.cause, CAUSE_TIMEOUT), "%s", opening.err.message);
+    end_refusal(&refusal);
+    end();
+}
+
+struct question {
+    struct hello hello;
+};
+
+static void answer_question(void *arg)
+{
+    struct question *question = arg;
+
+    transport_close(fake_answer(&fake, &question->hello));
+}
+
+/* The question is about the session that was lost, and can be asked as often as one likes. */
+Test(connection, asks_what_became_of_it)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    struct transport_wait wait = {.cancel_fd = -1, .deadline_ms = clock_ms() + 60000};
+    struct hello made = ends.hello;
+    struct error err;
+
+    close_connection(conn, &ends);
+    for (enum wire_outcome want = WIRE_OUTCOME_UNKNOWN; want <= WIRE_OUTCOME_FAILED; want++) {
+        enum wire_outcome outcome = WIRE_OUTCOME_UNKNOWN;
+        struct question question = {0};
+        struct worker worker;
+        fake.reply.outcome = want;
+        worker_start(&worker, answer_question, &question);
+        CHECK_OK(connection_ask(conn, &wait, &outcome, &err));
+        worker_join(&worker);
+        cr_expect(eq(int, (int)outcome, (int)want));
+        cr_expect(eq(int, (int)question.hello.kind, WIRE_HELLO_QUERY));
+        cr_expect(zero(int, memcmp(question.hello.session, made.session, sizeof(made.session))));
+    }
+    connection_free(conn);
+    end();
+}
