@@ -1,25 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host: the migrations of one daemon, by name, and the limits on all of them.
+ * A host: what all migrations of one daemon share. It knows none of them; the registry does.
  *
- * Lock order of the core, outermost first:
+ * Lock order of the core, outermost first. This is the one place where it is written:
  *   handle.lock (in fs/)
- *   host.lock
+ *   registry.lock
  *   attribute_table.lock
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
- *   file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock, reference.lock,
- *   accounts_lock: leaves, but for channel.lock before file.lock in file_settle()
+ *   host.lock, file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock,
+ *   reference.lock, accounts.lock, those of the compressors and of the decompressors: leaves, but for
+ *   channel.lock before file.lock in file_settle()
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H
 
 #include "account.h"
+#include "attributes.h"
 #include "budget.h"
 #include "compression.h"
-#include "migration.h"
+#include "memory.h"
+#include "wire.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
+
+struct migration;
 
 #define HOST_HISTORY 256
 #define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
@@ -52,95 +59,57 @@ struct outcome_record {
 
 struct host {
     struct limits limits;
-    struct budget budget;      /* of bytes, */
-    struct budget channels;    /* of data channels, */
-    struct budget descriptors; /* and of descriptors of incoming migrations */
-    struct budget windows;     /* of address space, for all incoming RAM */
+    struct accounts accounts; /* of the peers; what they may have in all */
+    struct budget windows;    /* of address space, for all incoming RAM */
     struct decompressor_pool decompressors;
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
-    bool splices;    /* writes can come in a pipe; constant once there are migrations */
-    /* Called after a change that status or poll(2) can show; with no lock held; any thread. */
+    bool splices; /* writes can come in a pipe; constant once there are migrations */
+    /* Called after a change that status or poll(2) can show; with no lock held; any thread. Not looked into here. */
     void (*changed)(struct migration *m);
+    /*
+     * No new migrations: the daemon is going away. Whoever starts one looks at this with migration.lock held, which is
+     * taken for each migration after this is set: so each has either started by then, and is failed, or does not start.
+     */
+    atomic_bool closed;
 
-    pthread_mutex_t accounts_lock; /* guards the list of accounts; a leaf lock */
-    struct account *accounts;
-
-    pthread_mutex_t lock; /* guards the rest */
-    pthread_cond_t gone;  /* `living` fell */
-    struct migration *first;
-    unsigned count;   /* in the list, */
-    unsigned arrived; /* and those of them that peers have made */
-    unsigned living; /* not freed yet */
-    atomic_bool closed; /* no new migrations: the daemon is going away; written with the lock held */
+    pthread_mutex_t lock;  /* guards the rest; a leaf lock */
+    pthread_cond_t unused; /* `users` fell */
+    unsigned users;        /* migrations that are not freed yet */
     struct outcome_record history[HOST_HISTORY];
     unsigned history_next;
     char last_error[ERROR_MESSAGE_MAX]; /* the last failure that belongs to no migration */
 };
 
-/** host_init - an empty host; @changed may be NULL */
+/** host_init - @changed may be NULL */
 void host_init(struct host *host, const struct limits *limits, void (*changed)(struct migration *m));
 void host_fini(struct host *host);
 
-/** host_find - the visible migration of a name, with a reference for the caller; NULL: there is none */
-struct migration *host_find(struct host *host, const char *name);
+/** host_use, host_unuse - something needs the host until it says that it does not any more */
+void host_use(struct host *host);
+void host_unuse(struct host *host);
 
-/** host_list - all visible migrations, each with a reference; the caller frees the array. The count, or -ENOMEM. */
-int host_list(struct host *host, struct migration ***out);
-
-/**
- * host_add_outgoing - make a migration here, which starts or is expected from a peer
- *
- * On success @out has a reference for the caller.
- */
-int host_add_outgoing(struct host *host, const char *name, uid_t uid, gid_t gid, struct migration **out,
-                      struct error *err);
+#define HOST_FOREVER (-1)
 
 /**
- * host_add_incoming - make an incoming migration that a peer starts; users do not see it yet
- * @address: the peer's; whose limits it counts against
- *
- * A failed or cancelled incoming migration of the name makes way. If it was made here, the same is
- * expected again, with the settings and devices that were prepared. @out has a reference.
+ * host_await_unused - wait until nothing needs the host
+ * @timeout_ms: for how long, or HOST_FOREVER
+ * Return: whether that is so.
  */
-int host_add_incoming(struct host *host, const char *address, const struct hello *hello, struct migration **out,
-                      struct error *err);
+bool host_await_unused(struct host *host, int64_t timeout_ms);
 
-/** host_find_session - the incoming migration of a session, with a reference, or NULL */
-struct migration *host_find_session(struct host *host, const char *name, const uint8_t session[16]);
+/** host_close - let nothing start any more */
+void host_close(struct host *host);
 
-/** host_remove - forget a migration that is not running; the user's rmdir */
-int host_remove(struct host *host, struct migration *m, struct error *err);
-
-/**
- * host_arrive - all channels of an incoming migration are there: make it active, and let users see it
- * @out: the same migration, or the expected one of its name that has taken its place and all that
- *       belongs to it; with a reference for the caller
- */
-int host_arrive(struct host *host, struct migration *m, struct migration **out, struct error *err);
-
-/** host_note_setback - an arriving migration has failed: say so in `error` of the one that is expected, if any */
-void host_note_setback(struct host *host, const struct migration *m);
-
-/** host_drop - take a migration out of the list, if it is there */
-void host_drop(struct host *host, struct migration *m);
-
-/** host_record - remember what became of a session; the caller holds host.lock, so that no query comes between */
+/** host_record - remember what became of a session: before anybody can forget the migration itself */
 void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome);
+
+/** host_outcome - what became of a session, if that is remembered */
 enum wire_outcome host_outcome(struct host *host, const uint8_t session[16]);
 
 /** host_note_error - keep a sentence about something that belongs to no migration, and log it */
 void host_note_error(struct host *host, const char *message);
 
-/** host_shutdown - fail what runs and let nothing start any more; does not wait */
-void host_shutdown(struct host *host);
-
-#define HOST_FOREVER (-1)
-
-/**
- * host_drain - after host_shutdown(): forget all migrations and wait until their threads are gone
- * @timeout_ms: for how long, or HOST_FOREVER
- * Return: whether they are gone; if not, they go on using @host.
- */
-bool host_drain(struct host *host, int64_t timeout_ms);
+/** host_last_error - the last such sentence; empty: there was none */
+void host_last_error(struct host *host, char out[ERROR_MESSAGE_MAX]);
 
 #endif

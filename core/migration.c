@@ -38,8 +38,7 @@ struct migration *migration_new(struct host *host, enum role role, const struct 
     };
     pthread_mutex_init(&m->lock, NULL);
     clock_cond_init(&m->changed);
-    SCOPED_LOCK(&host->lock);
-    host->living++;
+    host_use(host);
     return m;
 }
 
@@ -60,9 +59,7 @@ static void migration_free(struct migration *m)
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
     free(m);
-    SCOPED_LOCK(&host->lock);
-    host->living--;
-    pthread_cond_broadcast(&host->gone);
+    host_unuse(host);
 }
 
 struct migration *migration_get(struct migration *m)

@@ -2,7 +2,7 @@
 /*
  * A migration, in either role.
  *
- * Threads (those that nobody joins are detached and hold a reference; host_drain() waits for all):
+ * Threads (those that nobody joins are detached and hold a reference; registry_drain() waits for all):
  *   name        made by               waits for                          ends when
  *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
  *   mig-ref-N   `start`, ram-source   bitmaps; channel N                 reference_stop(); joined by mig-out
@@ -103,9 +103,9 @@ struct role_operations {
 
 struct migration {
     struct host *host;
-    struct migration *next; /* in the host's list; guarded by host.lock */
-    bool listed;            /* whether it is in the list; guarded by host.lock */
-    bool visible;           /* whether users are shown it; guarded by host.lock */
+    struct migration *next; /* in the registry's list; guarded by registry.lock */
+    bool listed;            /* whether it is in the list; guarded by registry.lock */
+    bool visible;           /* whether users are shown it; guarded by registry.lock */
     /*
      * Written with the lock held, and once from none to what it then stays. Who sees the role without
      * the lock sees what belongs to it, too; who sees none checks again with the lock held.

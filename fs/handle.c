@@ -138,9 +138,7 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size, s
         pthread_mutex_unlock(&node->m->lock);
         return error_text(buf, size);
     case NODE_HOST_ERROR:
-        pthread_mutex_lock(&host->lock);
-        snprintf(buf, sizeof(buf), "%s", host->last_error);
-        pthread_mutex_unlock(&host->lock);
+        host_last_error(host, buf);
         return error_text(buf, size);
     case NODE_WAIT:
         if (!migration_is_over(node->m, buf)) {

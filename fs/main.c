@@ -13,7 +13,6 @@
 #include "cleanup.h"
 #include "digest.h"
 #include "handle.h"
-#include "host.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
@@ -23,6 +22,7 @@
 #include "options.h"
 #include "parking.h"
 #include "polling.h"
+#include "registry.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -154,7 +154,7 @@ static int await_end(const struct loop *loop)
     return 0;
 }
 
-static int serve(struct host *host, struct listener *listener, struct fuse_session *se)
+static int serve(struct registry *registry, struct listener *listener, struct fuse_session *se)
 {
     struct error err = {0};
     struct loop *loop;
@@ -178,7 +178,7 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
         log_error("cannot watch for signals: %s", strerror(-ret));
     watch_for_hurry(se);
     /* What blocks in an operation fails now, and lets its worker go. */
-    host_shutdown(host);
+    registry_shutdown(registry);
     int lost = loop_stop(loop);
     parking_stop();
     if (lost < 0)
@@ -187,7 +187,7 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
 }
 
 /* Between the mount and its end. */
-static int run(const struct options *options, struct host *host, struct listener *listener, struct fuse_session *se)
+static int run(const struct options *options, struct registry *registry, struct listener *listener, struct fuse_session *se)
 {
     /* Before the mount: who waits for that can then read where the daemon listens. */
     for (unsigned i = 0; listener_address(listener, i); i++)
@@ -201,8 +201,8 @@ static int run(const struct options *options, struct host *host, struct listener
     }
     if (!options->foreground)
         log_to_journal();
-    int ret = serve(host, listener, se);
-    host_shutdown(host);
+    int ret = serve(registry, listener, se);
+    registry_shutdown(registry);
     unmount(se);
     return ret;
 }
@@ -210,7 +210,7 @@ static int run(const struct options *options, struct host *host, struct listener
 static int start(struct fuse_args *args, const struct options *options)
 {
     struct limits limits = options->limits;
-    struct host host;
+    struct registry registry;
     struct listener *listener = NULL;
     struct error err = {0};
     int ret = EXIT_FAILED;
@@ -219,25 +219,25 @@ static int start(struct fuse_args *args, const struct options *options)
     memory_guard_setup();
     raise_descriptor_limit();
     bound_descriptors(&limits);
-    host_init(&host, &limits, poll_changed);
-    host.splices = loop_can_splice();
-    struct fuse_session *se = fuse_session_new(args, &ops_table, sizeof(ops_table), &host);
+    registry_init(&registry, &limits, poll_changed);
+    registry.host.splices = loop_can_splice();
+    struct fuse_session *se = fuse_session_new(args, &ops_table, sizeof(ops_table), &registry);
     if (!se) {
         fprintf(stderr, "migfs: see migfs -h for the options\n");
         ret = EXIT_USAGE;
-    } else if (listener_new(&host, options->uris, options->uri_count, &listener, &err) < 0) {
+    } else if (listener_new(&registry, options->uris, options->uri_count, &listener, &err) < 0) {
         fprintf(stderr, "migfs: %s\n", err.message);
     } else {
-        ret = run(options, &host, listener, se);
+        ret = run(options, &registry, listener, se);
     }
     handle_free_all();
     node_forget_all();
     listener_free(listener);
-    if (!host_drain(&host, DRAIN_MS)) {
+    if (!registry_drain(&registry, DRAIN_MS)) {
         log_error("not all migrations have ended within %d s: leaving them", DRAIN_MS / 1000);
         _exit(EXIT_FAILED);
     }
-    host_fini(&host);
+    registry_fini(&registry);
     /* Last: until here somebody could be told about a poll. */
     if (se)
         fuse_session_destroy(se);

@@ -2,7 +2,6 @@
 /* The tree; see node.h. */
 #include "node.h"
 #include "cleanup.h"
-#include "host.h"
 #include "outgoing.h"
 #include "setting.h"
 
@@ -271,7 +270,7 @@ static int find_in_migration(struct migration *m, const char *name, struct node 
 }
 
 /* Fills in the place of a name; its migration and its file with references. */
-static int find_place(struct host *host, const struct node *parent, const char *name, struct node *place)
+static int find_place(struct registry *registry, const struct node *parent, const char *name, struct node *place)
 {
     switch (parent->kind) {
     case NODE_ROOT:
@@ -280,7 +279,7 @@ static int find_place(struct host *host, const struct node *parent, const char *
             return 0;
         }
         place->kind = NODE_MIGRATION;
-        place->m = host_find(host, name);
+        place->m = registry_find(registry, name);
         return place->m ? 0 : -ENOENT;
     case NODE_MIGRATION:
         if (find_in_migration(parent->m, name, place) < 0)
@@ -299,10 +298,10 @@ static int find_place(struct host *host, const struct node *parent, const char *
     return 0;
 }
 
-int node_lookup(struct host *host, const struct node *parent, const char *name, struct node **out)
+int node_lookup(struct registry *registry, const struct node *parent, const char *name, struct node **out)
 {
     struct node place = {0};
-    int ret = find_place(host, parent, name, &place);
+    int ret = find_place(registry, parent, name, &place);
 
     if (ret < 0)
         return ret;
@@ -312,10 +311,10 @@ int node_lookup(struct host *host, const struct node *parent, const char *name, 
     return *out ? 0 : -ENOMEM;
 }
 
-static int list_root(struct host *host, int (*add)(void *, const char *, mode_t), void *arg)
+static int list_root(struct registry *registry, int (*add)(void *, const char *, mode_t), void *arg)
 {
     struct migration **list;
-    int n = host_list(host, &list), ret = 0;
+    int n = registry_list(registry, &list), ret = 0;
 
     if (n < 0)
         return n;
@@ -328,14 +327,14 @@ static int list_root(struct host *host, int (*add)(void *, const char *, mode_t)
     return ret < 0 ? ret : add(arg, ".error", S_IFREG);
 }
 
-int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
+int node_list(struct registry *registry, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
               void *arg)
 {
     struct migration *m = dir->m;
     int ret = 0;
 
     if (dir->kind == NODE_ROOT)
-        return list_root(host, add, arg);
+        return list_root(registry, add, arg);
     if (dir->kind == NODE_DEVICE_STATE) {
         char name[WIRE_NAME_MAX + 1];
         struct file **files;

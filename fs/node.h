@@ -13,7 +13,7 @@
 #ifndef MIGFS_NODE_H
 #define MIGFS_NODE_H
 
-#include "migration.h"
+#include "registry.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -87,10 +87,10 @@ int node_change(struct host *host, const struct node *node, unsigned what, const
  * node_lookup - the node of a name in a directory, with one more lookup
  * Return: 0, -ENOENT or -ENOMEM.
  */
-int node_lookup(struct host *host, const struct node *parent, const char *name, struct node **out);
+int node_lookup(struct registry *registry, const struct node *parent, const char *name, struct node **out);
 
 /** node_list - call @add for every name in a directory, with its S_IFMT bits */
-int node_list(struct host *host, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
+int node_list(struct registry *registry, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
               void *arg);
 
 #endif

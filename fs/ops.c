@@ -34,9 +34,14 @@
 /* Whether requests come in pipes is decided by writes from here on. */
 #define SPLICE_MIN (64u << 10)
 
-static struct host *host_of(fuse_req_t req)
+static struct registry *registry_of(fuse_req_t req)
 {
     return fuse_req_userdata(req);
+}
+
+static struct host *host_of(fuse_req_t req)
+{
+    return &registry_of(req)->host;
 }
 
 static struct handle *handle_of(struct fuse_file_info *fi)
@@ -135,7 +140,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
     struct fuse_entry_param entry;
     struct node *node;
-    int ret = node_lookup(host_of(req), node_of(parent), name, &node);
+    int ret = node_lookup(registry_of(req), node_of(parent), name, &node);
 
     if (ret < 0) {
         fuse_reply_err(req, -ret);
@@ -252,7 +257,7 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
         reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory has the files that it has");
         return;
     }
-    if (host_add_outgoing(host_of(req), name, ctx->uid, ctx->gid, &m, &err) < 0) {
+    if (registry_add_outgoing(registry_of(req), name, ctx->uid, ctx->gid, &m, &err) < 0) {
         reply_error(req, NULL, &err);
         return;
     }
@@ -275,12 +280,12 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
         reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory keeps the files that it has");
         return;
     }
-    struct migration *m = host_find(host_of(req), name);
+    struct migration *m = registry_find(registry_of(req), name);
     if (!m) {
         fuse_reply_err(req, ENOENT);
         return;
     }
-    if (host_remove(host_of(req), m, &err) < 0)
+    if (registry_remove(registry_of(req), m, &err) < 0)
         reply_error(req, m, &err);
     else
         fuse_reply_err(req, 0);
@@ -918,7 +923,7 @@ static int make_listing(fuse_req_t req, struct node *dir, struct listing *listin
     int ret = list_name(listing, ".", S_IFDIR);
     if (ret == 0)
         ret = list_name(listing, "..", S_IFDIR);
-    return ret == 0 ? node_list(host_of(req), dir, list_name, listing) : ret;
+    return ret == 0 ? node_list(registry_of(req), dir, list_name, listing) : ret;
 }
 
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -978,8 +983,8 @@ static void op_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, s
 static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 {
     const struct host *host = host_of(req);
-    uint64_t limit = host->budget.limit / WIRE_PAGE_SIZE;
-    uint64_t used = atomic_load_explicit(&host->budget.used, memory_order_relaxed) / WIRE_PAGE_SIZE;
+    uint64_t limit = host->accounts.memory.limit / WIRE_PAGE_SIZE;
+    uint64_t used = atomic_load_explicit(&host->accounts.memory.used, memory_order_relaxed) / WIRE_PAGE_SIZE;
     struct statvfs st = {
         .f_bsize = WIRE_STRIPE_SIZE,
         .f_frsize = WIRE_PAGE_SIZE,

@@ -3,7 +3,7 @@
 #ifndef MIGFS_OPS_H
 #define MIGFS_OPS_H
 
-#include "host.h"
+#include "registry.h"
 
 #include <fuse_lowlevel.h>
 
@@ -17,7 +17,7 @@
  */
 #define OPS_MAX_BACKGROUND 4096
 
-/** ops_table - the operations; their user data is the struct host */
+/** ops_table - the operations; their user data is the struct registry */
 extern const struct fuse_lowlevel_ops ops_table;
 
 #endif

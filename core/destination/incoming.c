@@ -73,6 +73,8 @@ struct question {
 
 struct incoming {
     struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over */
+    const struct incoming_owner_operations *owner_operations;
+    void *owner;         /* who has made it; constant, like its operations */
     uint64_t max_ram;    /* the largest RAM; constant once there are receivers */
     struct account *account; /* whose limits it counts against; constant */
     struct session session;
@@ -159,7 +161,8 @@ static int take_share(struct incoming *in, struct error *err)
     return 0;
 }
 
-struct incoming *incoming_new(struct migration *m, struct account *account, struct error *err)
+struct incoming *incoming_new(struct migration *m, struct account *account,
+                              const struct incoming_owner_operations *operations, void *owner, struct error *err)
 {
     struct incoming *in = calloc(1, sizeof(*in));
     unsigned n = m->settings.channels;
@@ -169,6 +172,8 @@ struct incoming *incoming_new(struct migration *m, struct account *account, stru
         return NULL;
     }
     in->m = m;
+    in->owner_operations = operations;
+    in->owner = owner;
     in->max_ram = m->host->limits.max_ram;
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
@@ -1387,14 +1392,15 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
         if (file && file_receive_finish(file, err) < 0)
             return -EIO;
     }
-    pthread_mutex_lock(&m->host->lock);
     pthread_mutex_lock(&m->lock);
-    bool moved = migration_move(m, STATE_COMPLETED, NULL);
-    if (moved)
+    bool completes = state_may_become(m->state, STATE_COMPLETED);
+    if (completes) {
+        /* First: as soon as it is seen to have completed it can be removed, and then the record answers for it. */
         host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
+        migration_move(m, STATE_COMPLETED, NULL);
+    }
     pthread_mutex_unlock(&m->lock);
-    pthread_mutex_unlock(&m->host->lock);
-    if (!moved)
+    if (!completes)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         if (catalog_file(&in->catalog, i))
@@ -1460,7 +1466,7 @@ static int activate(struct incoming *in, struct error *err)
     if (!ready)
         return 0;
     struct migration *shown;
-    if (host_arrive(m->host, m, &shown, err) < 0)
+    if (in->owner_operations->arrive(in->owner, m, &shown, err) < 0)
         return -EIO;
     if (shown == m)
         migration_put(shown);
@@ -1595,11 +1601,8 @@ static void *mig_in(void *arg)
     bool failed = m->state != STATE_COMPLETED;
     if (failed && !in->peer_aborted)
         session_goodbye(&in->session, &m->failure);
-    if (failed && m->was_active) {
-        pthread_mutex_lock(&m->host->lock);
+    if (failed && m->was_active)
         host_record(m->host, m->session_id, WIRE_OUTCOME_FAILED);
-        pthread_mutex_unlock(&m->host->lock);
-    }
     /* After a completion the source closes when it has read the confirmation. */
     if (!failed)
         session_linger(&in->session, LINGER_MS);
@@ -1617,10 +1620,8 @@ static void *mig_in(void *arg)
         session_linger(&in->session, LINGER_MS);
     }
     end_session(m);
-    if (!m->was_active) {
-        host_drop(m->host, m);
-        host_note_setback(m->host, m);
-    }
+    if (!m->was_active)
+        in->owner_operations->forget(in->owner, m);
     migration_put(m);
     return NULL;
 }
@@ -1632,9 +1633,9 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     struct wire_hello_reply wire;
 
     wire_hello_reply_encode(reply, &wire);
-    /* host_shutdown() finds a migration that runs, or keeps it from starting. */
-    SCOPED_LOCK(&m->host->lock);
-    if (m->host->closed)
+    SCOPED_LOCK(&m->lock);
+    /* See host.closed. */
+    if (atomic_load(&m->host->closed))
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (session_init(&in->session, transport, (int)m->settings.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
@@ -1642,19 +1643,15 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     in->patience_ms = PATIENCE * longer;
     stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
     in->session.budget = &in->account->memory;
-    pthread_mutex_lock(&m->lock);
     in->has_session = true;
-    int ret = migration_start_thread(m, mig_in, err);
-    if (ret < 0) {
-        /* The caller keeps the connection. */
-        in->session.transport = NULL;
-    } else {
-        if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
-            transport_shutdown(transport); /* mig-in finds it */
-        migration_move(m, STATE_SETUP, NULL);
+    if (migration_start_thread(m, mig_in, err) < 0) {
+        in->session.transport = NULL; /* the caller keeps the connection */
+        return -EIO;
     }
-    pthread_mutex_unlock(&m->lock);
-    return ret;
+    if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
+        transport_shutdown(transport); /* mig-in finds it */
+    migration_move(m, STATE_SETUP, NULL);
+    return 0;
 }
 
 int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,

@@ -13,7 +13,7 @@
  *
  *   Users do not see a migration that arrives before all of its channels are there.
  *   If they have made one of its name by then, which expects it, that one takes over
- *   what belongs to the arriving one (host_arrive()): so what they have opened and
+ *   what belongs to the arriving one (registry_arrive()): so what they have opened and
  *   wait for stays the same, and an attempt that fails before has touched nothing.
  *
  *   As often as it sends its heartbeat, mig-in tells the source what has arrived,
@@ -25,12 +25,25 @@
 #include "account.h"
 #include "migration.h"
 
+/* What whoever makes incoming migrations does for them. Called in mig-in, with no lock held. */
+struct incoming_owner_operations {
+    /*
+     * All channels are there: make the migration active, and let users see it.
+     * @shown: it, or the expected one of its name that has taken its place and all that belongs to it; with a reference
+     */
+    int (*arrive)(void *owner, struct migration *m, struct migration **shown, struct error *err);
+    /* It has failed before users saw it: forget it. */
+    void (*forget)(void *owner, struct migration *m);
+};
+
 /**
  * incoming_new - what an incoming migration needs, for m->in; charged to the account of the peer
  * @account: the peer's; incoming_free() drops the reference that is taken here
+ * @owner: whose @operations are; it outlives the migration
  * Return: NULL: CAUSE_QUOTA or CAUSE_NO_MEMORY.
  */
-struct incoming *incoming_new(struct migration *m, struct account *account, struct error *err);
+struct incoming *incoming_new(struct migration *m, struct account *account,
+                              const struct incoming_owner_operations *operations, void *owner, struct error *err);
 /** incoming_memory - bytes that one of so many channels is charged, until it is over, beside its files */
 uint64_t incoming_memory(unsigned channels);
 /** incoming_free - free what incoming_new() made; NULL is fine */

@@ -33,7 +33,7 @@ struct pending {
 
 /* All of it is the thread's, but what is made before the thread and constant. */
 struct listener {
-    struct host *host;
+    struct registry *registry;
     unsigned n;
     struct transport_listener *listeners[LISTENER_URIS_MAX];
     int stop_fd;
@@ -71,7 +71,7 @@ static struct hello_reply welcome(const struct host *host)
 /* Answers with the reason, and keeps the connection until the peer has had time to read it. */
 static void turn_away(struct listener *l, struct pending *p, const struct error *err)
 {
-    struct hello_reply reply = welcome(l->host);
+    struct hello_reply reply = welcome(&l->registry->host);
 
     reply.cause = err->cause;
     snprintf(reply.text, sizeof(reply.text), "%s", err->message);
@@ -86,7 +86,7 @@ static void refuse(struct listener *l, struct pending *p, const struct error *er
     struct error line = *err;
 
     error_prefix(&line, "%s: refused", p->transport->peer);
-    host_note_error(l->host, line.message);
+    host_note_error(&l->registry->host, line.message);
     turn_away(l, p, err);
 }
 
@@ -94,10 +94,10 @@ static void refuse(struct listener *l, struct pending *p, const struct error *er
 
 static int accept_main(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
-    struct hello_reply reply = welcome(l->host);
+    struct hello_reply reply = welcome(&l->registry->host);
     struct migration *m;
 
-    if (host_add_incoming(l->host, p->account->address, hello, &m, err) < 0)
+    if (registry_add_incoming(l->registry, p->account->address, hello, &m, err) < 0)
         return -EIO;
     reply.max_ram = incoming_max_ram(m);
     reply.timeout_ms = m->settings.timeout_ms;
@@ -105,15 +105,15 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
     if (ret == 0)
         p->transport = NULL;
     else
-        host_drop(l->host, m);
+        registry_drop(l->registry, m);
     migration_put(m);
     return ret;
 }
 
 static int accept_data(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
-    struct hello_reply reply = welcome(l->host);
-    struct migration *m = host_find_session(l->host, hello->name, hello->session);
+    struct hello_reply reply = welcome(&l->registry->host);
+    struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
 
     if (!m)
         return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting", hello->name);
@@ -126,10 +126,10 @@ static int accept_data(struct listener *l, struct pending *p, const struct hello
 
 static void answer_query(struct listener *l, struct pending *p, const struct hello *hello)
 {
-    struct hello_reply reply = welcome(l->host);
-    struct migration *m = host_find_session(l->host, hello->name, hello->session);
+    struct hello_reply reply = welcome(&l->registry->host);
+    struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
 
-    reply.outcome = m ? incoming_outcome(m) : host_outcome(l->host, hello->session);
+    reply.outcome = m ? incoming_outcome(m) : host_outcome(&l->registry->host, hello->session);
     migration_put(m);
     send_reply(p->transport, &reply);
     transport_finish(p->transport);
@@ -227,7 +227,7 @@ static void make_room(struct listener *l, const struct account *account)
 /* Return: 0, or -ENOMEM; the connection is closed then. */
 static int add_pending(struct listener *l, struct transport *t, bool on_spare)
 {
-    struct account *account = account_get(l->host, t->address);
+    struct account *account = account_get(&l->registry->host.accounts, t->address);
 
     if (!account) {
         transport_close(t);
@@ -361,13 +361,13 @@ static void *mig_listen(void *arg)
     }
 }
 
-int listener_new(struct host *host, const struct uri *uris, unsigned n, struct listener **out, struct error *err)
+int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out, struct error *err)
 {
     struct listener *l = calloc(1, sizeof(*l));
 
     if (!l)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    l->host = host;
+    l->registry = registry;
     l->stop_fd = eventfd(0, EFD_CLOEXEC);
     l->spare_fd = -1;
     take_spare(l);

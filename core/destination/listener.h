@@ -10,8 +10,8 @@
 #ifndef MIGFS_LISTENER_H
 #define MIGFS_LISTENER_H
 
-#include "host.h"
-#include "transport.h"
+#include "registry.h"
+#include "uri.h"
 
 #define LISTENER_URIS_MAX 16
 
@@ -21,7 +21,7 @@ struct listener;
  * listener_new - bind and listen; no thread yet, so that the process may still fork
  * @uris: @n of them, at most LISTENER_URIS_MAX; 0 is fine
  */
-int listener_new(struct host *host, const struct uri *uris, unsigned n, struct listener **out, struct error *err);
+int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out, struct error *err);
 
 /** listener_start - make the thread */
 int listener_start(struct listener *l, struct error *err);

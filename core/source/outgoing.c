@@ -486,11 +486,10 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
     struct outgoing *out = m->out;
     eventfd_t drained;
 
-    /* host_shutdown() finds a migration that runs, or keeps it from starting. */
-    SCOPED_LOCK(&m->host->lock);
-    if (m->host->closed)
+    SCOPED_LOCK(&m->lock);
+    /* See host.closed. */
+    if (atomic_load(&m->host->closed))
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    pthread_mutex_lock(&m->lock);
     int ret = is_leaving(m) ? -EAGAIN : may_start(m, err);
     if (ret == 0 && out->cancel_fd < 0)
         out->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -506,7 +505,6 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
         m->settings.checksum = wants_checksum(&m->settings, out->reference);
         migration_move(m, STATE_SETUP, NULL);
     }
-    pthread_mutex_unlock(&m->lock);
     return ret;
 }
 

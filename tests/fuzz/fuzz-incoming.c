@@ -12,7 +12,7 @@
  */
 #include "input.h"
 #include "cleanup.h"
-#include "host.h"
+#include "registry.h"
 #include "incoming.h"
 #include "lane.h"
 #include "zero.h"
@@ -78,7 +78,7 @@ struct model {
 };
 
 struct lab {
-    struct host host;
+    struct registry registry;
     struct migration *m;
     struct input in;
     unsigned channels, flags;
@@ -560,7 +560,7 @@ static void step_user(struct lab *lab)
         incoming_outcome(lab->m);
         break;
     case 7:
-        host_remove(&lab->host, lab->m, &err);
+        registry_remove(&lab->registry, lab->m, &err);
         break;
     case 8:
         incoming_ram_path(lab->m, path, sizeof(path));
@@ -607,7 +607,7 @@ static void check_file(const struct lab *lab, struct file *file)
 
 static void check_limits(const struct lab *lab)
 {
-    const struct limits *limits = &lab->host.limits;
+    const struct limits *limits = &lab->registry.host.limits;
     uint64_t sum = 0;
 
     MUST(lab->m->file_count <= limits->max_devices + 1);
@@ -623,7 +623,7 @@ static void check_limits(const struct lab *lab)
             MUST(file->charged == 0);
         sum += file->charged + file->overhead;
     }
-    MUST(sum == lab->host.budget.used && sum <= limits->max_memory);
+    MUST(sum == lab->registry.host.accounts.memory.used && sum <= limits->max_memory);
 }
 
 static uint64_t applied(const struct lab *lab)
@@ -732,8 +732,8 @@ static void set_up(struct lab *lab)
             mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         MUST(lab->models[i].image != MAP_FAILED);
     }
-    host_init(&lab->host, &limits, NULL);
-    MUST(host_add_incoming(&lab->host, "test", &hello, &lab->m, &err) == 0);
+    registry_init(&lab->registry, &limits, NULL);
+    MUST(registry_add_incoming(&lab->registry, "test", &hello, &lab->m, &err) == 0);
     MUST(incoming_begin(lab->m, &main_lane(lab)->base, hello.timeout_ms, &reply, &err) == 0);
     for (unsigned c = 0; c < channels; c++)
         MUST(incoming_attach(lab->m, c, channels, &lab->lanes[c].base, &reply, &err) == 0);
@@ -744,7 +744,7 @@ static void set_up(struct lab *lab)
 static void await_threads(struct lab *lab)
 {
     for (bool idle = false; !idle; sched_yield()) {
-        SCOPED_LOCK(&lab->host.lock);
+        SCOPED_LOCK(&lab->registry.lock);
         idle = atomic_load(&lab->m->refs) == 1u + lab->m->listed;
     }
 }
@@ -768,9 +768,9 @@ static void tear_down(struct lab *lab)
             MUST(file_digest(file, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
     }
     migration_put(lab->m);
-    host_drain(&lab->host, HOST_FOREVER);
-    MUST(lab->host.budget.used == 0);
-    host_fini(&lab->host);
+    registry_drain(&lab->registry, HOST_FOREVER);
+    MUST(lab->registry.host.accounts.memory.used == 0);
+    registry_fini(&lab->registry);
     for (unsigned c = 0; c <= lab->channels; c++)
         lane_fini(&lab->lanes[c]);
     for (unsigned i = 0; i < FILES_MAX; i++)

@@ -9,7 +9,7 @@
 #include "input.h"
 #include "compression.h"
 #include "control.h"
-#include "host.h"
+#include "registry.h"
 #include "name.h"
 #include "setting.h"
 
@@ -83,7 +83,7 @@ static void check_settings(const struct settings *s)
     MUST(s->zstd_level >= COMPRESSION_LEVEL_MIN && s->zstd_level <= COMPRESSION_LEVEL_MAX);
 }
 
-static struct host host;
+static struct registry registry;
 static struct migration *m;
 
 /* One write after another, a line each, to the same migration: the way that `settings` are used. */
@@ -134,8 +134,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     MUST(string);
     memcpy(string, text, len);
     if (!m) {
-        host_init(&host, &limits, NULL);
-        MUST(host_add_outgoing(&host, "m", 0, 0, &m, &err) == 0);
+        registry_init(&registry, &limits, NULL);
+        MUST(registry_add_outgoing(&registry, "m", 0, 0, &m, &err) == 0);
     }
     switch (parser % 16) {
     case 0:

@@ -62,8 +62,8 @@ void rig_init(struct rig *rig, const char *listen, const struct limits *limits)
     struct uri uri;
 
     memory_guard_setup();
-    host_init(&rig->source, &defaults, note_change);
-    host_init(&rig->destination, limits ? limits : &defaults, note_change);
+    registry_init(&rig->source, &defaults, note_change);
+    registry_init(&rig->destination, limits ? limits : &defaults, note_change);
     CHECK_OK(uri_parse(listen, &uri, &err));
     CHECK_OK(listener_new(&rig->destination, &uri, 1, &rig->listener, &err));
     CHECK_OK(listener_start(rig->listener, &err));
@@ -75,16 +75,16 @@ void rig_init(struct rig *rig, const char *listen, const struct limits *limits)
 
 void rig_fini(struct rig *rig)
 {
-    host_shutdown(&rig->source);
-    host_shutdown(&rig->destination);
+    registry_shutdown(&rig->source);
+    registry_shutdown(&rig->destination);
     listener_free(rig->listener);
-    host_drain(&rig->source, HOST_FOREVER);
-    host_drain(&rig->destination, HOST_FOREVER);
-    cr_expect(eq(uint, rig->source.living, 0));
-    cr_expect(eq(uint, rig->destination.living, 0));
-    cr_expect(eq(u64, rig->destination.budget.used, 0));
-    host_fini(&rig->source);
-    host_fini(&rig->destination);
+    registry_drain(&rig->source, HOST_FOREVER);
+    registry_drain(&rig->destination, HOST_FOREVER);
+    cr_expect(eq(uint, rig->source.host.users, 0));
+    cr_expect(eq(uint, rig->destination.host.users, 0));
+    cr_expect(eq(u64, rig->destination.host.accounts.memory.used, 0));
+    registry_fini(&rig->source);
+    registry_fini(&rig->destination);
 }
 
 struct migration *rig_make(struct rig *rig, const char *name, unsigned channels, const char *faults)
@@ -93,7 +93,7 @@ struct migration *rig_make(struct rig *rig, const char *name, unsigned channels,
     struct error err;
     char text[2 * URI_MAX];
 
-    CHECK_OK(host_add_outgoing(&rig->source, name, 0, 0, &m, &err));
+    CHECK_OK(registry_add_outgoing(&rig->source, name, 0, 0, &m, &err));
     snprintf(text, sizeof(text), "%s%s", faults, rig->address);
     CHECK_OK(uri_parse(text, &m->settings.uri, &err));
     m->settings.channels = channels;
@@ -115,7 +115,7 @@ struct migration *rig_arrived(struct rig *rig, const char *name)
 {
     for (;;) {
         unsigned n = changes_so_far();
-        struct migration *m = host_find(&rig->destination, name);
+        struct migration *m = registry_find(&rig->destination, name);
         if (m)
             return m;
         await_change_after(n);

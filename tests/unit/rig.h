@@ -3,12 +3,12 @@
 #ifndef MIGFS_TEST_RIG_H
 #define MIGFS_TEST_RIG_H
 
-#include "host.h"
+#include "registry.h"
 #include "listener.h"
 #include "outgoing.h"
 
 struct rig {
-    struct host source, destination;
+    struct registry source, destination;
     struct listener *listener; /* the destination's */
     char address[URI_MAX];     /* where it listens; unix: is in the scratch directory */
 };

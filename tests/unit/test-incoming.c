@@ -82,7 +82,7 @@ Test(incoming, bad_hellos)
         transport_close(t);
     }
     cr_expect(eq(uint, rig.destination.count, 0));
-    cr_expect(ne(str, rig.destination.last_error, ""));
+    cr_expect(ne(str, rig.destination.host.last_error, ""));
     rig_fini(&rig);
 }
 
@@ -329,22 +329,22 @@ static void noise_on_a_data_channel(struct peer *p)
 
 static void ram_past_its_limit(struct peer *p)
 {
-    peer_packet(p, 0, data(0, rig.destination.limits.max_ram, 1), payload);
+    peer_packet(p, 0, data(0, rig.destination.host.limits.max_ram, 1), payload);
 }
 
 static void device_past_its_limit(struct peer *p)
 {
-    peer_packet(p, 1, data(1, rig.destination.limits.max_device, 1), payload);
+    peer_packet(p, 1, data(1, rig.destination.host.limits.max_device, 1), payload);
 }
 
 static void truncation_past_the_limit(struct peer *p)
 {
-    peer_packet(p, 0, (struct packet){.type = WIRE_TRUNCATE, .offset = rig.destination.limits.max_ram + 1, .range = 1}, NULL);
+    peer_packet(p, 0, (struct packet){.type = WIRE_TRUNCATE, .offset = rig.destination.host.limits.max_ram + 1, .range = 1}, NULL);
 }
 
 static void zero_pages_past_the_limit(struct peer *p)
 {
-    peer_packet(p, 0, (struct packet){.type = WIRE_ZERO, .offset = rig.destination.limits.max_ram, .range = 4096}, NULL);
+    peer_packet(p, 0, (struct packet){.type = WIRE_ZERO, .offset = rig.destination.host.limits.max_ram, .range = 4096}, NULL);
 }
 
 static void truncation_twice(struct peer *p)
@@ -929,7 +929,7 @@ Test(incoming, breaches)
             session_read_abort(&r, "the destination", &told);
             cr_expect(eq(int, (int)told.cause, (int)breaches[i].cause), "%s: %s", breaches[i].what, told.message);
         }
-        cr_expect(eq(int, (int)host_outcome(&rig.destination, peer.hello.session) == WIRE_OUTCOME_COMPLETED, 0));
+        cr_expect(eq(int, (int)host_outcome(&rig.destination.host, peer.hello.session) == WIRE_OUTCOME_COMPLETED, 0));
         peer_close(&peer);
         migration_put(m);
         rig_write(bystander, migration_file(bystander, WIRE_RAM), "still here", 10, i);
@@ -1072,9 +1072,9 @@ Test(incoming, changes_in_order)
     cr_expect(zero(int, memcmp(got, "again", 5)));
     cr_expect(eq(long, file_read(old, 20, got, 5, true, NULL), -ESTALE), "but it will not end");
     cr_expect(eq(int, file_open_reader(old), -ESTALE));
-    uint64_t used = rig.destination.budget.used;
+    uint64_t used = rig.destination.host.accounts.memory.used;
     file_close_reader(old);
-    cr_expect(le(u64, rig.destination.budget.used, used - 20), "its memory is given back");
+    cr_expect(le(u64, rig.destination.host.accounts.memory.used, used - 20), "its memory is given back");
     cr_expect(eq(u64, m->gone[home].packets, 4));
     /* Its number is free now, and it begins anew. */
     cr_expect(eq(int, (int)peer_announce(&peer, 1, 0, "dev"), CAUSE_NONE));
@@ -1343,7 +1343,7 @@ Test(incoming, questions)
     cr_expect(eq(int, (int)rig_await_end(m), STATE_COMPLETED));
     cr_expect(eq(int, (int)ask(&peer.hello), WIRE_OUTCOME_COMPLETED));
     peer_close(&peer);
-    CHECK_OK(host_remove(&rig.destination, m, &err));
+    CHECK_OK(registry_remove(&rig.destination, m, &err));
     cr_expect(eq(int, (int)ask(&peer.hello), WIRE_OUTCOME_COMPLETED), "it is remembered");
     migration_put(m);
     rig_fini(&rig);

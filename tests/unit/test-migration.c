@@ -470,8 +470,8 @@ static void run_model(uint64_t seed, unsigned channels, bool device, bool compre
     CHECK_OK(outgoing_complete(m, NULL, &err));
     check_completed(m, incoming);
     rig_compare(incoming, file->id, want, size);
-    CHECK_OK(host_remove(&rig.source, m, &err));
-    CHECK_OK(host_remove(&rig.destination, incoming, &err));
+    CHECK_OK(registry_remove(&rig.source, m, &err));
+    CHECK_OK(registry_remove(&rig.destination, incoming, &err));
     migration_put(m);
     migration_put(incoming);
     free(buf);
@@ -503,8 +503,8 @@ Test(migration, grows_without_data)
         rig_compare(incoming, WIRE_RAM, want, 2 * STRIPE);
         CHECK_OK(outgoing_complete(m, NULL, &err));
         check_completed(m, incoming);
-        CHECK_OK(host_remove(&rig.source, m, &err));
-        CHECK_OK(host_remove(&rig.destination, incoming, &err));
+        CHECK_OK(registry_remove(&rig.source, m, &err));
+        CHECK_OK(registry_remove(&rig.destination, incoming, &err));
         migration_put(m);
         migration_put(incoming);
     }
@@ -724,7 +724,7 @@ Test(migration, devices_are_removed_and_renamed)
         CHECK_OK(outgoing_truncate(m, new, len, NULL, &err));
         if (i == 10) {
             CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
-            used = rig.destination.budget.used;
+            used = rig.destination.host.accounts.memory.used;
         }
     }
     CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
@@ -733,7 +733,7 @@ Test(migration, devices_are_removed_and_renamed)
     char got[100] = "";
     cr_expect(gt(long, file_read(there, 0, got, sizeof(got), true, NULL), 0));
     cr_expect(eq(str, got, "state 299"));
-    cr_expect(le(u64, rig.destination.budget.used, used + 10), "what is gone takes nothing");
+    cr_expect(le(u64, rig.destination.host.accounts.memory.used, used + 10), "what is gone takes nothing");
     CHECK_OK(outgoing_complete(m, NULL, &err));
     check_completed(m, incoming);
     cr_expect(eq(u32, migration_count_devices(m), 2));
@@ -868,11 +868,11 @@ Test(migration, nothing_after_completed)
     cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
     cr_expect(eq(int, (int)incoming->state, STATE_COMPLETED));
     /* A second one of the name does not take it away. */
-    CHECK_OK(host_remove(&rig.source, m, &err));
+    CHECK_OK(registry_remove(&rig.source, m, &err));
     migration_put(m);
     m = rig_make(&rig, "vm", 1, "");
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_EXISTS);
-    CHECK_OK(host_remove(&rig.destination, incoming, &err));
+    CHECK_OK(registry_remove(&rig.destination, incoming, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
     migration_put(m);
     migration_put(incoming);
@@ -892,7 +892,7 @@ static void cancel_at(bool source)
     rig_write(m, dev, "hello", 5, 0);
     CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
     struct file *there = migration_get_file(incoming, 1);
-    CHECK_FAILS(host_remove(&rig.source, m, &err), CAUSE_STATE);
+    CHECK_FAILS(registry_remove(&rig.source, m, &err), CAUSE_STATE);
     CHECK_OK(migration_cancel(source ? m : incoming, &err));
     cr_expect(eq(int, (int)rig_await_end(m), STATE_CANCELLED));
     cr_expect(eq(int, (int)rig_await_end(incoming), STATE_CANCELLED));
@@ -905,8 +905,8 @@ static void cancel_at(bool source)
     cr_expect(eq(long, file_read(there, 5, &c, 1, false, NULL), -ECONNRESET), "readers are told");
     file_put(there);
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_STATE);
-    CHECK_OK(host_remove(&rig.source, m, &err));
-    CHECK_OK(host_remove(&rig.destination, incoming, &err));
+    CHECK_OK(registry_remove(&rig.source, m, &err));
+    CHECK_OK(registry_remove(&rig.destination, incoming, &err));
     migration_put(m);
     migration_put(incoming);
     rig_fini(&rig);
@@ -1087,7 +1087,7 @@ Test(migration, memory_over_the_limit)
     limits.max_memory = 48 * STRIPE;
     rig_init(&rig, unix_place(""), &limits);
     struct migration *first = rig_start(&rig, "first", 2, 30 * STRIPE);
-    uint64_t used = rig.destination.budget.used;
+    uint64_t used = rig.destination.host.accounts.memory.used;
     cr_expect(ge(u64, used, 30 * STRIPE));
     cr_expect(lt(u64, used, 35 * STRIPE), "%d bytes: the buffers of two channels, too", (int)used);
     struct migration *second = rig_make(&rig, "second", 2, "");
@@ -1096,7 +1096,7 @@ Test(migration, memory_over_the_limit)
     cr_expect(not(zero(ptr, strstr(err.message, "max-memory"))), "%s", err.message);
     struct migration *refused = rig_arrived(&rig, "second");
     rig_await_end(refused);
-    CHECK_OK(host_remove(&rig.destination, refused, &err));
+    CHECK_OK(registry_remove(&rig.destination, refused, &err));
     migration_put(refused);
     /* Growth past it ends the migration that grows, with the reason, and no other. */
     struct migration *third = rig_start(&rig, "third", 2, 0);
@@ -1111,7 +1111,7 @@ Test(migration, memory_over_the_limit)
     /* What it held is given back when it is forgotten. */
     struct migration *gone = rig_arrived(&rig, "third");
     rig_await_end(gone);
-    CHECK_OK(host_remove(&rig.destination, gone, &err));
+    CHECK_OK(registry_remove(&rig.destination, gone, &err));
     migration_put(gone);
     rig_write(first, migration_file(first, WIRE_RAM), buf, STRIPE, 0);
     CHECK_OK(outgoing_complete(first, NULL, &err));
@@ -1167,7 +1167,7 @@ Test(migration, backing_file)
     rig_write(m, migration_file(m, WIRE_RAM), "hello", 5, STRIPE);
     CHECK_OK(migration_cancel(m, &err));
     rig_await_end(incoming);
-    CHECK_OK(host_remove(&rig.destination, incoming, &err));
+    CHECK_OK(registry_remove(&rig.destination, incoming, &err));
     cr_expect(lt(int, stat(path, &st), 0), "of a migration that failed nothing is kept");
     migration_put(incoming);
     migration_put(m);
@@ -1180,7 +1180,7 @@ Test(migration, backing_file)
     CHECK_OK(outgoing_complete(m, NULL, &err));
     migration_put(m);
     incoming = rig_arrived(&rig, "removed");
-    CHECK_OK(host_remove(&rig.destination, incoming, &err));
+    CHECK_OK(registry_remove(&rig.destination, incoming, &err));
     migration_put(incoming);
     rig_fini(&rig);
     snprintf(path, sizeof(path), "%s/kept", directory);
@@ -1257,7 +1257,7 @@ static unsigned cut_at(const char *format, uint64_t first, uint64_t step, unsign
     }
     for (unsigned i = 0; i < n; i++) {
         worker_join(&cuts[i].worker);
-        struct migration *incoming = host_find(&rig.destination, cuts[i].name);
+        struct migration *incoming = registry_find(&rig.destination, cuts[i].name);
         enum state there = incoming ? rig_await_end(incoming) : STATE_FAILED;
         enum state here = cuts[i].here;
         cr_expect(here == STATE_COMPLETED || here == STATE_FAILED, "%s: state %d", cuts[i].faults, (int)here);
@@ -1342,7 +1342,7 @@ Test(migration, a_daemon_goes_away)
         rig_init(&rig, unix_place(""), NULL);
         struct migration *m = rig_start(&rig, "vm", 2, 0);
         struct migration *incoming = rig_arrived(&rig, "vm");
-        host_shutdown(which ? &rig.source : &rig.destination);
+        registry_shutdown(which ? &rig.source : &rig.destination);
         cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
         cr_expect(eq(int, (int)rig_await_end(incoming), STATE_FAILED));
         cr_expect(eq(int, (int)(which ? incoming : m)->failure.cause, CAUSE_SHUTDOWN), "%s",
@@ -1430,21 +1430,15 @@ Test(migration, again_and_again)
             CHECK_OK(migration_cancel(i % 3 == 1 ? m : incoming, &err));
         rig_await_end(m);
         rig_await_end(incoming);
-        CHECK_OK(host_remove(&rig.source, m, &err));
-        CHECK_OK(host_remove(&rig.destination, incoming, &err));
+        CHECK_OK(registry_remove(&rig.source, m, &err));
+        CHECK_OK(registry_remove(&rig.destination, incoming, &err));
         migration_put(m);
         migration_put(incoming);
     }
-    pthread_mutex_lock(&rig.source.lock);
-    while (rig.source.living)
-        pthread_cond_wait(&rig.source.gone, &rig.source.lock);
-    pthread_mutex_unlock(&rig.source.lock);
-    pthread_mutex_lock(&rig.destination.lock);
-    while (rig.destination.living)
-        pthread_cond_wait(&rig.destination.gone, &rig.destination.lock);
-    pthread_mutex_unlock(&rig.destination.lock);
+    cr_expect(host_await_unused(&rig.source.host, HOST_FOREVER));
+    cr_expect(host_await_unused(&rig.destination.host, HOST_FOREVER));
     cr_expect(eq(uint, rig_count_fds(), fds));
-    cr_expect(eq(u64, rig.destination.budget.used, 0));
+    cr_expect(eq(u64, rig.destination.host.accounts.memory.used, 0));
     rig_await_threads(threads);
     rig_fini(&rig);
 }
@@ -1525,7 +1519,7 @@ Test(migration, expected_with_all_devices)
     char name[16], buf[16] = "";
 
     rig_init(&rig, unix_place(""), NULL);
-    CHECK_OK(host_add_outgoing(&rig.destination, "vm", 0, 0, &here, &err));
+    CHECK_OK(registry_add_outgoing(&rig.destination, "vm", 0, 0, &here, &err));
     for (int i = 0; i < WIRE_DEVICES_MAX; i++) {
         snprintf(name, sizeof(name), "d%d", i);
         struct file *file = rig_device(here, name);
@@ -1563,8 +1557,8 @@ static void prepare_and_remove(void *arg)
         struct migration *m = NULL;
         struct file *device = NULL;
         struct error err = {0};
-        if (host_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err) < 0)
-            m = host_find(&rig.destination, "vm");
+        if (registry_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err) < 0)
+            m = registry_find(&rig.destination, "vm");
         if (!m)
             continue;
         if (m->out && outgoing_create_device(m, "dev", false, NULL, &device, &err) == 0) {
@@ -1576,7 +1570,7 @@ static void prepare_and_remove(void *arg)
         if (m->out && i % 3 == 1)
             migration_become_outgoing(m);
         pthread_mutex_unlock(&m->lock);
-        while (i % 3 != 2 && host_remove(&rig.destination, m, &err) < 0) {
+        while (i % 3 != 2 && registry_remove(&rig.destination, m, &err) < 0) {
             enum cause cause = err.cause;
             err = (struct error){0};
             if (cause == CAUSE_NOT_FOUND)
@@ -1605,7 +1599,7 @@ static void come_and_go(void *arg)
             *completed += outgoing_complete(m, NULL, &err) == 0;
         }
         migration_cancel(m, &err);
-        cr_expect(eq(int, host_remove(&rig.source, m, &err), 0));
+        cr_expect(eq(int, registry_remove(&rig.source, m, &err), 0));
         migration_put(m);
     }
 }
@@ -1621,7 +1615,7 @@ static void look_at_it(void *arg)
     struct looker *looker = arg;
 
     while (!atomic_load(&looker->done)) {
-        struct migration *m = host_find(&rig.destination, "vm");
+        struct migration *m = registry_find(&rig.destination, "vm");
         struct file **files = NULL;
         if (!m)
             continue;
@@ -1651,7 +1645,7 @@ Test(migration, expected_races)
     rig_init(&rig, unix_place(""), NULL);
     struct migration *m = NULL;
     struct error err;
-    CHECK_OK(host_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err));
+    CHECK_OK(registry_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err));
     worker_start(&workers[0], look_at_it, &looker);
     while (!atomic_load(&looker.found))
         sched_yield();

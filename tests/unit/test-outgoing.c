@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <xxhash.h>
 
-static struct host host;
+static struct registry registry;
 static struct fake fake;
 static struct migration *m;
 static struct file *ram;
@@ -30,10 +30,10 @@ static void set_up(void)
 
     scratch_make();
     limits.write_behind = 1 << 20;
-    host_init(&host, &limits, NULL);
+    registry_init(&registry, &limits, NULL);
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
-    CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+    CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
     CHECK_OK(uri_parse(text, &m->settings.uri, &err));
     ram = migration_file(m, WIRE_RAM);
 }
@@ -46,12 +46,12 @@ static void tear_down(void)
 /* At the end of a test that has not failed: nothing is left. */
 static void end(void)
 {
-    host_shutdown(&host);
+    registry_shutdown(&registry);
     fake_close(&fake);
     migration_put(m);
-    host_drain(&host, HOST_FOREVER);
-    cr_expect(eq(uint, host.living, 0));
-    host_fini(&host);
+    registry_drain(&registry, HOST_FOREVER);
+    cr_expect(eq(uint, registry.host.users, 0));
+    registry_fini(&registry);
 }
 
 TestSuite(outgoing, .init = set_up, .fini = tear_down);
@@ -313,7 +313,7 @@ static void cancelled_and_held(void)
 {
     struct error err;
 
-    host.changed = hold_start;
+    registry.host.changed = hold_start;
     set_held(true);
     start_begin();
     pthread_mutex_lock(&hold.lock);
@@ -573,9 +573,9 @@ Test(outgoing, breaches)
         CHECK_FAILS(outgoing_write_begin(m, ram, "x", 1, 0, NULL, &write, &err), breaches[i].cause);
         CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_STATE);
         fake_hang_up(&fake);
-        CHECK_OK(host_remove(&host, m, &err));
+        CHECK_OK(registry_remove(&registry, m, &err));
         migration_put(m);
-        CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+        CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
         m->settings.uri = uri;
         ram = migration_file(m, WIRE_RAM);
     }
@@ -685,7 +685,7 @@ Test(outgoing, broken_connection_frees_blocked_writers)
 Test(outgoing, shutdown_frees_blocked_writers)
 {
     fill_up();
-    host_shutdown(&host);
+    registry_shutdown(&registry);
     all_writers_fail(CAUSE_SHUTDOWN);
     end();
 }

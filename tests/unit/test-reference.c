@@ -399,7 +399,7 @@ Test(reference, size_of_the_file)
  */
 
 static struct fake fake;
-static struct host host;
+static struct registry registry;
 
 static void set_up_blocked(void)
 {
@@ -408,7 +408,7 @@ static void set_up_blocked(void)
     scratch_make();
     signal(SIGPIPE, SIG_IGN);
     memory_guard_setup();
-    host_init(&host, &limits, NULL);
+    registry_init(&registry, &limits, NULL);
     memory_fd = memfd_create("ram", 0);
 }
 
@@ -435,7 +435,7 @@ static void start_blocked(uint64_t size)
     memset(memory, 'x', size);
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
-    CHECK_OK(host_add_outgoing(&host, "vm", 0, 0, &m, &err));
+    CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
     CHECK_OK(uri_parse(text, &m->settings.uri, &err));
     m->settings.channels = 1;
     ref = reference_new(dup(memory_fd), "fd:7", &err);
@@ -447,11 +447,11 @@ static void start_blocked(uint64_t size)
 
 static void end_blocked(void)
 {
-    host_shutdown(&host);
+    registry_shutdown(&registry);
     fake_close(&fake);
     migration_put(m);
-    host_drain(&host, HOST_FOREVER);
-    host_fini(&host);
+    registry_drain(&registry, HOST_FOREVER);
+    registry_fini(&registry);
     close(memory_fd);
 }
 
