@@ -6,11 +6,12 @@
  * Sending and receiving can happen at the same time, so the count of bytes that
  * both share is an atomic: a cut at byte N lets exactly N bytes through.
  *
- * It has no send_pipe and no zero-copy: it counts, cuts and breaks bytes, for which
- * it must have them.
+ * It neither splices nor sends without a copy: it counts, cuts and breaks bytes, for
+ * which it must have them.
  */
 #include "transport.h"
 #include "cleanup.h"
+#include "dummy.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -179,9 +180,14 @@ static void faulty_close(struct transport *t)
 static const struct transport_ops faulty_ops = {
     .name = "faulty",
     .send = faulty_send,
+    .send_pipe = dummy_send_pipe,
+    .zerocopy = dummy_zerocopy,
+    .send_zerocopy = dummy_send_zerocopy,
+    .reap = dummy_reap,
     .try_send = faulty_try_send,
     .drain = faulty_drain,
     .recv = faulty_recv,
+    .recv_fd = dummy_recv_fd,
     .pollfd = faulty_pollfd,
     .set_timeout = faulty_set_timeout,
     .shutdown = faulty_shutdown,
@@ -204,6 +210,7 @@ static int stack(struct transport *inner, const struct uri_faults *faults, unsig
         return -ENOMEM;
     }
     f->base.ops = &faulty_ops;
+    f->base.traits.copy_max = inner->traits.copy_max;
     memcpy(f->base.peer, inner->peer, sizeof(f->base.peer));
     memcpy(f->base.address, inner->address, sizeof(f->base.address));
     f->inner = inner;

@@ -20,6 +20,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "completions.h"
+#include "dummy.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,9 +39,9 @@
 #include <time.h>
 
 #define BACKLOG_RETRY_MS 10
+#define COPY_MAX         (16u << 10) /* to wait for the sender, or for the error queue, costs about as much */
 #define RECV_PIPE        (1 << 20)
 #define RECV_PIPE_MIN    (64 << 10) /* a smaller one costs more than it saves */
-#define RECV_COPY        (64u << 10)
 #define KERNEL_ENOTSUPP  524 /* what Linux says where a socket has no such option */
 #define SEND_MAX         (1u << 30)
 #define ERROR_QUEUE_MS   1 /* between two looks at the error queue when poll(2) does not wait */
@@ -305,25 +306,6 @@ static bool has_pipe(struct socket_transport *s)
     return !s->no_pipe;
 }
 
-/* The same with a copy more, for want of a pipe. */
-static ssize_t copy_to_file(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
-{
-    char buf[RECV_COPY];
-    ssize_t n = socket_recv(t, buf, len < sizeof(buf) ? len : sizeof(buf), 0);
-
-    for (ssize_t done = 0; done < n;) {
-        ssize_t stored = pwrite(fd, buf + done, (size_t)(n - done), offset + done);
-        if (stored < 0 && errno == EINTR)
-            continue;
-        if (stored <= 0) {
-            *file_code = stored < 0 ? errno : ENOSPC;
-            return -EBADFD;
-        }
-        done += stored;
-    }
-    return n;
-}
-
 /* The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2) copy twice. */
 static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
 {
@@ -332,7 +314,7 @@ static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t 
     ssize_t n;
 
     if (!has_pipe(s))
-        return copy_to_file(t, fd, offset, len, file_code);
+        return dummy_recv_fd(t, fd, offset, len, file_code);
     while ((n = splice(s->fd, NULL, s->pipe[1], NULL, len, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)) < 0) {
         if (errno == EAGAIN)
             ret = wait_for(s, POLLIN);
@@ -474,8 +456,12 @@ struct transport *socket_transport_new(int fd, bool tcp)
     s->base.ops = &socket_ops;
     s->fd = fd;
     s->tcp = tcp;
-    /* TCP passes a pipe's pages on one by one, and to receive those costs more than is saved. */
-    s->base.splices = !tcp;
+    s->base.traits = (struct transport_traits){
+        .copy_max = COPY_MAX,
+        /* TCP passes a pipe's pages on one by one, and to receive those costs more than is saved. */
+        .splices = !tcp,
+        .receives_to_file = true,
+    };
     s->pipe[0] = s->pipe[1] = -1;
     pthread_mutex_init(&s->completion_lock, NULL);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);

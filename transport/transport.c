@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Picks the family of a URI, and calls through to the operations of a connection; see transport.h. */
 #include "transport.h"
-#include "cleanup.h"
 #include "clock.h"
 
 #include <errno.h>
 #include <poll.h>
-
-#define COPY_SIZE (256u << 10)
 
 static const struct transport_family *const families[] = {
     [URI_TCP] = &transport_tcp,
@@ -32,40 +29,14 @@ int transport_send(struct transport *t, const struct iovec *iov, int n)
     return t->ops->send(t, iov, n);
 }
 
-/* What transport_send_pipe() does where the transport cannot: reads, and sends. */
-static int copy_pipe(struct transport *t, int pipe, size_t len)
-{
-    size_t size = len < COPY_SIZE ? len : COPY_SIZE;
-    CLEANUP_FREE char *buf = malloc(size);
-
-    if (!buf)
-        return -ENOMEM;
-    while (len > 0) {
-        ssize_t n = read(pipe, buf, len < size ? len : size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 && errno != EAGAIN ? -errno : -ENODATA;
-        struct iovec iov = {buf, (size_t)n};
-        int ret = t->ops->send(t, &iov, 1);
-        if (ret < 0)
-            return ret;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
 int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len)
 {
-    if (t->ops->send_pipe)
-        return t->ops->send_pipe(t, iov, n, pipe, len);
-    int ret = t->ops->send(t, iov, n);
-    return ret < 0 ? ret : copy_pipe(t, pipe, len);
+    return t->ops->send_pipe(t, iov, n, pipe, len);
 }
 
 int transport_zerocopy(struct transport *t)
 {
-    return t->ops->zerocopy ? t->ops->zerocopy(t) : -EOPNOTSUPP;
+    return t->ops->zerocopy(t);
 }
 
 int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
@@ -135,11 +106,6 @@ int transport_recv_all(struct transport *t, void *buf, size_t len, const struct 
         len -= (size_t)n;
     }
     return 0;
-}
-
-bool transport_has_recv_fd(const struct transport *t)
-{
-    return t->ops->recv_fd;
 }
 
 ssize_t transport_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)

@@ -61,6 +61,9 @@ struct transport_returns {
 
 /**
  * struct transport_ops - what a connection can do
+ *
+ * All of them are there: a transport takes from dummy.h what it has nothing of its own for.
+ *
  * @send: Sends all of @iov (at most TRANSPORT_IOV_MAX parts) or fails. Called by
  *        one thread at a time; may block for as long as the peer takes nothing,
  *        and returns an error soon after @shutdown. The buffers belong to the
@@ -69,9 +72,8 @@ struct transport_returns {
  * @send_pipe: Sends all of @iov, and then exactly @len bytes of a pipe that does not block
  *        and has them; their pages go out without a copy. Under the rules of @send.
  *        -ENODATA: there were fewer bytes. After an error the connection cannot be used.
- *        NULL: it has nothing better than reading them.
  * @zerocopy: Prepares for @send_zerocopy, before the first of them. 0; -EOPNOTSUPP: there is no
- *        such thing here (the same as NULL); another negative errno.
+ *        such thing here; another negative errno.
  * @send_zerocopy: Sends all of @iov, which may have no parts and is copied, and then of @buf as
  *        much as there is lockable memory for: all of @len, or fewer bytes, *@handed says how
  *        many. Those belong to the kernel or the card until @reap says that their ticket is
@@ -87,9 +89,8 @@ struct transport_returns {
  *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
  *        stream; a negative errno.
  * @recv_fd: Receives at least one byte of the @len that are due straight into a file at
- *        @offset, where that costs fewer copies than @recv and pwrite(2). Under the rules
- *        of @recv; the count, 0 or a negative errno. -EBADFD: it is the file that could not
- *        be written, and *@file_code says why; the bytes are lost. NULL: it cannot.
+ *        @offset. Under the rules of @recv; the count, 0 or a negative errno. -EBADFD: it is
+ *        the file that could not be written, and *@file_code says why; the bytes are lost.
  * @pollfd: A descriptor that polls readable when @recv has something to say. It
  *        stays valid until @close.
  * @set_timeout: A connection on which the peer acknowledges nothing for that many
@@ -117,13 +118,23 @@ struct transport_ops {
     void (*close)(struct transport *t);
 };
 
+/*
+ * What pays with a connection: every operation works, but not each is the better way.
+ * A family says it when it makes the connection; it is constant.
+ */
+struct transport_traits {
+    uint32_t copy_max;     /* bytes: to copy so many costs no more than to keep them until they have left */
+    bool splices;          /* to send what is in a pipe costs less than to read and to send it */
+    bool receives_to_file; /* @recv_fd costs less than @recv into the file's mapping */
+};
+
 /* A connection; families embed it at the start of their own struct. */
 struct transport {
     const struct transport_ops *ops;
+    struct transport_traits traits;
     char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
     /* Whose connection it is: the same for all of one machine, or of one user of this machine; constant. */
     char address[TRANSPORT_ADDRESS_MAX];
-    bool splices; /* to send what is in a pipe costs less than to read and to send it; constant */
 };
 
 /**
@@ -190,8 +201,7 @@ int transport_send_now(struct transport *t, const void *buf, size_t len);
 int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
 
-/** transport_has_recv_fd - whether it can */
-bool transport_has_recv_fd(const struct transport *t);
+/** transport_recv_fd - whatever the traits say; see there */
 ssize_t transport_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
 
 /**

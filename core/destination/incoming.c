@@ -552,7 +552,7 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
             return -EIO;
     } else {
         sink.direct = !sink.window && !migration_checks(r->m, file) && packet->length >= DIRECT_MIN &&
-                      file->memory.block == 0 && transport_has_recv_fd(r->transport) && may_have_pipe(r);
+                      file->memory.block == 0 && r->transport->traits.receives_to_file && may_have_pipe(r);
         if (take_payload(r, file, packet, &sink, err) < 0)
             return -EIO;
     }

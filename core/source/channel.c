@@ -26,9 +26,13 @@ struct channel_chunk {
 void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
                   void (*failed)(void *arg, unsigned index, int code), void *failed_arg)
 {
+    uint32_t copy_max = transport->traits.copy_max;
+
     *ch = (struct channel){
         .index = index,
         .transport = transport,
+        .copy_max = copy_max < CHANNEL_COPY_MAX ? copy_max : CHANNEL_COPY_MAX,
+        .splices = transport->traits.splices,
         .gate = gate,
         .failed = failed,
         .failed_arg = failed_arg,
@@ -82,7 +86,7 @@ int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
 {
     size_t total = packets * sizeof(struct wire_packet) + bytes;
     /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of its own. */
-    size_t worst = CHANNEL_CHUNK - CHANNEL_COPY_MAX - sizeof(struct wire_packet);
+    size_t worst = CHANNEL_CHUNK - ch->copy_max - sizeof(struct wire_packet);
     size_t needed = packets ? total / worst + packets / SLICES + 2 : 0;
 
     while (ch->free_count < needed) {
@@ -219,9 +223,9 @@ static bool can_send(const struct channel *ch)
 }
 
 /* Whether a payload is worth being sent without a copy. */
-static bool is_large(const struct channel_entry *entry)
+static bool is_large(const struct channel *ch, const struct channel_entry *entry)
 {
-    return entry->place == CHANNEL_MEMORY && !channel_copies(entry->length);
+    return entry->place == CHANNEL_MEMORY && !channel_copies(ch, entry->length);
 }
 
 /* What is sent in one go; made by take_batch(). */
@@ -258,7 +262,7 @@ static void take_batch(struct channel *ch, struct batch *batch)
     while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH && !batch->piped &&
            !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
-        bool zerocopy = is_large(entry) && zerocopy_may(&ch->zerocopy);
+        bool zerocopy = is_large(ch, entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
             break;
         if (entry->place != CHANNEL_SLICE)
@@ -269,7 +273,7 @@ static void take_batch(struct channel *ch, struct batch *batch)
             batch->piped = entry;
         else if (entry->length)
             batch_add(batch, entry->payload, entry->length);
-        if (is_large(entry) && !zerocopy)
+        if (is_large(ch, entry) && !zerocopy)
             batch->large += entry->length;
         ch->head = entry->next;
         last = entry;

@@ -44,7 +44,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define CHANNEL_COPY_MAX  (16u << 10) /* a packet up to this size is copied; a hand-off costs about as much */
+#define CHANNEL_COPY_MAX                                                                                     \
+    (16u << 10) /* no larger packet is copied, whatever the transport says: chunks hold several */
 #define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
 #define CHANNEL_SPARE     4 /* chunks that a channel keeps for the next time */
 #define CHANNEL_ENOUGH    (48u << 10) /* nobody lingers for more */
@@ -94,6 +95,8 @@ struct channel_entry {
 struct channel {
     unsigned index;              /* constant */
     struct transport *transport; /* constant until channel_disconnect(); used by the sender */
+    uint32_t copy_max;           /* a payload up to this size is copied; the transport says it; constant */
+    bool splices;                /* the transport's; constant */
     struct gate *gate;           /* constant */
     void (*failed)(void *arg, unsigned index, int code); /* called once, with no lock held */
     void *failed_arg;
@@ -142,9 +145,15 @@ int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode);
 void channel_fini(struct channel *ch);
 
 /** channel_copies - whether a packet with such a payload is copied, so that nobody has to keep it */
-static inline bool channel_copies(uint32_t length)
+static inline bool channel_copies(const struct channel *ch, uint32_t length)
 {
-    return length <= CHANNEL_COPY_MAX;
+    return length <= ch->copy_max;
+}
+
+/** channel_splices - whether to send what is in a pipe costs less than to read and to send it */
+static inline bool channel_splices(const struct channel *ch)
+{
+    return ch->splices;
 }
 
 /**

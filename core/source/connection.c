@@ -160,7 +160,7 @@ static int open_channels(struct connection *conn, const struct connection_config
             return -EIO;
     }
     conn->splices = config->splice == CONNECTION_SPLICE_ALWAYS ||
-                    (config->splice == CONNECTION_SPLICE_AUTO && conn->channels[0].transport->splices);
+                    (config->splice == CONNECTION_SPLICE_AUTO && channel_splices(&conn->channels[0]));
     return 0;
 }
 

@@ -639,6 +639,7 @@ static uint64_t cost(const struct packet *packet)
  */
 struct plan {
     bool compress, checksum;
+    uint32_t copy_max; /* channel_copies() of any of the channels */
     bool gated; /* the gate has counted its cost */
     const struct reference *ref; /* large payloads are sent from its mapping, as they are then */
     enum channel_place place;    /* CHANNEL_PIPE: the payload of the only packet is in @pipe */
@@ -764,12 +765,12 @@ static bool is_prepared_later(const struct plan *plan, const struct packet *pack
 {
     if (plan->compress)
         return packet->type == WIRE_PAGES || packet->raw_length >= WIRE_PAGE_SIZE;
-    return plan->checksum && !channel_copies(packet->length);
+    return plan->checksum && packet->length > plan->copy_max;
 }
 
 static bool is_copied(const struct plan *plan, const struct packet *packet)
 {
-    return !is_prepared_later(plan, packet) && channel_copies(packet->length);
+    return !is_prepared_later(plan, packet) && packet->length <= plan->copy_max;
 }
 
 static void plan_add(struct plan *plan, enum wire_packet_type type, uint64_t offset, size_t len)
@@ -826,6 +827,7 @@ static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, siz
 static void begin_plan(struct migration *m, const struct file *file, struct plan *plan)
 {
     plan->compress = connection_of(m->out)->compressor;
+    plan->copy_max = connection_of(m->out)->channels[0].copy_max;
     plan->checksum = migration_checks(m, file);
     plan->gated = true;
     plan->ref = NULL;
@@ -1021,7 +1023,8 @@ bool outgoing_splices(const struct migration *m, const struct file *file, size_t
         return false;
     bool looked_at = m->settings.zero_pages || migration_checks(m, file);
     /* The parts of a write that goes to several channels could not all be first at the pipe. */
-    return !looked_at && !channel_copies((uint32_t)len) && len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
+    return !looked_at && !channel_copies(&conn->channels[0], (uint32_t)len) &&
+           len <= WIRE_STRIPE_SIZE - offset % WIRE_STRIPE_SIZE;
 }
 
 int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size_t len, uint64_t offset,

@@ -80,13 +80,18 @@ static void note_failure(void *arg, unsigned index, int code)
     atomic_fetch_add(&b->failures, 1);
 }
 
-static void bench_init(struct bench *b, bool open)
+static void bench_init_with(struct bench *b, bool open, uint32_t copy_max)
 {
-    *b = (struct bench){.valve = {.base.ops = &valve_ops, .open = open}};
+    *b = (struct bench){.valve = {.base = {.ops = &valve_ops, .traits.copy_max = copy_max}, .open = open}};
     pthread_mutex_init(&b->valve.lock, NULL);
     pthread_cond_init(&b->valve.changed, NULL);
     gate_init(&b->gate, 1u << 30);
     channel_init(&b->ch, 5, &b->valve.base, &b->gate, note_failure, b);
+}
+
+static void bench_init(struct bench *b, bool open)
+{
+    bench_init_with(b, open, CHANNEL_COPY_MAX);
 }
 
 static void bench_fini(struct bench *b)
@@ -100,7 +105,7 @@ static void bench_fini(struct bench *b)
 /* Finishes as outgoing.c does: who was copied has no entry. */
 static void finish(struct channel *ch, uint32_t length, struct channel_entry *entry)
 {
-    channel_finish(ch, channel_copies(length) ? NULL : entry);
+    channel_finish(ch, channel_copies(ch, length) ? NULL : entry);
 }
 
 /* Adds a packet as outgoing.c does. False: the channel is closed. */
@@ -114,7 +119,7 @@ static bool add(struct channel *ch, uint32_t file, const void *payload, uint32_t
         .raw_length = length,
         .payload_check = wire_payload_check(payload, length),
     };
-    bool copies = channel_copies(length);
+    bool copies = channel_copies(ch, length);
     uint64_t made = 0;
 
     gate_enter(ch->gate, length, NULL);
@@ -439,6 +444,22 @@ Test(channel, copies_pile_up)
     cr_expect(eq(str, marks, want));
     cr_expect(le(uint, b.ch.free_count, CHANNEL_SPARE));
     bench_fini(&b);
+}
+
+/* The transport says up to what size a copy pays; but several copies fit into a chunk. */
+Test(channel, the_transport_says_what_is_copied)
+{
+    static const struct {
+        uint32_t says, copied;
+    } cases[] = {{0, 0}, {1000, 1000}, {CHANNEL_COPY_MAX, CHANNEL_COPY_MAX}, {UINT32_MAX, CHANNEL_COPY_MAX}};
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct bench b;
+        bench_init_with(&b, true, cases[i].says);
+        cr_expect(channel_copies(&b.ch, cases[i].copied), "%u", cases[i].says);
+        cr_expect(not(channel_copies(&b.ch, cases[i].copied + 1)), "%u", cases[i].says);
+        bench_fini(&b);
+    }
 }
 
 /* Room for packets of every size that is copied is really there: channel_add() asserts it. */

@@ -12,6 +12,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -267,10 +268,11 @@ static struct rlimit use_up_descriptors(void)
 }
 
 /*
- * What arrives goes into a file, part by part; a file that cannot be written is told from a connection that is lost.
- * @starved: there is no descriptor for a pipe
+ * What arrives goes into a file, part by part; a file that cannot be written is told from a connection that
+ * is lost.
+ * @faults: of the end that receives; @starved: there is no descriptor for a pipe
  */
-static void receive_into_a_file(const char *where, bool starved)
+static void receive_into_a_file(const char *where, const char *faults, bool starved)
 {
     size_t size = 3000001;
     char *bytes = malloc(size), *got = malloc(size);
@@ -284,25 +286,27 @@ static void receive_into_a_file(const char *where, bool starved)
     snprintf(path, sizeof(path), "%s/file", scratch);
     CLEANUP_FD int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     CLEANUP_FD int read_only = open(path, O_RDONLY | O_CLOEXEC);
-    link_open(&link, where, "");
-    cr_assert(transport_has_recv_fd(link.b));
-    sending.t = link.a;
+    link_open(&link, where, faults);
+    /* The end that connected has the faults. */
+    struct transport *from = *faults ? link.b : link.a, *to = *faults ? link.a : link.b;
+    cr_expect(eq(int, to->traits.receives_to_file, !*faults));
+    sending.t = from;
     worker_start(&sending.worker, run_sending, &sending);
     if (starved)
         limit = use_up_descriptors();
     for (size_t have = 0; have < size;) {
-        ssize_t n = transport_recv_fd(link.b, file, (off_t)(5 + have), size - have, &code);
+        ssize_t n = transport_recv_fd(to, file, (off_t)(5 + have), size - have, &code);
         cr_assert(n > 0, "%s", strerror((int)-n));
         have += (size_t)n;
     }
     worker_join(&sending.worker);
     cr_assert(eq(sz, (size_t)pread(file, got, size, 5), size));
     cr_expect(zero(int, memcmp(bytes, got, size)));
-    cr_expect(eq(int, link_send(link.a, bytes, 1000), 0));
-    cr_expect(eq(int, (int)transport_recv_fd(link.b, read_only, 0, 1000, &code), -EBADFD));
+    cr_expect(eq(int, link_send(from, bytes, 1000), 0));
+    cr_expect(eq(int, (int)transport_recv_fd(to, read_only, 0, 1000, &code), -EBADFD));
     cr_expect(eq(int, code, EBADF));
-    transport_finish(link.a);
-    cr_expect(eq(int, (int)transport_recv_fd(link.b, file, 0, 1000, &code), 0));
+    transport_finish(from);
+    cr_expect(eq(int, (int)transport_recv_fd(to, file, 0, 1000, &code), 0));
     if (starved)
         setrlimit(RLIMIT_NOFILE, &limit);
     link_close(&link);
@@ -314,8 +318,45 @@ Test(transport, receive_into_a_file)
 {
     FOR_ALL_PLACES(i)
     {
-        receive_into_a_file(place(i), false);
-        receive_into_a_file(place(i), true);
+        receive_into_a_file(place(i), "", false);
+        receive_into_a_file(place(i), "", true);
+        receive_into_a_file(place(i), "faulty:short=300000:", false);
+    }
+}
+
+/* Nobody has to ask for an operation before it is called: a pointer that is not there is a crash somewhere.
+ */
+static void check_operations(const struct transport *t)
+{
+    const char *const *member = (const char *const *)t->ops; /* a name, and pointers to functions */
+
+    for (size_t i = 0; i < sizeof(*t->ops) / sizeof(*member); i++)
+        cr_expect(member[i] != NULL, "operation %zu of %s is not there", i, t->ops->name);
+    cr_expect(t->traits.copy_max > 0, "%s", t->ops->name);
+}
+
+Test(transport, every_operation_is_there)
+{
+    static const char *const faults[] = {"", "faulty:short=1:"};
+
+    FOR_ALL_PLACES(i)
+    {
+        for (size_t f = 0; f < ARRAY_LENGTH(faults); f++) {
+            struct link link;
+            struct transport_handed handed = {.bytes = 1, .ticket = 1};
+            struct transport_returns returns = {0};
+            link_open(&link, place(i), faults[f]);
+            check_operations(link.a);
+            check_operations(link.b);
+            if (*faults[f]) {
+                cr_expect(eq(int, transport_zerocopy(link.a), -EOPNOTSUPP));
+                cr_expect(eq(int, transport_send_zerocopy(link.a, NULL, 0, "a", 1, &handed), -EOPNOTSUPP));
+                cr_expect(eq(sz, handed.bytes, 0), "nothing has been handed over");
+                transport_reap(link.a, INT_MAX, &returns);
+                cr_expect(eq(u64, returns.ticket, 0), "and nothing is waited for");
+            }
+            link_close(&link);
+        }
     }
 }
 

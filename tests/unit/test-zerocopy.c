@@ -397,7 +397,7 @@ static void note_failure(void *arg, unsigned index, int code)
 
 static void open_channel(enum zerocopy_mode mode)
 {
-    lender = (struct lender){.base.ops = &lender_ops};
+    lender = (struct lender){.base = {.ops = &lender_ops, .traits.copy_max = CHANNEL_COPY_MAX}};
     pthread_mutex_init(&lender.lock, NULL);
     pthread_cond_init(&lender.changed, NULL);
     atomic_store(&failure, 0);
@@ -430,7 +430,7 @@ static void finish_one(void *arg)
 {
     struct one *one = arg;
 
-    channel_finish(&ch, channel_copies(one->length) ? NULL : &one->entry);
+    channel_finish(&ch, channel_copies(&ch, one->length) ? NULL : &one->entry);
     memset(one->buf, '!', one->length / 2 + 1);
     memset(one->buf + one->length / 2, '?', one->length - one->length / 2);
 }
@@ -443,9 +443,9 @@ static void one_start(struct one *one, char mark, uint32_t length)
     memset(one->buf, mark, length);
     gate_enter(&gate, length, NULL);
     pthread_mutex_lock(&ch.lock);
-    if (channel_copies(length))
+    if (channel_copies(&ch, length))
         channel_reserve(&ch, 1, length);
-    channel_add(&ch, &packet, one->buf, length, channel_copies(length) ? NULL : &one->entry);
+    channel_add(&ch, &packet, one->buf, length, channel_copies(&ch, length) ? NULL : &one->entry);
     one->sequence = packet.sequence;
     pthread_mutex_unlock(&ch.lock);
     worker_start(&one->worker, finish_one, one);
@@ -720,7 +720,7 @@ static void write_many(void *arg)
         memset(buf, (char)i, length);
         gate_enter(&gate, length, NULL);
         pthread_mutex_lock(&ch.lock);
-        bool copies = channel_copies(length);
+        bool copies = channel_copies(&ch, length);
         if (copies)
             channel_reserve(&ch, 1, length);
         channel_add(&ch, &packet, buf, length, copies ? NULL : &entry);

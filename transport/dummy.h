@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a transport takes for an operation in which it has nothing of its own, so
+ * that no caller has to ask whether there is one.
+ *
+ * What can be done with other operations is done with them; the rest says
+ * -EOPNOTSUPP. The traits of the transport say which of them pay.
+ */
+#ifndef MIGFS_DUMMY_H
+#define MIGFS_DUMMY_H
+
+#include "transport.h"
+
+/** dummy_send_pipe - reads the bytes, and sends them by @send */
+int dummy_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len);
+
+/** dummy_zerocopy - Return: -EOPNOTSUPP. */
+int dummy_zerocopy(struct transport *t);
+
+/** dummy_send_zerocopy - hands nothing over. Return: -EOPNOTSUPP. */
+int dummy_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
+                        struct transport_handed *handed);
+
+/** dummy_reap - nothing has been handed over, so nothing more comes back */
+void dummy_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
+
+/** dummy_recv_fd - receives by @recv, and writes to the file */
+ssize_t dummy_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
+
+#endif
