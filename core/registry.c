@@ -190,7 +190,7 @@ static struct migration *make_here(struct registry *registry, const char *name, 
     struct file *ram = file_new(WIRE_RAM, "ram");
 
     if (m)
-        m->out = outgoing_new();
+        m->out = outgoing_new(m);
     if (!ram || !m || !m->out) {
         file_put(ram);
         migration_put(m);

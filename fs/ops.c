@@ -22,8 +22,8 @@
 #include "outgoing.h"
 #include "parking.h"
 #include "polling.h"
+#include "ram_source.h"
 #include "setting.h"
-#include "source.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
@@ -692,7 +692,7 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
                             struct error *err)
 {
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
-    struct source_caller caller = {
+    struct ram_source_caller caller = {
         .pid = ctx->pid,
         .uid = ctx->uid,
         .gid = ctx->gid,
@@ -713,7 +713,7 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         caller.groups = groups;
         caller.group_count = count > 0 && fuse_req_getgroups(req, count, groups) == count ? count : 0;
-        int fd = source_open(&caller, text, err);
+        int fd = ram_source_open(&caller, text, err);
         ref = fd < 0 ? NULL : reference_new(fd, text, err);
         if (!ref)
             return -EIO;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One attempt to reach a peer; see connection.h. */
 #include "connection.h"
+#include "cleanup.h"
 #include "clock.h"
 
 #include <errno.h>
@@ -196,6 +197,57 @@ void connection_free(struct connection *conn)
     session_fini(&conn->main);
     gate_fini(&conn->gate);
     free(conn);
+}
+
+bool connection_lock_channels(struct connection *conn, const bool *need)
+{
+    bool open = true;
+    unsigned c;
+
+    for (c = 0; c < conn->channel_count && open; c++) {
+        if (!need[c])
+            continue;
+        pthread_mutex_lock(&conn->channels[c].lock);
+        open = conn->channels[c].closed == CHANNEL_OPEN;
+    }
+    if (open)
+        return true;
+    while (c-- > 0) {
+        if (need[c])
+            pthread_mutex_unlock(&conn->channels[c].lock);
+    }
+    return false;
+}
+
+void connection_unlock_channels(struct connection *conn, const bool *need)
+{
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        if (need[c])
+            pthread_mutex_unlock(&conn->channels[c].lock);
+    }
+}
+
+void connection_count(struct connection *conn, const struct file *file, uint64_t *counts)
+{
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        struct channel *ch = &conn->channels[c];
+        SCOPED_LOCK(&ch->lock);
+        const struct file_channel *fc = file ? file->per_channel : NULL;
+        /* When it is over, or was removed before the start, there is nothing to wait for. */
+        counts[c] = !file ? ch->last_sequence : fc ? counter_get(&fc[c].last_sequence) : 0;
+        channel_hurry(ch);
+    }
+}
+
+int connection_check_size(const struct connection *conn, struct file *file, uint64_t size, struct error *err)
+{
+    uint64_t max = file->id == WIRE_RAM ? conn->limits.max_ram : conn->limits.max_device;
+    char name[WIRE_NAME_MAX + 1];
+
+    if (size > max)
+        return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu",
+                         file_name(file, name), (unsigned long long)size, (unsigned long long)max);
+    return 0;
 }
 
 int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err)

@@ -23,6 +23,7 @@
 
 #include "channel.h"
 #include "compression.h"
+#include "file.h"
 #include "gate.h"
 #include "session.h"
 #include "stall.h"
@@ -106,6 +107,32 @@ static inline uint64_t connection_next_id(struct connection *conn)
 {
     return atomic_fetch_add_explicit(&conn->last_id, 1, memory_order_relaxed) + 1;
 }
+
+/** connection_home - the channel of a place in a file */
+static inline struct channel *connection_home(struct connection *conn, const struct file *file,
+                                              uint64_t offset)
+{
+    return &conn->channels[file_home(file, offset)];
+}
+
+/**
+ * connection_lock_channels - lock the channels that @need names, in the order of their index
+ * Return: false, with nothing locked: one of them is closed.
+ */
+bool connection_lock_channels(struct connection *conn, const bool *need);
+void connection_unlock_channels(struct connection *conn, const bool *need);
+
+/**
+ * connection_count - the number of the last packet accepted on each channel
+ * @file: for it; NULL: at all
+ * @counts: one for each channel
+ *
+ * Somebody is going to wait for them: nobody lingers over what is queued.
+ */
+void connection_count(struct connection *conn, const struct file *file, uint64_t *counts);
+
+/** connection_check_size - whether the peer allows a file to have @size bytes */
+int connection_check_size(const struct connection *conn, struct file *file, uint64_t size, struct error *err);
 
 /** connection_note_progress - WIRE_PROGRESS; the reader's */
 int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err);

@@ -3,12 +3,12 @@
 #include "outgoing.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "connection.h"
 #include "host.h"
 #include "log.h"
-#include "name.h"
 #include "private_map.h"
+#include "source.h"
 #include "stall.h"
+#include "streams.h"
 #include "zero.h"
 
 #include <assert.h>
@@ -34,11 +34,6 @@ struct sync_waiter {
 /* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
 struct attempt {
     unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
-    unsigned changes; /* removals and renamings that the destination has not made yet */
-    uint64_t last_change, last_made; /* the last one that was asked for, and the last one that it has made */
-    /* If nothing else comes before @doom_at, the migration is lost for this reason. */
-    struct error doom;
-    int64_t doom_at;
     uint64_t prepared_id; /* the last manifest that the destination has everything of */
     uint64_t manifest_id; /* the last manifest that was sent */
     uint64_t commit_id;   /* not 0: the destination has been told to complete */
@@ -51,110 +46,45 @@ struct attempt {
         uint8_t *digests; /* where they go: the asker's */
         size_t size;
     } question; /* about what the destination has */
-    /* The file that the destination has been told of, and has not answered about. One at a time, so that they come in order. */
-    struct {
-        struct file *file; /* a reference; NULL: there is none */
-        bool made;         /* it is the migration's when the destination accepts it */
-        bool there;        /* it has answered; whoever asked takes the answer */
-        bool abandoned;    /* whoever asked has left: the answer decides */
-        struct error refusal;
-    } announced;
 };
 
 /* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
 enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 
 struct outgoing {
-    int cancel_fd; /* an eventfd, readable when `start` is to give up; -1 before and after; changed with migration.lock held */
-    /*
-     * NULL until the migration is active, and then there until outgoing_free(), whatever becomes of it: so those
-     * who load it with acquire (connection_of()) may use it without a lock, and who is allowed to write has one.
-     */
-    struct connection *_Atomic connection;
-
+    struct source source;
+    struct streams streams;
     _Atomic uint64_t verified; /* bytes of RAM that the last verification has found the same so far */
 
-    /*
-     * Of the RAM, or NULL. Changed with migration.lock held: at will before the
-     * start, after it once, from NULL.
-     */
-    struct reference *_Atomic reference;
-    bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it; guarded by migration.lock */
-
     /* Guarded by migration.lock: */
-    struct connection *opening; /* its channels are there, but the files are still announced; changed by who starts */
-    const struct interrupt *starter; /* of the `start` that runs */
-    /* A `start` has not left, though it may have been cancelled: it uses the settings and the files, and what is above. */
-    bool starting;
     enum launch launch;
     struct sync_waiter *waiters;
     struct attempt attempt;
 };
 
-struct outgoing *outgoing_new(void)
+struct outgoing *outgoing_new(struct migration *m)
 {
     struct outgoing *out = calloc(1, sizeof(*out));
 
     if (!out)
         return NULL;
-    out->cancel_fd = -1;
+    source_init(&out->source, m);
+    streams_init(&out->streams, &out->source);
     return out;
-}
-
-/* migration.lock is held, or nobody else knows it any more. */
-static void close_cancel(struct outgoing *out)
-{
-    if (out->cancel_fd >= 0)
-        close(out->cancel_fd);
-    out->cancel_fd = -1;
-}
-
-/* Called with migration.lock held. */
-static void interrupt_start(struct outgoing *out)
-{
-    if (out->cancel_fd >= 0)
-        eventfd_write(out->cancel_fd, 1);
 }
 
 void outgoing_free(struct outgoing *out)
 {
     if (!out)
         return;
-    if (out->reference)
-        reference_stop(out->reference);
-    connection_free(out->connection);
-    reference_free(out->reference);
-    file_put(out->attempt.announced.file);
-    close_cancel(out);
+    streams_fini(&out->streams);
+    source_fini(&out->source);
     free(out);
-}
-
-/* NULL: the migration has not become active. */
-static struct connection *connection_of(const struct outgoing *out)
-{
-    return atomic_load_explicit(&out->connection, memory_order_acquire);
-}
-
-static struct channel *home_of(struct connection *conn, const struct file *file, uint64_t offset)
-{
-    return &conn->channels[file_home(file, offset)];
 }
 
 /*
  * Failures
  */
-
-void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms)
-{
-    struct attempt *attempt = &m->out->attempt;
-    int64_t at = clock_ms() + delay_ms;
-
-    if (error_is_set(&attempt->doom) && attempt->doom_at <= at)
-        return;
-    attempt->doom = *reason;
-    attempt->doom_at = at;
-    session_wake(&connection_of(m->out)->main);
-}
 
 /* connection.failed: keep the reason, and let the main channel have its say. */
 static void connection_failed(void *arg, const struct error *reason, int64_t delay_ms)
@@ -162,7 +92,7 @@ static void connection_failed(void *arg, const struct error *reason, int64_t del
     struct migration *m = arg;
 
     SCOPED_LOCK(&m->lock);
-    outgoing_doom(m, reason, delay_ms);
+    source_doom(&m->out->source, reason, delay_ms);
 }
 
 /* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
@@ -170,8 +100,8 @@ static bool is_answer_due(const struct outgoing *out)
 {
     const struct attempt *attempt = &out->attempt;
 
-    return out->waiters || attempt->changes || (attempt->question.id && !attempt->question.there) ||
-           (attempt->announced.file && !attempt->announced.there) ||
+    return out->waiters || (attempt->question.id && !attempt->question.there) ||
+           streams_is_answer_due(&out->streams) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
 
@@ -190,22 +120,7 @@ static void look_for_stall(struct migration *m, struct connection *conn)
         return;
     SCOPED_LOCK(&m->lock);
     if (!m->out->attempt.commit_id)
-        outgoing_doom(m, &reason, 0);
-}
-
-/*
- * A command or a write found a channel closed. Waits for the verdict if the
- * migration is about to fail. 0: try again, else why not.
- */
-static int refuse(struct migration *m, enum command command, const struct interrupt *interrupt, struct error *err)
-{
-    SCOPED_LOCK(&m->lock);
-    while (m->state == STATE_ACTIVE && error_is_set(&m->out->attempt.doom)) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-    return migration_allows(m, command, err);
+        source_doom(&m->out->source, &reason, 0);
 }
 
 /*
@@ -220,45 +135,10 @@ struct reader {
 
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err);
 
-/* Tells the destination of a file. The caller holds migration.lock, and no other announcement is open. */
-static void send_announcement(struct migration *m, struct connection *conn, struct file *file, bool made)
-{
-    struct attempt *attempt = &m->out->attempt;
-    uint8_t buf[16 + WIRE_NAME_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    char name[WIRE_NAME_MAX + 1];
-
-    wire_write_u32(&body, file->id);
-    wire_write_u64(&body, atomic_load(&file->size));
-    wire_write_text(&body, file_name(file, name));
-    memset(&attempt->announced, 0, sizeof(attempt->announced));
-    attempt->announced.file = file_get(file);
-    attempt->announced.made = made;
-    session_send(&conn->main, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
-}
-
-/* Nobody waits for an answer any more. The caller holds migration.lock. */
-static void end_announcement(struct migration *m)
-{
-    struct attempt *attempt = &m->out->attempt;
-
-    file_put(attempt->announced.file);
-    memset(&attempt->announced, 0, sizeof(attempt->announced));
-    pthread_cond_broadcast(&m->changed);
-}
-
-/* Takes the answer. The caller holds migration.lock. */
-static int take_answer(struct migration *m, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-
-    if (error_is_set(&attempt->announced.refusal))
-        *err = attempt->announced.refusal;
-    end_announcement(m);
-    return error_is_set(err) ? -EIO : 0;
-}
-
-/* Tells the destination of a file, and waits for its answer. While mig-out does not run yet: this thread reads the main channel itself. */
+/*
+ * Tells the destination of a file, and waits for its answer. While mig-out does not run yet: this thread
+ * reads the main channel itself.
+ */
 static int announce_in_setup(struct migration *m, struct connection *conn, struct file *file,
                              const struct interrupt *interrupt, struct error *err)
 {
@@ -266,10 +146,8 @@ static int announce_in_setup(struct migration *m, struct connection *conn, struc
     struct reader reader = {m, conn};
     int64_t deadline = clock_ms() + m->settings.timeout_ms;
 
-    pthread_mutex_lock(&m->lock);
-    send_announcement(m, conn, file, false);
-    pthread_mutex_unlock(&m->lock);
-    while (!out->attempt.announced.there) {
+    streams_announce(&out->streams, conn, file);
+    while (!streams_is_answered(&out->streams)) {
         if (interrupt_is_hit(interrupt))
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         if (m->state != STATE_SETUP)
@@ -280,56 +158,7 @@ static int announce_in_setup(struct migration *m, struct connection *conn, struc
             return -EIO;
     }
     SCOPED_LOCK(&m->lock);
-    return take_answer(m, err);
-}
-
-/*
- * Waits for the answer about a new device, which makes it the migration's. Whoever is
- * interrupted leaves the device to the answer. The stall watch bounds the wait. The caller
- * holds migration.lock.
- */
-static int await_answer(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-
-    while (!attempt->announced.there && m->state == STATE_ACTIVE && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (attempt->announced.there)
-        return take_answer(m, err);
-    if (m->state == STATE_ACTIVE) {
-        attempt->announced.abandoned = true;
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted: the destination decides whether '%.64s' exists",
-                         file->name);
-    }
-    end_announcement(m);
-    return migration_allows(m, COMMAND_WRITE, err) < 0 ? -EIO : error_set(err, CAUSE_RESET, "the connection is lost");
-}
-
-/* Waits until no announcement is open. The caller holds migration.lock. */
-static int await_turn(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    while (m->state == STATE_ACTIVE && m->out->attempt.announced.file) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-    return 0;
-}
-
-/* The destination's limit on a file's size. */
-static uint64_t size_limit(const struct connection *conn, const struct file *file)
-{
-    return file->id == WIRE_RAM ? conn->limits.max_ram : conn->limits.max_device;
-}
-
-static int check_quota(const struct connection *conn, struct file *file, uint64_t end, struct error *err)
-{
-    char name[WIRE_NAME_MAX + 1];
-
-    if (end > size_limit(conn, file))
-        return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu",
-                         file_name(file, name), (unsigned long long)end, (unsigned long long)size_limit(conn, file));
-    return 0;
+    return streams_take_answer(&out->streams, err);
 }
 
 /* A buffer that has to be kept for the kernel is not in a pipe. */
@@ -358,30 +187,12 @@ static int connect_to(struct migration *m, struct connection **conn, struct erro
         .compress = settings->compress,
         .zstd_level = settings->zstd_level,
         .write_behind = m->host->limits.write_behind,
-        .cancel_fd = m->out->cancel_fd,
+        .cancel_fd = m->out->source.cancel_fd,
         .failed = connection_failed,
         .arg = m,
     };
 
     return connection_open(&config, conn, err);
-}
-
-/* Devices that were removed before the start have left gaps. */
-static void number_files(struct migration *m)
-{
-    uint32_t n = 1;
-
-    SCOPED_LOCK(&m->lock);
-    for (uint32_t i = 1; i < m->file_count; i++) {
-        struct file *file = m->files[i];
-        if (!file)
-            continue;
-        m->files[i] = NULL;
-        m->files[n] = file;
-        file_set_id(file, n);
-        file->slot = n++;
-    }
-    m->file_count = n;
 }
 
 /* Connects, and tells the destination of all files. */
@@ -393,24 +204,22 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
     if (connect_to(m, &conn, err) < 0)
         return -EIO;
     pthread_mutex_lock(&m->lock);
-    out->opening = conn;
+    out->source.opening = conn;
     pthread_mutex_unlock(&m->lock);
-    number_files(m);
+    streams_number(&m->out->streams);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
         if (file_set_channels(file, conn->channel_count, m->settings.device_channels) < 0)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         if (file->id > conn->limits.max_devices)
             return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", conn->limits.max_devices);
-        if (check_quota(conn, file, atomic_load(&file->size), err) < 0 ||
+        if (connection_check_size(conn, file, atomic_load(&file->size), err) < 0 ||
             announce_in_setup(m, conn, file, interrupt, err) < 0)
             return -EIO;
     }
-    return out->reference ? reference_start(out->reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
+    return out->source.reference ? reference_start(out->source.reference, m, atomic_load(&m->files[WIRE_RAM]->size), err) : 0;
 }
 
-static void announce_stream(struct migration *m, struct file *file, bool again);
-static void announce_streams(struct migration *m);
 static void *mig_out(void *arg);
 
 /* Whether the RAM's file has all of the RAM. */
@@ -422,31 +231,6 @@ static int check_reference(const struct reference *ref, const struct file *ram, 
         return error_set(err, CAUSE_SYNTAX, "RAM of %llu bytes, and '%.100s' has %llu", (unsigned long long)size,
                          ref->text, (unsigned long long)have);
     return 0;
-}
-
-/* Whether a `start` that was cancelled is still on its way out. The caller holds migration.lock. */
-static bool is_leaving(const struct migration *m)
-{
-    return m->out && m->out->starting && !state_is_running(m->state);
-}
-
-/* Waits until it is gone. The caller holds migration.lock, which is given up meanwhile. */
-static int await_starter(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    while (is_leaving(m)) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-    return 0;
-}
-
-/* Whether it can be started, and nothing uses its settings. The caller holds migration.lock. */
-static bool is_unstarted(const struct migration *m)
-{
-    if (m->role == ROLE_INCOMING || m->out->starting || m->was_active)
-        return false;
-    return m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED);
 }
 
 static int may_start(struct migration *m, struct error *err)
@@ -466,7 +250,7 @@ static int may_start(struct migration *m, struct error *err)
     if (m->settings.splice == CHOICE_ON && !m->host->splices)
         return error_set(err, CAUSE_UNSUPPORTED,
                          "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
-    return m->out->reference ? check_reference(m->out->reference, m->files[WIRE_RAM], err) : 0;
+    return m->out->source.reference ? check_reference(m->out->source.reference, m->files[WIRE_RAM], err) : 0;
 }
 
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
@@ -490,19 +274,21 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
     /* See host.closed. */
     if (atomic_load(&m->host->closed))
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    int ret = is_leaving(m) ? -EAGAIN : may_start(m, err);
-    if (ret == 0 && out->cancel_fd < 0)
-        out->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (ret == 0 && out->cancel_fd < 0)
+    int ret = source_is_leaving(&m->out->source) ? -EAGAIN : may_start(m, err);
+    if (ret == 0 && out->source.cancel_fd < 0)
+        out->source.cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ret == 0 && out->source.cancel_fd < 0)
         ret = error_set_errno(err, errno, "cannot make an eventfd");
     if (ret == 0) {
-        eventfd_read(out->cancel_fd, &drained);
+        eventfd_read(out->source.cancel_fd, &drained);
         out->attempt = (struct attempt){0};
-        out->starter = interrupt;
+        streams_init(&out->streams, &out->source);
+        out->source.doom = (struct error){0};
+        out->source.starter = interrupt;
         migration_become_outgoing(m);
-        out->starting = true;
+        out->source.starting = true;
         out->launch = LAUNCH_WAIT;
-        m->settings.checksum = wants_checksum(&m->settings, out->reference);
+        m->settings.checksum = wants_checksum(&m->settings, out->source.reference);
         migration_move(m, STATE_SETUP, NULL);
     }
     return ret;
@@ -514,7 +300,7 @@ static int enter_setup(struct migration *m, const struct interrupt *interrupt, s
 
     do {
         pthread_mutex_lock(&m->lock);
-        ret = await_starter(m, interrupt, err);
+        ret = source_await_starter(&m->out->source, interrupt, err);
         pthread_mutex_unlock(&m->lock);
         if (ret == 0)
             ret = try_setup(m, interrupt, err);
@@ -528,20 +314,20 @@ static void leave_setup(struct migration *m, struct error *failure, struct error
     struct outgoing *out = m->out;
 
     /* A goodbye tells the peer more than a closed connection. */
-    if (out->opening && !out->opening->peer_aborted)
-        session_goodbye(&out->opening->main, failure);
+    if (out->source.opening && !out->source.opening->peer_aborted)
+        session_goodbye(&out->source.opening->main, failure);
     pthread_mutex_lock(&m->lock);
-    out->starter = NULL;
-    end_announcement(m);
-    if (out->reference)
-        reference_stop(out->reference);
-    connection_free(out->opening);
-    out->opening = NULL;
-    close_cancel(out);
+    out->source.starter = NULL;
+    streams_forget_answer(&out->streams);
+    if (out->source.reference)
+        reference_stop(out->source.reference);
+    connection_free(out->source.opening);
+    out->source.opening = NULL;
+    source_close_cancel(&out->source);
     if (m->state == STATE_SETUP)
         migration_move(m, STATE_FAILED, failure);
     *err = m->failure;
-    out->starting = false;
+    out->source.starting = false;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     log_error("%s: cannot start: %s", m->name, err->message);
@@ -559,12 +345,12 @@ static bool launch(struct migration *m, struct error *failure)
     out->launch = active ? LAUNCH_GO : LAUNCH_LEAVE;
     pthread_cond_broadcast(&m->changed);
     if (active) {
-        out->starter = NULL;
-        out->starting = false;
-        eventfd_read(out->cancel_fd, &drained);
-        connection_watch(out->opening);
-        atomic_store_explicit(&out->connection, out->opening, memory_order_release);
-        out->opening = NULL;
+        out->source.starter = NULL;
+        out->source.starting = false;
+        eventfd_read(out->source.cancel_fd, &drained);
+        connection_watch(out->source.opening);
+        atomic_store_explicit(&out->source.connection, out->source.opening, memory_order_release);
+        out->source.opening = NULL;
         migration_move(m, STATE_ACTIVE, NULL);
         return true;
     }
@@ -582,7 +368,7 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
     if (enter_setup(m, interrupt, err) < 0)
         return -EIO;
     migration_announce(m);
-    if (out->reference)
+    if (out->source.reference)
         outgoing_check_sharing(m, 0);
     if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0 ||
         !launch(m, &failure)) {
@@ -590,42 +376,13 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
         return -EIO;
     }
     migration_announce(m);
-    log_info("%s: active, %u channels to %s", m->name, connection_of(out)->channel_count, m->settings.uri.text);
+    log_info("%s: active, %u channels to %s", m->name, source_connection(&out->source)->channel_count, m->settings.uri.text);
     return 0;
 }
 
 /*
  * Writing
  */
-
-/* Locks the channels that @need names, in the order of their index. False, with nothing locked: one is closed. */
-static bool lock_channels(struct connection *conn, const bool *need)
-{
-    bool open = true;
-    unsigned c;
-
-    for (c = 0; c < conn->channel_count && open; c++) {
-        if (!need[c])
-            continue;
-        pthread_mutex_lock(&conn->channels[c].lock);
-        open = conn->channels[c].closed == CHANNEL_OPEN;
-    }
-    if (open)
-        return true;
-    while (c-- > 0) {
-        if (need[c])
-            pthread_mutex_unlock(&conn->channels[c].lock);
-    }
-    return false;
-}
-
-static void unlock_channels(struct connection *conn, const bool *need)
-{
-    for (unsigned c = 0; c < conn->channel_count; c++) {
-        if (need[c])
-            pthread_mutex_unlock(&conn->channels[c].lock);
-    }
-}
 
 /* What is taken from the gate for a packet: a bound on the memory that it holds until it is sent. */
 static uint64_t cost(const struct packet *packet)
@@ -736,14 +493,14 @@ static int check_size(struct migration *m, struct file *file, uint64_t offset, u
     if (file->declared && offset + len > file->declared)
         return error_set(err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes; the write ends at %llu",
                          file_name(file, name), (unsigned long long)file->declared, (unsigned long long)(offset + len));
-    return check_quota(connection_of(m->out), file, offset + len, err);
+    return connection_check_size(source_connection(&m->out->source), file, offset + len, err);
 }
 
 /* Data is allowed, so that conn->channels and the limits are there. */
 static int check_active(struct migration *m, struct error *err)
 {
     /* Not ready, and active: the migration has become incoming. */
-    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE && connection_of(m->out))
+    if (atomic_load_explicit(&m->state, memory_order_acquire) == STATE_ACTIVE && source_connection(&m->out->source))
         return 0;
     SCOPED_LOCK(&m->lock);
     return migration_allows(m, COMMAND_WRITE, err);
@@ -751,11 +508,11 @@ static int check_active(struct migration *m, struct error *err)
 
 static int enter_gate(struct migration *m, uint64_t bytes, const struct interrupt *interrupt, struct error *err)
 {
-    int ret = gate_enter(&connection_of(m->out)->gate, bytes, interrupt);
+    int ret = gate_enter(&source_connection(&m->out->source)->gate, bytes, interrupt);
 
     if (ret == -EINTR)
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    if (ret == -ECANCELED && refuse(m, COMMAND_WRITE, interrupt, err) == 0)
+    if (ret == -ECANCELED && source_await_verdict(&m->out->source, COMMAND_WRITE, interrupt, err) == 0)
         return error_set(err, CAUSE_RESET, "the connection is lost");
     return ret;
 }
@@ -826,8 +583,8 @@ static void plan_stripe(struct plan *plan, const char *buf, uint64_t offset, siz
 
 static void begin_plan(struct migration *m, const struct file *file, struct plan *plan)
 {
-    plan->compress = connection_of(m->out)->compressor;
-    plan->copy_max = connection_of(m->out)->channels[0].copy_max;
+    plan->compress = source_connection(&m->out->source)->compressor;
+    plan->copy_max = source_connection(&m->out->source)->channels[0].copy_max;
     plan->checksum = migration_checks(m, file);
     plan->gated = true;
     plan->ref = NULL;
@@ -890,18 +647,18 @@ static int reserve(struct connection *conn, const struct file *file, const struc
 static int place(struct migration *m, struct file *file, const char *buf, uint64_t offset, struct plan *plan,
                  const struct interrupt *interrupt, struct outgoing_write *write, struct error *err)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
-    while (!lock_channels(conn, write->need)) {
-        if (refuse(m, COMMAND_WRITE, interrupt, err) < 0)
+    while (!connection_lock_channels(conn, write->need)) {
+        if (source_await_verdict(&m->out->source, COMMAND_WRITE, interrupt, err) < 0)
             return -EIO;
     }
     if (reserve(conn, file, plan, write->need) < 0) {
-        unlock_channels(conn, write->need);
+        connection_unlock_channels(conn, write->need);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     }
     if (file_is_removed(file)) {
-        unlock_channels(conn, write->need);
+        connection_unlock_channels(conn, write->need);
         memset(write->need, 0, sizeof(write->need));
         gate_leave(&conn->gate, plan->gated ? plan->cost : 0);
         return 0;
@@ -909,7 +666,7 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
     for (unsigned i = 0; i < plan->n; i++) {
         struct packet *packet = &plan->packets[i];
         const char *payload = plan->place == CHANNEL_MEMORY ? buf + (packet->offset - offset) : NULL;
-        struct channel *ch = home_of(conn, file, packet->offset);
+        struct channel *ch = connection_home(conn, file, packet->offset);
         struct outgoing_piece *piece = is_copied(plan, packet) ? NULL : &write->pieces[write->n++];
         if (piece) {
             piece->channel = ch;
@@ -924,7 +681,7 @@ static int place(struct migration *m, struct file *file, const char *buf, uint64
         /* What was written, whatever becomes of it. */
         counter_add(&file->per_channel[ch->index].accepted, bytes);
     }
-    unlock_channels(conn, write->need);
+    connection_unlock_channels(conn, write->need);
     return 0;
 }
 
@@ -951,22 +708,6 @@ static int begin_write(struct migration *m, struct file *file, const struct plan
     return 0;
 }
 
-/* What was asked for by reference before comes first in the order. */
-static int drain_reference(struct migration *m, const struct file *file, const struct interrupt *interrupt,
-                           struct error *err)
-{
-    struct reference *ref = m->out->reference;
-
-    if (!ref || (file && file->id != WIRE_RAM))
-        return 0;
-    int ret = reference_drain(ref, interrupt);
-    if (ret == -EINTR)
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    if (ret < 0 && refuse(m, COMMAND_WRITE, interrupt, err) == 0)
-        return error_set(err, CAUSE_RESET, "the connection is lost");
-    return ret;
-}
-
 /* Whether a write may be taken now. */
 static int admit(struct migration *m, struct file *file, size_t len, uint64_t offset, const struct interrupt *interrupt,
                  struct error *err)
@@ -974,7 +715,7 @@ static int admit(struct migration *m, struct file *file, size_t len, uint64_t of
     assert(len <= OUTGOING_WRITE_MAX);
     if (check_active(m, err) < 0 || check_size(m, file, offset, len, err) < 0)
         return -EIO;
-    return drain_reference(m, file, interrupt, err);
+    return source_drain_reference(&m->out->source, file, interrupt, err);
 }
 
 /* Takes a write that has been admitted and planned. */
@@ -987,7 +728,7 @@ static int accept_plan(struct migration *m, struct file *file, const void *buf, 
     if (ret == 0) {
         ret = place(m, file, buf, offset, plan, interrupt, write, err);
         if (ret < 0)
-            gate_leave(&connection_of(m->out)->gate, plan->cost);
+            gate_leave(&source_connection(&m->out->source)->gate, plan->cost);
     }
     if (ret < 0 && write->pieces != write->few)
         free(write->pieces);
@@ -1017,7 +758,7 @@ int outgoing_write_begin(struct migration *m, struct file *file, const void *buf
 
 bool outgoing_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
 {
-    const struct connection *conn = connection_of(m->out);
+    const struct connection *conn = source_connection(&m->out->source);
 
     if (!conn || !conn->splices)
         return false;
@@ -1155,7 +896,7 @@ int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint6
 
 void outgoing_send_copied(struct migration *m, unsigned channel)
 {
-    struct channel *ch = &connection_of(m->out)->channels[channel];
+    struct channel *ch = &source_connection(&m->out->source)->channels[channel];
 
     channel_finish(ch, NULL);
     channel_flush(ch, UINT64_MAX, NULL);
@@ -1218,7 +959,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
     struct migration *m = write->m;
     struct packet *packet = &piece->packet;
     struct file_channel *fc = &write->file->per_channel[piece->channel->index];
-    const char *payload = pack(connection_of(m->out)->compressor, piece, write->eager, lease);
+    const char *payload = pack(source_connection(&m->out->source)->compressor, piece, write->eager, lease);
 
     if (!payload) {
         struct error failure = {0};
@@ -1243,7 +984,7 @@ static void prepare(struct outgoing_write *write, struct outgoing_piece *piece, 
 
 void outgoing_write_end(struct outgoing_write *write)
 {
-    struct connection *conn = connection_of(write->m->out);
+    struct connection *conn = source_connection(&write->m->out->source);
     struct context *lease = NULL;
 
     /* All are prepared before any is waited for: others wait for them. */
@@ -1283,7 +1024,7 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
                             void (*make)(struct file *file, uint64_t value, uint64_t range, struct packet *packet),
                             uint64_t value, uint64_t range, const struct interrupt *interrupt, struct error *err)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     struct packet packet = {0};
     uint64_t total = 0;
     int ret = 0;
@@ -1292,14 +1033,14 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
         total += need[c] ? cost(&packet) : 0;
     if (enter_gate(m, total, interrupt, err) < 0)
         return -EIO;
-    while (ret == 0 && !lock_channels(conn, need))
-        ret = refuse(m, COMMAND_WRITE, interrupt, err);
+    while (ret == 0 && !connection_lock_channels(conn, need))
+        ret = source_await_verdict(&m->out->source, COMMAND_WRITE, interrupt, err);
     if (ret < 0) {
         gate_leave(&conn->gate, total);
         return ret;
     }
     if (file_is_removed(file)) {
-        unlock_channels(conn, need);
+        connection_unlock_channels(conn, need);
         gate_leave(&conn->gate, total);
         return 0;
     }
@@ -1314,7 +1055,7 @@ static int broadcast_packet(struct migration *m, struct file *file, const bool *
         if (need[c])
             add_packet(&conn->channels[c], file, &copy, NULL, NULL, NULL);
     }
-    unlock_channels(conn, need);
+    connection_unlock_channels(conn, need);
     if (ret < 0) {
         gate_leave(&conn->gate, total);
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
@@ -1347,9 +1088,9 @@ int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, ui
         return 0;
     if (len > size - offset)
         len = size - offset;
-    if (drain_reference(m, file, interrupt, err) < 0)
+    if (source_drain_reference(&m->out->source, file, interrupt, err) < 0)
         return -EIO;
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     uint64_t first = offset / WIRE_STRIPE_SIZE, last = (offset + len - 1) / WIRE_STRIPE_SIZE;
     for (uint64_t stripe = first; stripe <= last && stripe - first < conn->channel_count; stripe++)
         need[file_home(file, stripe * WIRE_STRIPE_SIZE)] = true;
@@ -1373,19 +1114,19 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     if (size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_TOO_BIG, "no file has more than %llu bytes", WIRE_OFFSET_MAX);
     pthread_mutex_lock(&m->lock);
-    int ret = await_starter(m, interrupt, err);
-    bool declares = ret == 0 && is_unstarted(m);
+    int ret = source_await_starter(&m->out->source, interrupt, err);
+    bool declares = ret == 0 && source_is_unstarted(&m->out->source);
     if (declares) {
         atomic_store(&file->size, size);
         if (file->id == WIRE_RAM) {
             file->declared = size;
-            m->out->sized_by_reference = false;
+            m->out->source.sized_by_reference = false;
         }
     }
     pthread_mutex_unlock(&m->lock);
     if (ret < 0 || declares)
         return ret;
-    if (check_active(m, err) < 0 || check_quota(connection_of(m->out), file, size, err) < 0)
+    if (check_active(m, err) < 0 || connection_check_size(source_connection(&m->out->source), file, size, err) < 0)
         return -EIO;
     if (file_is_removed(file))
         return 0;
@@ -1394,39 +1135,20 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
                          (unsigned long long)file->declared);
     if (size == atomic_load(&file->size))
         return 0;
-    if (m->out->reference && file->id == WIRE_RAM)
+    if (m->out->source.reference && file->id == WIRE_RAM)
         return error_set(err, CAUSE_STATE, "the size of RAM by reference does not change");
     for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
         need[c] = file_is_home(file, c);
     if (broadcast_packet(m, file, need, make_truncate, size, 0, interrupt, err) < 0)
         return -EIO;
     SCOPED_LOCK(&m->lock);
-    announce_stream(m, file, true);
+    streams_tell(&m->out->streams, file, true);
     return 0;
 }
 
 /*
  * Barriers
  */
-
-/* The number of the last packet accepted on each channel, for @file or at all. */
-static void count_accepted(struct connection *conn, const struct file *file, uint64_t *counts)
-{
-    for (unsigned c = 0; c < conn->channel_count; c++) {
-        struct channel *ch = &conn->channels[c];
-        SCOPED_LOCK(&ch->lock);
-        const struct file_channel *fc = file ? file->per_channel : NULL;
-        /* When it is over, or was removed before the start, there is nothing to wait for. */
-        counts[c] = !file ? ch->last_sequence : fc ? counter_get(&fc[c].last_sequence) : 0;
-        channel_hurry(ch);
-    }
-}
-
-static int check_command(struct migration *m, enum command command, struct error *err)
-{
-    SCOPED_LOCK(&m->lock);
-    return migration_allows(m, command, err);
-}
 
 /* Whether channel_flush() says that zero-copy is required in vain: the data may be there, but the migration fails. */
 static bool is_verdict(int ret)
@@ -1448,17 +1170,17 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
 {
     uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (check_command(m, COMMAND_FLUSH, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
+    if (source_allows(&m->out->source, COMMAND_FLUSH, err) < 0 || source_drain_reference(&m->out->source, file, interrupt, err) < 0)
         return -EIO;
-    struct connection *conn = connection_of(m->out);
-    count_accepted(conn, file, counts);
+    struct connection *conn = source_connection(&m->out->source);
+    connection_count(conn, file, counts);
     for (unsigned c = 0; c < conn->channel_count; c++) {
         int ret = channel_flush(&conn->channels[c], counts[c], interrupt);
         if (ret == -EINTR)
             return error_set(err, CAUSE_INTERRUPTED, "interrupted");
         if (is_verdict(ret))
             return await_failure(m, interrupt, err);
-        if (ret < 0 && refuse(m, COMMAND_FLUSH, interrupt, err) == 0)
+        if (ret < 0 && source_await_verdict(&m->out->source, COMMAND_FLUSH, interrupt, err) == 0)
             return error_set(err, CAUSE_RESET, "the connection is lost");
         if (ret < 0)
             return -EIO;
@@ -1469,7 +1191,7 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
 /* A barrier of RAM has been passed. Called with migration.lock held. */
 static void end_round(struct migration *m)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     struct file_totals totals = file_totals(m->files[WIRE_RAM]);
     struct round sum = {
         .pages = totals.pages + totals.zero_pages,
@@ -1497,9 +1219,9 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
     struct sync_waiter waiter = {0};
     uint64_t change = 0;
 
-    if (check_command(m, COMMAND_SYNC, err) < 0 || drain_reference(m, file, interrupt, err) < 0)
+    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0 || source_drain_reference(&m->out->source, file, interrupt, err) < 0)
         return -EIO;
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     pthread_mutex_lock(&m->lock);
     while (m->state == STATE_ACTIVE && m->out->attempt.syncs >= WIRE_SYNCS_MAX && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
@@ -1510,28 +1232,28 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
         m->out->attempt.syncs++;
         waiter.id = connection_next_id(conn);
         /* That the device has the name which it has here belongs to it. */
-        change = file && file->id != WIRE_RAM ? m->out->attempt.last_change : 0;
+        change = file && file->id != WIRE_RAM ? m->out->streams.last_change : 0;
         waiter.next = m->out->waiters;
         m->out->waiters = &waiter;
     }
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
         return ret;
-    count_accepted(conn, file, counts);
+    connection_count(conn, file, counts);
     for (unsigned c = 0; c < conn->channel_count; c++)
         wire_write_u64(&body, counts[c]);
     session_send(&conn->main, WIRE_SYNC, waiter.id, buf, wire_written(&body));
 
     pthread_mutex_lock(&m->lock);
     /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
-    while ((!waiter.acked || m->out->attempt.last_made < change) && state_is_running(m->state) &&
+    while ((!waiter.acked || m->out->streams.last_made < change) && state_is_running(m->state) &&
            !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
     struct sync_waiter **p = &m->out->waiters;
     while (*p != &waiter)
         p = &(*p)->next;
     *p = waiter.next;
-    bool passed = (waiter.acked && m->out->attempt.last_made >= change) || m->state == STATE_COMPLETED;
+    bool passed = (waiter.acked && m->out->streams.last_made >= change) || m->state == STATE_COMPLETED;
     if (!passed && state_is_running(m->state))
         error_set(err, CAUSE_INTERRUPTED, "interrupted");
     else if (!passed)
@@ -1563,7 +1285,7 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
 static uint64_t ask_digests(struct migration *m, enum state during, enum wire_message_type type, const void *body,
                             uint32_t length, uint8_t *digests, size_t size, const struct interrupt *interrupt)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
     pthread_mutex_lock(&m->lock);
     while (m->state == during && m->out->attempt.question.id && !interrupt_is_hit(interrupt))
@@ -1615,13 +1337,13 @@ int outgoing_digest(struct migration *m, struct file *file, const struct interru
     uint8_t buf[4];
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
 
-    if (check_command(m, COMMAND_SYNC, err) < 0)
+    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0)
         return -EIO;
     wire_write_u32(&body, file->id);
     uint64_t id = ask_digests(m, STATE_ACTIVE, WIRE_DIGEST, buf, sizeof(buf), digest, DIGEST_SIZE, interrupt);
     if (id)
         return await_digests(m, file, id, false, interrupt, err);
-    if (check_command(m, COMMAND_SYNC, err) < 0)
+    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0)
         return -EIO;
     return error_set(err, CAUSE_INTERRUPTED, "interrupted");
 }
@@ -1717,11 +1439,11 @@ static int verify(struct migration *m, const struct interrupt *interrupt, struct
     uint64_t pieces = (source.size + DIGEST_PIECE - 1) / DIGEST_PIECE;
     int ret = 0;
 
-    if (!m->settings.verify || !out->reference)
+    if (!m->settings.verify || !out->source.reference)
         return 0;
     CLEANUP_FREE uint8_t *digests = malloc((size_t)VERIFY_PIECES * 2 * DIGEST_SIZE);
     pthread_mutex_lock(&m->lock);
-    v.reader = reference_open(out->reference);
+    v.reader = reference_open(out->source.reference);
     pthread_mutex_unlock(&m->lock);
     CLEANUP_FD int mine = v.reader.fd;
     if (!digests || mine < 0)
@@ -1742,14 +1464,14 @@ uint64_t outgoing_verified(const struct migration *m)
 /* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
 static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     uint8_t *buf = malloc(WIRE_BODY_MAX);
     struct wire_writer body = {buf, buf, buf + WIRE_BODY_MAX};
     uint64_t counts[WIRE_CHANNELS_MAX];
 
     if (!buf)
         return -ENOMEM;
-    count_accepted(conn, NULL, counts);
+    connection_count(conn, NULL, counts);
     for (unsigned c = 0; c < conn->channel_count; c++)
         wire_write_u64(&body, counts[c]);
     SCOPED_LOCK(&m->lock);
@@ -1774,13 +1496,13 @@ static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
 /* Back from completing to active: data is accepted again. The caller holds migration.lock. */
 static void resume_from_completing(struct migration *m)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
     migration_move(m, STATE_ACTIVE, NULL);
     for (unsigned c = 0; c < conn->channel_count; c++)
         channel_reopen(&conn->channels[c]);
-    if (m->out->reference)
-        reference_seal(m->out->reference, false);
+    if (m->out->source.reference)
+        reference_seal(m->out->source.reference, false);
 }
 
 /* Waits until the destination has everything that manifest @id (0: none was sent) is about. */
@@ -1809,7 +1531,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
 
     pthread_mutex_lock(&m->lock);
     /* No device may be on its way to being made while the files are counted. */
-    int ret = await_turn(m, interrupt, err);
+    int ret = streams_await_turn(&m->out->streams, interrupt, err);
     if (ret == 0)
         ret = migration_allows(m, COMMAND_COMPLETE, err);
     if (ret == 0)
@@ -1817,13 +1539,13 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     pthread_mutex_unlock(&m->lock);
     if (ret < 0)
         return ret;
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     uint64_t id = connection_next_id(conn);
     migration_announce(m);
     bool drained = true;
-    if (m->out->reference) {
-        reference_seal(m->out->reference, true);
-        drained = reference_drain(m->out->reference, interrupt) == 0;
+    if (m->out->source.reference) {
+        reference_seal(m->out->source.reference, true);
+        drained = reference_drain(m->out->source.reference, interrupt) == 0;
     }
     /* Before all is drained the senders still need the channels. */
     for (unsigned c = 0; c < conn->channel_count && drained; c++)
@@ -1852,12 +1574,12 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (interrupted) {
         m->out->attempt.manifest_id = 0;
         resume_from_completing(m);
-        announce_streams(m);
+        streams_tell_all(&m->out->streams);
     } else if (verified && m->state == STATE_COMPLETING) {
         struct error silent = {0};
         error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
         m->out->attempt.commit_id = id;
-        outgoing_doom(m, &silent, m->settings.timeout_ms);
+        source_doom(&m->out->source, &silent, m->settings.timeout_ms);
     }
     bool commit = m->out->attempt.commit_id == id;
     pthread_mutex_unlock(&m->lock);
@@ -1885,270 +1607,26 @@ static bool is_committing(const struct migration *m)
     return m->out->attempt.commit_id && m->state == STATE_COMPLETING;
 }
 
-/*
- * Devices
- */
-
-/*
- * Finds the device of a name, or waits until one may be made: for the turn, and for a number.
- * One that was removed has its number until the destination has removed it, too. The caller
- * holds migration.lock.
- */
-static int await_place(struct migration *m, const char *name, const struct interrupt *interrupt, struct file **file,
-                       uint32_t *id, struct error *err)
-{
-    for (;;) {
-        *file = migration_device(m, name);
-        if (*file)
-            return 0;
-        bool local = is_unstarted(m), turn = m->state != STATE_ACTIVE || !m->out->attempt.announced.file;
-        if (!local && migration_allows(m, COMMAND_WRITE, err) < 0)
-            return -EIO;
-        uint32_t max = local ? WIRE_DEVICES_MAX : connection_of(m->out)->limits.max_devices, devices = migration_count_devices(m);
-        *id = migration_free_slot(m);
-        if (turn && *id <= max && *id <= WIRE_DEVICES_MAX)
-            return 0;
-        if (turn && (devices >= max || devices >= WIRE_DEVICES_MAX))
-            return error_set(err, CAUSE_QUOTA, "there are %u devices already, and no more are allowed", devices);
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-}
-
-/* A new device of a number: the caller holds migration.lock. */
-static struct file *new_device(struct migration *m, uint32_t id, const char *name, bool before_start, struct error *err)
-{
-    struct file *file = file_new(id, name);
-
-    if (file && !before_start && file_set_channels(file, connection_of(m->out)->channel_count, m->settings.device_channels) < 0) {
-        file_put(file);
-        file = NULL;
-    }
-    if (!file)
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    return file;
-}
-
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
-                           struct file **out_file, struct error *err)
+                           struct file **out, struct error *err)
 {
-    struct file *file;
-    uint32_t id;
-
-    if (name_check_device(name, err) < 0)
-        return -EIO;
-    SCOPED_LOCK(&m->lock);
-    if (await_starter(m, interrupt, err) < 0) /* before what it may need */
-        return -EIO;
-    if (await_place(m, name, interrupt, &file, &id, err) < 0)
-        return -EIO;
-    if (file) {
-        if (exclusive)
-            return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
-        *out_file = file_get(file);
-        return 0;
-    }
-    bool before_start = is_unstarted(m);
-    file = new_device(m, id, name, before_start, err);
-    if (!file)
-        return -EIO;
-    if (before_start) {
-        file->made_here = true;
-        migration_add_file(m, file_get(file));
-    } else {
-        send_announcement(m, connection_of(m->out), file, true);
-        if (await_answer(m, file, interrupt, err) < 0) {
-            file_put(file);
-            return -EIO;
-        }
-    }
-    *out_file = file;
-    return 0;
-}
-
-/*
- * Removing and renaming. Here both are done at once; the destination follows when it
- * has applied what was accepted before. A device that is removed is not found any more,
- * and what is still written to it goes nowhere; its place in the list, whose index is its
- * number, stays taken until the destination has removed it.
- */
-
-/* What is to be changed: at least one of them. */
-struct change_of_names {
-    struct file *gone; /* is removed */
-    struct file *kept; /* gets the name */
-    const char *name;
-};
-
-/* Waits for the turn, and until one change more may be on its way. The caller holds migration.lock. */
-static int await_change(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    while (m->state == STATE_ACTIVE && m->out->attempt.changes >= WIRE_CHANGES_MAX) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        pthread_cond_wait(&m->changed, &m->lock);
-    }
-    return await_turn(m, interrupt, err);
-}
-
-/* From here on nothing is accepted for the device. The caller holds migration.lock. False: a channel is closed. */
-static bool retire(struct migration *m, struct file *file, uint64_t id)
-{
-    bool need[WIRE_CHANNELS_MAX];
-
-    for (unsigned c = 0; c < WIRE_CHANNELS_MAX; c++)
-        need[c] = file_is_home(file, c);
-    if (!lock_channels(connection_of(m->out), need))
-        return false;
-    atomic_store_explicit(&file->removed, true, memory_order_release);
-    unlock_channels(connection_of(m->out), need);
-    file->removal = id;
-    return true;
-}
-
-/* The same at the destination, after what was accepted. The caller holds migration.lock. */
-static void announce_change(struct migration *m, const struct change_of_names *change, uint64_t id)
-{
-    struct connection *conn = connection_of(m->out);
-    struct file *gone = change->gone, *kept = change->kept;
-    uint64_t counts[WIRE_CHANNELS_MAX], others[WIRE_CHANNELS_MAX] = {0};
-    uint8_t buf[16 + sizeof(counts) + WIRE_NAME_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-
-    if (gone)
-        count_accepted(conn, gone, others);
-    count_accepted(conn, kept ? kept : gone, counts);
-    wire_write_u32(&body, kept ? kept->id : gone->id);
-    for (unsigned c = 0; c < conn->channel_count; c++)
-        wire_write_u64(&body, counts[c] > others[c] ? counts[c] : others[c]);
-    if (kept) {
-        wire_write_u32(&body, gone ? gone->id : 0);
-        wire_write_text(&body, change->name);
-    }
-    m->out->attempt.changes++;
-    m->out->attempt.last_change = id;
-    session_send(&conn->main, kept ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, id, buf, wire_written(&body));
-}
-
-/*
- * The caller holds migration.lock. 1: done; 0: a channel is closed, try again; negative: not
- * allowed, and why. @listed: set to a file whose reference is to be dropped without the lock
- */
-static int try_change(struct migration *m, const struct change_of_names *change, struct file **listed,
-                      struct error *err)
-{
-    bool local = is_unstarted(m);
-
-    if (!local && migration_allows(m, COMMAND_WRITE, err) < 0)
-        return -EIO;
-    if (local && change->gone)
-        *listed = migration_remove_file(m, change->gone);
-    uint64_t id = local ? 0 : connection_next_id(connection_of(m->out));
-    if (!local && change->gone && !retire(m, change->gone, id))
-        return 0;
-    if (change->kept)
-        file_rename(change->kept, change->name);
-    if (!local)
-        announce_change(m, change, id);
-    return 1;
-}
-
-/* Finds what a change is about. @to: NULL when @from is removed. The caller holds migration.lock. */
-static int find_change(struct migration *m, const char *from, const char *to, bool exclusive,
-                       struct change_of_names *change, struct error *err)
-{
-    struct file *file = migration_device(m, from);
-
-    if (!file)
-        return error_set(err, CAUSE_NOT_FOUND, "there is no device '%.64s'", from);
-    change->kept = to ? file : NULL;
-    change->gone = to ? migration_device(m, to) : file;
-    change->name = to;
-    if (to && change->gone && exclusive)
-        return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", to);
-    return 0;
-}
-
-static int change_device(struct migration *m, const char *from, const char *to, bool exclusive,
-                         const struct interrupt *interrupt, struct error *err)
-{
-    struct change_of_names change;
-    struct file *listed = NULL;
-
-    pthread_mutex_lock(&m->lock);
-    int ret = await_starter(m, interrupt, err);
-    while (ret == 0) {
-        ret = await_change(m, interrupt, err);
-        if (ret == 0)
-            ret = find_change(m, from, to, exclusive, &change, err);
-        if (ret == 0 && change.gone == change.kept)
-            ret = 1; /* it has the name */
-        if (ret == 0)
-            ret = try_change(m, &change, &listed, err);
-        if (ret == 0) {
-            pthread_mutex_unlock(&m->lock);
-            ret = refuse(m, COMMAND_WRITE, interrupt, err);
-            pthread_mutex_lock(&m->lock);
-        }
-    }
-    pthread_mutex_unlock(&m->lock);
-    /* Who waits for a peer to fill it waits in vain. */
-    if (listed)
-        file_receive_remove(listed);
-    file_put(listed);
-    return ret < 0 ? ret : 0;
+    return streams_create(&m->out->streams, name, exclusive, interrupt, out, err);
 }
 
 int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err)
 {
-    return change_device(m, name, NULL, false, interrupt, err);
+    return streams_remove(&m->out->streams, name, interrupt, err);
 }
 
 int outgoing_rename_device(struct migration *m, const char *from, const char *to, bool exclusive,
                            const struct interrupt *interrupt, struct error *err)
 {
-    return name_check_device(to, err) < 0 ? -EIO : change_device(m, from, to, exclusive, interrupt, err);
-}
-
-/*
- * Tells the destination whether a device's stream has ended, when that has changed.
- * @again: something was done to it by somebody who is no writer, so an end is told once more
- *
- * The caller holds migration.lock, so that the news come in order.
- */
-static void announce_stream(struct migration *m, struct file *file, bool again)
-{
-    uint64_t counts[WIRE_CHANNELS_MAX];
-    uint8_t buf[4 + sizeof(counts)];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-
-    bool open = file->writers > 0 || !atomic_load_explicit(&file->touched, memory_order_relaxed);
-    bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING && !file_is_removed(file);
-    if (file->id == WIRE_RAM || !active || (open == file->announced_open && (open || !again)))
-        return;
-    struct connection *conn = connection_of(m->out);
-    wire_write_u32(&body, file->id);
-    count_accepted(conn, file, counts);
-    for (unsigned c = 0; c < conn->channel_count && !open; c++)
-        wire_write_u64(&body, counts[c]);
-    session_send(&conn->main, open ? WIRE_FILE_RESUME : WIRE_FILE_END, 0, buf, wire_written(&body));
-    file->announced_open = open;
-}
-
-static void announce_streams(struct migration *m)
-{
-    for (uint32_t i = 1; i < m->file_count; i++) {
-        if (m->files[i])
-            announce_stream(m, m->files[i], false);
-    }
+    return streams_rename(&m->out->streams, from, to, exclusive, interrupt, err);
 }
 
 void outgoing_open_writer(struct migration *m, struct file *file)
 {
-    SCOPED_LOCK(&m->lock);
-    if (file->writers++ == 0)
-        announce_stream(m, file, false);
+    streams_open_writer(&m->out->streams, file);
 }
 
 void outgoing_begin_anew(struct file *file)
@@ -2160,40 +1638,12 @@ void outgoing_begin_anew(struct file *file)
 
 void outgoing_close_writer(struct migration *m, struct file *file)
 {
-    SCOPED_LOCK(&m->lock);
-    if (--file->writers == 0)
-        announce_stream(m, file, false);
+    streams_close_writer(&m->out->streams, file);
 }
 
 /*
  * The main channel
  */
-
-static int on_file_reply(struct migration *m, struct wire_reader *body, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-    uint32_t id = wire_read_u32(body);
-    uint32_t cause = wire_read_u32(body);
-    char text[WIRE_TEXT_MAX + 1];
-
-    wire_read_text(body, text, WIRE_TEXT_MAX);
-    SCOPED_LOCK(&m->lock);
-    if (!wire_read_done(body) || !attempt->announced.file || attempt->announced.there ||
-        id != attempt->announced.file->id)
-        return error_set(err, CAUSE_PROTOCOL, "an answer about a file that nobody asked for");
-    if (cause != CAUSE_NONE)
-        session_read_reason(cause, text, "the destination refuses", &attempt->announced.refusal);
-    attempt->announced.there = true;
-    if (cause == CAUSE_NONE) {
-        attempt->announced.file->announced_open = true;
-        if (attempt->announced.made)
-            migration_add_file_at(m, file_get(attempt->announced.file), id);
-    }
-    if (attempt->announced.abandoned)
-        end_announcement(m);
-    pthread_cond_broadcast(&m->changed);
-    return 0;
-}
 
 static int on_answer(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
@@ -2231,28 +1681,6 @@ static void on_sync_ack(struct migration *m, uint64_t id)
     pthread_cond_broadcast(&m->changed);
 }
 
-/* The destination has made a change. */
-static int on_changed(struct migration *m, uint64_t id, struct error *err)
-{
-    struct file *gone = NULL;
-
-    pthread_mutex_lock(&m->lock);
-    bool asked = m->out->attempt.changes > 0;
-    m->out->attempt.changes -= asked;
-    if (id > m->out->attempt.last_made)
-        m->out->attempt.last_made = id;
-    for (uint32_t i = 1; i < m->file_count && !gone; i++) {
-        struct file *file = m->files[i];
-        /* Its number can be used again. All its packets have been applied, so its counters are exact. */
-        if (file && file_is_removed(file) && file->removal == id)
-            gone = migration_remove_file(m, file);
-    }
-    pthread_cond_broadcast(&m->changed);
-    pthread_mutex_unlock(&m->lock);
-    file_put(gone);
-    return asked ? 0 : error_set(err, CAUSE_PROTOCOL, "the destination has changed a name that it was not asked to");
-}
-
 static int on_committed(struct migration *m, uint64_t id, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
@@ -2273,7 +1701,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 
     switch (message->type) {
     case WIRE_FILE_REPLY:
-        return on_file_reply(m, body, err);
+        return streams_on_reply(&m->out->streams, body, err);
     case WIRE_SYNC_ACK:
         on_sync_ack(m, message->id);
         return 0;
@@ -2285,7 +1713,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     }
     case WIRE_FILE_REMOVE:
     case WIRE_FILE_RENAME:
-        return on_changed(m, message->id, err);
+        return streams_on_changed(&m->out->streams, message->id, err);
     case WIRE_PROGRESS:
         return connection_note_progress(reader->conn, body, err);
     case WIRE_DIGEST_REPLY:
@@ -2312,7 +1740,7 @@ static void resolve(struct migration *m, struct connection *conn, const struct e
 
     log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
     while (!answered && !refused && !last_time && clock_ms() < deadline) {
-        struct pollfd fd = {.fd = m->out->cancel_fd, .events = POLLIN};
+        struct pollfd fd = {.fd = m->out->source.cancel_fd, .events = POLLIN};
         struct transport_wait wait = {.cancel_fd = fd.fd, .deadline_ms = clock_ms() + m->settings.timeout_ms};
         /* A daemon that goes away asks once, and does not wait for long. */
         last_time = atomic_load(&m->host->closed);
@@ -2370,7 +1798,7 @@ static bool await_launch(struct migration *m)
 static void settle(struct migration *m)
 {
     struct outgoing *out = m->out;
-    struct connection *conn = connection_of(out);
+    struct connection *conn = source_connection(&out->source);
     struct file **files;
     int count = migration_keep_records(m, true) < 0 ? -ENOMEM : migration_files(m, &files, NULL);
 
@@ -2384,7 +1812,7 @@ static void settle(struct migration *m)
         migration_put_files(files, count);
     SCOPED_LOCK(&m->lock);
     connection_end(conn);
-    close_cancel(out);
+    source_close_cancel(&out->source);
 }
 
 static void *mig_out(void *arg)
@@ -2397,13 +1825,13 @@ static void *mig_out(void *arg)
         migration_put(m);
         return NULL;
     }
-    struct connection *conn = connection_of(out);
+    struct connection *conn = source_connection(&out->source);
     struct reader reader = {m, conn};
     while (!state_is_final(m->state)) {
         struct error err = {0};
         pthread_mutex_lock(&m->lock);
-        struct error doom = out->attempt.doom;
-        int64_t deadline = error_is_set(&doom) ? out->attempt.doom_at : clock_ms() + 60000;
+        struct error doom = out->source.doom;
+        int64_t deadline = error_is_set(&doom) ? out->source.doom_at : clock_ms() + 60000;
         bool confirming = out->attempt.commit_id;
         pthread_mutex_unlock(&m->lock);
         int ret = session_step(&conn->main, deadline, handle_message, &reader, &err);
@@ -2422,10 +1850,10 @@ static void *mig_out(void *arg)
     if (m->state != STATE_COMPLETED && !conn->peer_aborted)
         session_goodbye(&conn->main, &m->failure);
     connection_break(conn);
-    if (out->reference) {
-        reference_stop(out->reference);
+    if (out->source.reference) {
+        reference_stop(out->source.reference);
         pthread_mutex_lock(&m->lock);
-        reference_close(out->reference);
+        reference_close(out->source.reference);
         pthread_mutex_unlock(&m->lock);
     }
     connection_hang_up(conn);
@@ -2436,18 +1864,9 @@ static void *mig_out(void *arg)
 
 static void leave(struct migration *m, const struct error *reason)
 {
-    outgoing_doom(m, reason, 0);
+    source_doom(&m->out->source, reason, 0);
     /* A question that is being asked is asked once more. */
-    interrupt_start(m->out);
-}
-
-/* The caller holds migration.lock. */
-static void wake_reader(struct outgoing *out)
-{
-    struct connection *conn = out->opening ? out->opening : connection_of(out);
-
-    if (conn)
-        session_wake(&conn->main);
+    source_interrupt_start(&m->out->source);
 }
 
 static void ended(struct migration *m)
@@ -2456,8 +1875,8 @@ static void ended(struct migration *m)
     /* The next `start` may be there already. */
     if (!state_is_final(m->state))
         return;
-    interrupt_start(m->out);
-    wake_reader(m->out);
+    source_interrupt_start(&m->out->source);
+    source_wake_reader(&m->out->source);
 }
 
 static void kick(struct migration *m)
@@ -2465,17 +1884,17 @@ static void kick(struct migration *m)
     struct outgoing *out = m->out;
 
     pthread_mutex_lock(&m->lock);
-    if (interrupt_is_hit(out->starter)) {
-        interrupt_start(out);
-        wake_reader(out);
+    if (interrupt_is_hit(out->source.starter)) {
+        source_interrupt_start(&out->source);
+        source_wake_reader(&out->source);
     }
     pthread_mutex_unlock(&m->lock);
-    struct connection *conn = connection_of(out);
+    struct connection *conn = source_connection(&out->source);
     if (!conn)
         return;
     gate_kick(&conn->gate);
-    if (out->reference)
-        reference_kick(out->reference);
+    if (out->source.reference)
+        reference_kick(out->source.reference);
     for (unsigned c = 0; c < conn->channel_count; c++)
         channel_kick(&conn->channels[c]);
 }
@@ -2484,9 +1903,9 @@ int outgoing_setting_writable(struct migration *m, const struct interrupt *inter
 {
     if (m->role == ROLE_INCOMING)
         return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
-    if (await_starter(m, interrupt, err) < 0)
+    if (source_await_starter(&m->out->source, interrupt, err) < 0)
         return -EIO;
-    if (is_unstarted(m))
+    if (source_is_unstarted(&m->out->source))
         return 0;
     return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
 }
@@ -2496,11 +1915,11 @@ static int start_reference(struct migration *m, struct reference *ref, struct er
 {
     struct file *ram = m->files[WIRE_RAM];
 
-    if (m->out->reference || !ref)
+    if (m->out->source.reference || !ref)
         return error_set(err, CAUSE_STATE, "the source of RAM cannot be changed any more");
     if (check_reference(ref, ram, err) < 0 || reference_start(ref, m, atomic_load(&ram->size), err) < 0)
         return -EIO;
-    m->out->reference = ref;
+    m->out->source.reference = ref;
     return 0;
 }
 
@@ -2510,7 +1929,7 @@ static int size_late(struct migration *m, const struct reference *ref, const str
 {
     struct file *ram = m->files[WIRE_RAM];
 
-    if (!ref || m->out->reference || atomic_load(&ram->size) || atomic_load(&m->state) != STATE_ACTIVE)
+    if (!ref || m->out->source.reference || atomic_load(&ram->size) || atomic_load(&m->state) != STATE_ACTIVE)
         return 0;
     return outgoing_truncate(m, ram, reference_file_size(ref), interrupt, err);
 }
@@ -2534,12 +1953,12 @@ int outgoing_set_reference(struct migration *m, struct reference *ref, const str
     } else {
         ret = outgoing_setting_writable(m, interrupt, err);
         if (ret == 0) {
-            old = atomic_exchange(&m->out->reference, ref);
+            old = atomic_exchange(&m->out->source.reference, ref);
             if (ref)
                 migration_become_outgoing(m);
-            if (!atomic_load(&ram->size) || m->out->sized_by_reference) {
+            if (!atomic_load(&ram->size) || m->out->source.sized_by_reference) {
                 ram->size = ram->declared = ref ? reference_file_size(ref) : 0;
-                m->out->sized_by_reference = ref;
+                m->out->source.sized_by_reference = ref;
             }
         }
     }
@@ -2554,7 +1973,7 @@ void outgoing_check_sharing(struct migration *m, pid_t writer)
     struct stat file;
 
     pthread_mutex_lock(&m->lock);
-    struct reference *ref = m->out->reference;
+    struct reference *ref = m->out->source.reference;
     bool known = ref && ref->fd >= 0 && fstat(ref->fd, &file) == 0;
     pthread_mutex_unlock(&m->lock);
     pid_t pid = known ? private_map_find("/proc", &file, writer) : 0;
@@ -2573,7 +1992,7 @@ void outgoing_check_sharing(struct migration *m, pid_t writer)
 void outgoing_reference_text(struct migration *m, char *out, size_t size)
 {
     SCOPED_LOCK(&m->lock);
-    snprintf(out, size, "%s", m->out->reference ? m->out->reference->text : "");
+    snprintf(out, size, "%s", m->out->source.reference ? m->out->source.reference->text : "");
 }
 
 uint64_t outgoing_dirty_size(struct migration *m)
@@ -2581,21 +2000,21 @@ uint64_t outgoing_dirty_size(struct migration *m)
     uint64_t size = atomic_load(&m->files[WIRE_RAM]->size);
 
     SCOPED_LOCK(&m->lock);
-    return m->out->reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
+    return m->out->source.reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
 }
 
 int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)
 {
     if (check_active(m, err) < 0)
         return -EIO;
-    if (!m->out->reference)
+    if (!m->out->source.reference)
         return error_set(err, CAUSE_SYNTAX, "there is no ram-source: its pages would be sent");
-    return reference_mark(m->out->reference, bitmap, len, offset, err);
+    return reference_mark(m->out->source.reference, bitmap, len, offset, err);
 }
 
 uint64_t outgoing_wire_bytes(struct migration *m, int index)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
     if (!conn)
         return 0;
@@ -2607,12 +2026,12 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
 
 const char *outgoing_path(struct migration *m)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
     uint64_t spliced;
 
     if (!conn)
         return NULL;
-    if (m->out->reference)
+    if (m->out->source.reference)
         return "reference";
     if (outgoing_splices(m, m->files[WIRE_RAM], WIRE_STRIPE_SIZE, 0))
         return "splice";
@@ -2625,7 +2044,7 @@ const char *outgoing_path(struct migration *m)
 
 struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *spliced)
 {
-    struct channel *ch = &connection_of(m->out)->channels[index];
+    struct channel *ch = &source_connection(&m->out->source)->channels[index];
 
     SCOPED_LOCK(&ch->lock);
     *spliced = ch->spliced_bytes;
@@ -2634,19 +2053,19 @@ struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, 
 
 uint64_t outgoing_queued(struct migration *m)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
     if (!conn)
         return 0;
     uint64_t bytes = atomic_load_explicit(&conn->gate.used, memory_order_relaxed);
-    if (m->out->reference)
-        bytes += reference_remaining(m->out->reference) * WIRE_PAGE_SIZE;
+    if (m->out->source.reference)
+        bytes += reference_remaining(m->out->source.reference) * WIRE_PAGE_SIZE;
     return bytes;
 }
 
 unsigned outgoing_channels(struct migration *m)
 {
-    struct connection *conn = connection_of(m->out);
+    struct connection *conn = source_connection(&m->out->source);
 
     return conn ? conn->channel_count : 0;
 }

@@ -25,7 +25,7 @@
  *   what is owed still moves (stall.h), so that nothing waits for ever.
  *
  *   When a data channel breaks, the main channel usually says why a moment
- *   later; the failure waits for that (outgoing_doom()).
+ *   later; the failure waits for that (source_doom()).
  */
 #ifndef MIGFS_OUTGOING_H
 #define MIGFS_OUTGOING_H
@@ -60,7 +60,7 @@ struct outgoing_write {
     struct outgoing_piece few[4];
 };
 
-struct outgoing *outgoing_new(void);
+struct outgoing *outgoing_new(struct migration *m);
 /** outgoing_free - free what outgoing_new() made; NULL is fine */
 void outgoing_free(struct outgoing *out);
 
@@ -218,14 +218,6 @@ struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, 
 uint64_t outgoing_queued(struct migration *m);
 /** outgoing_channels - how many data channels exist now */
 unsigned outgoing_channels(struct migration *m);
-
-/**
- * outgoing_doom - the migration is lost for @reason, unless it ends otherwise within @delay_ms
- *
- * The caller holds migration.lock, and the migration has left setup. The
- * earliest doom stands. After the commit, the destination is asked first.
- */
-void outgoing_doom(struct migration *m, const struct error *reason, int64_t delay_ms);
 
 /** outgoing_operations - the source's role; m->out is there */
 extern const struct role_operations outgoing_operations;

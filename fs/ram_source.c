@@ -14,7 +14,7 @@
  * more rights, and chosen what it prints: such a program lends its rights to
  * nobody (the kernel's own files of that kind look at the opener, too).
  */
-#include "source.h"
+#include "ram_source.h"
 #include "cleanup.h"
 
 #include <ctype.h>
@@ -49,7 +49,7 @@ static pid_t process_of(pid_t thread)
  * Whether a process belongs to its user alone. /proc/PID/fd is root's when it
  * does not: a process that got or gave up rights since its last execve(2).
  */
-static bool is_its_users(const struct source_caller *caller)
+static bool is_its_users(const struct ram_source_caller *caller)
 {
     char path[64];
     struct stat st;
@@ -58,7 +58,7 @@ static bool is_its_users(const struct source_caller *caller)
     return stat(path, &st) == 0 && st.st_uid == caller->uid;
 }
 
-static int take_descriptor(const struct source_caller *caller, const char *number, struct error *err)
+static int take_descriptor(const struct ram_source_caller *caller, const char *number, struct error *err)
 {
     char *end;
 
@@ -67,16 +67,19 @@ static int take_descriptor(const struct source_caller *caller, const char *numbe
     if (!isdigit((unsigned char)*number) || *end || errno || n > INT_MAX)
         return error_set(err, CAUSE_SYNTAX, "'fd:%.32s' is not a descriptor: fd:N, with a number", number);
     if (geteuid() == 0 && !is_its_users(caller))
-        return error_set(err, CAUSE_DENIED, "user %d may not look into process %d (see ptrace(2)): name the file by its path",
+        return error_set(err, CAUSE_DENIED,
+                         "user %d may not look into process %d (see ptrace(2)): name the file by its path",
                          (int)caller->uid, (int)caller->pid);
     CLEANUP_FD int pidfd = (int)syscall(SYS_pidfd_open, process_of(caller->pid), 0);
     if (pidfd < 0)
-        return error_set_errno(err, errno, "cannot find process %d, whose descriptor that would be", (int)caller->pid);
+        return error_set_errno(err, errno, "cannot find process %d, whose descriptor that would be",
+                               (int)caller->pid);
     int fd = (int)syscall(SYS_pidfd_getfd, pidfd, (int)n, 0);
     if (fd < 0 && errno == EBADF)
         return error_set(err, CAUSE_SYNTAX, "process %d has no descriptor %lu", (int)caller->pid, n);
     if (fd < 0 && errno == EPERM)
-        return error_set(err, CAUSE_DENIED, "the daemon may not take descriptor %lu of process %d (see ptrace(2))", n,
+        return error_set(err, CAUSE_DENIED,
+                         "the daemon may not take descriptor %lu of process %d (see ptrace(2))", n,
                          (int)caller->pid);
     if (fd < 0)
         return error_set_errno(err, errno, "cannot take descriptor %lu of process %d", n, (int)caller->pid);
@@ -84,7 +87,7 @@ static int take_descriptor(const struct source_caller *caller, const char *numbe
 }
 
 /* Whether a path means the same to the caller and to the daemon. */
-static bool shares_paths(const struct source_caller *caller)
+static bool shares_paths(const struct ram_source_caller *caller)
 {
     char path[64], theirs[64], ours[64];
     struct stat their_root, our_root;
@@ -94,8 +97,8 @@ static bool shares_paths(const struct source_caller *caller)
     if (a <= 0 || a != b || memcmp(theirs, ours, (size_t)a))
         return false;
     snprintf(path, sizeof(path), "/proc/%d/root", (int)caller->pid);
-    return stat(path, &their_root) == 0 && stat("/", &our_root) == 0 && their_root.st_dev == our_root.st_dev &&
-           their_root.st_ino == our_root.st_ino;
+    return stat(path, &their_root) == 0 && stat("/", &our_root) == 0 &&
+           their_root.st_dev == our_root.st_dev && their_root.st_ino == our_root.st_ino;
 }
 
 static int open_path(int directory, const char *path)
@@ -109,8 +112,9 @@ static int open_path(int directory, const char *path)
     return fd < 0 ? -errno : fd;
 }
 
-/* The same with the caller's rights, by a daemon of root's. The C library would change all threads; the kernel does not. */
-static int open_path_as(const struct source_caller *caller, int directory, const char *path)
+/* The same with the caller's rights, by a daemon of root's. The C library would change all threads; the
+ * kernel does not. */
+static int open_path_as(const struct ram_source_caller *caller, int directory, const char *path)
 {
     gid_t own_groups[NGROUPS_MAX];
     int own_count = getgroups(NGROUPS_MAX, own_groups);
@@ -128,16 +132,18 @@ static int open_path_as(const struct source_caller *caller, int directory, const
     return fd;
 }
 
-static int open_for(const struct source_caller *caller, const char *path, struct error *err)
+static int open_for(const struct ram_source_caller *caller, const char *path, struct error *err)
 {
     char cwd[64];
     CLEANUP_FD int directory = -1;
 
     if (!shares_paths(caller))
-        return error_set(err, CAUSE_DENIED, "process %d sees other files than the daemon: open it there, and write fd:N",
+        return error_set(err, CAUSE_DENIED,
+                         "process %d sees other files than the daemon: open it there, and write fd:N",
                          (int)caller->pid);
     if (geteuid() != 0 && caller->uid != geteuid())
-        return error_set(err, CAUSE_DENIED, "the daemon cannot open files with the rights of user %d: write fd:N",
+        return error_set(err, CAUSE_DENIED,
+                         "the daemon cannot open files with the rights of user %d: write fd:N",
                          (int)caller->uid);
     snprintf(cwd, sizeof(cwd), "/proc/%d/cwd", (int)caller->pid);
     directory = open(cwd, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -145,7 +151,8 @@ static int open_for(const struct source_caller *caller, const char *path, struct
         return error_set_errno(err, errno, "cannot see the directory of process %d", (int)caller->pid);
     int fd = geteuid() == 0 ? open_path_as(caller, directory, path) : open_path(directory, path);
     if (fd == -ELOOP)
-        return error_set(err, CAUSE_DENIED, "'%.160s' goes through a link of /proc, or too many links: write fd:N", path);
+        return error_set(err, CAUSE_DENIED,
+                         "'%.160s' goes through a link of /proc, or too many links: write fd:N", path);
     if (fd == -EACCES)
         return error_set(err, CAUSE_DENIED, "you may not read '%.160s'", path);
     if (fd == -ENOENT)
@@ -155,12 +162,14 @@ static int open_for(const struct source_caller *caller, const char *path, struct
     return fd;
 }
 
-int source_open(const struct source_caller *caller, const char *text, struct error *err)
+int ram_source_open(const struct ram_source_caller *caller, const char *text, struct error *err)
 {
     if (caller->pid <= 0)
-        return error_set(err, CAUSE_UNSUPPORTED, "your process is in a PID namespace that the daemon cannot see");
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "your process is in a PID namespace that the daemon cannot see");
     if (caller->opener_uid != 0 && (caller->opener_uid != caller->uid || caller->opener_gid != caller->gid))
-        return error_set(err, CAUSE_DENIED, "user %d writes what user %d has opened: that one could lack the rights",
+        return error_set(err, CAUSE_DENIED,
+                         "user %d writes what user %d has opened: that one could lack the rights",
                          (int)caller->uid, (int)caller->opener_uid);
     if (!strncmp(text, "fd:", 3))
         return take_descriptor(caller, text + 3, err);

@@ -4,14 +4,14 @@
  * a daemon that runs as root is not to read for a caller what the caller could
  * not open.
  */
-#ifndef MIGFS_SOURCE_H
-#define MIGFS_SOURCE_H
+#ifndef MIGFS_RAM_SOURCE_H
+#define MIGFS_RAM_SOURCE_H
 
 #include "error.h"
 
 #include <sys/types.h>
 
-struct source_caller {
+struct ram_source_caller {
     pid_t pid; /* of a thread, as FUSE has it */
     uid_t uid;
     gid_t gid;
@@ -22,10 +22,10 @@ struct source_caller {
 };
 
 /**
- * source_open - the descriptor that @text names
+ * ram_source_open - the descriptor that @text names
  * @text: "fd:N", a descriptor of the caller's; or a path, relative to the caller's directory
  * Return: the descriptor, the caller's to close; negative with @err.
  */
-int source_open(const struct source_caller *caller, const char *text, struct error *err);
+int ram_source_open(const struct ram_source_caller *caller, const char *text, struct error *err);
 
 #endif
