@@ -250,6 +250,21 @@ int connection_check_size(const struct connection *conn, struct file *file, uint
     return 0;
 }
 
+uint64_t connection_channel_bytes(struct connection *conn, unsigned index)
+{
+    SCOPED_LOCK(&conn->channels[index].lock);
+    return conn->channels[index].wire_bytes;
+}
+
+uint64_t connection_wire_bytes(struct connection *conn)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        bytes += connection_channel_bytes(conn, c);
+    return bytes;
+}
+
 int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err)
 {
     struct progress progress = {.work = wire_read_u64(body)};

@@ -134,6 +134,11 @@ void connection_count(struct connection *conn, const struct file *file, uint64_t
 /** connection_check_size - whether the peer allows a file to have @size bytes */
 int connection_check_size(const struct connection *conn, struct file *file, uint64_t size, struct error *err);
 
+/** connection_channel_bytes - sent on a channel, headers and all; also when it is over */
+uint64_t connection_channel_bytes(struct connection *conn, unsigned index);
+/** connection_wire_bytes - on all data channels */
+uint64_t connection_wire_bytes(struct connection *conn);
+
 /** connection_note_progress - WIRE_PROGRESS; the reader's */
 int connection_note_progress(struct connection *conn, struct wire_reader *body, struct error *err);
 

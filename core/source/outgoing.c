@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The source's side of a migration; see outgoing.h. */
 #include "outgoing.h"
+#include "barriers.h"
 #include "cleanup.h"
 #include "clock.h"
 #include "host.h"
 #include "log.h"
 #include "private_map.h"
+#include "question.h"
 #include "source.h"
 #include "stall.h"
 #include "streams.h"
@@ -24,28 +26,11 @@
 #define RETRY_MS   200  /* between two questions about what became of a migration */
 #define LAST_ASK_MS 2000 /* how long a daemon that goes away waits for the answer to its last one */
 
-/* A `sync` that waits for its acknowledgement. */
-struct sync_waiter {
-    uint64_t id;
-    bool acked;
-    struct sync_waiter *next;
-};
-
 /* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
 struct attempt {
-    unsigned syncs;   /* that have not been answered, whether somebody still waits for them or not */
     uint64_t prepared_id; /* the last manifest that the destination has everything of */
     uint64_t manifest_id; /* the last manifest that was sent */
     uint64_t commit_id;   /* not 0: the destination has been told to complete */
-    struct round round_start; /* the sums when the current round began */
-    struct {
-        uint64_t id;                 /* 0: none is open */
-        enum wire_message_type type; /* WIRE_DIGEST or WIRE_VERIFY */
-        bool there;                  /* the answer, or (its asker has left) nobody waits for it */
-        enum cause cause;
-        uint8_t *digests; /* where they go: the asker's */
-        size_t size;
-    } question; /* about what the destination has */
 };
 
 /* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
@@ -54,13 +39,21 @@ enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 struct outgoing {
     struct source source;
     struct streams streams;
-    _Atomic uint64_t verified; /* bytes of RAM that the last verification has found the same so far */
+    struct barriers barriers;
+    struct question question;
 
     /* Guarded by migration.lock: */
     enum launch launch;
-    struct sync_waiter *waiters;
     struct attempt attempt;
 };
+
+/* Nothing has been said to a destination yet. */
+static void init_parts(struct outgoing *out)
+{
+    streams_init(&out->streams, &out->source);
+    barriers_init(&out->barriers, &out->source, &out->streams);
+    question_init(&out->question, &out->source);
+}
 
 struct outgoing *outgoing_new(struct migration *m)
 {
@@ -69,7 +62,7 @@ struct outgoing *outgoing_new(struct migration *m)
     if (!out)
         return NULL;
     source_init(&out->source, m);
-    streams_init(&out->streams, &out->source);
+    init_parts(out);
     return out;
 }
 
@@ -100,8 +93,8 @@ static bool is_answer_due(const struct outgoing *out)
 {
     const struct attempt *attempt = &out->attempt;
 
-    return out->waiters || (attempt->question.id && !attempt->question.there) ||
-           streams_is_answer_due(&out->streams) ||
+    return streams_is_answer_due(&out->streams) || barriers_is_answer_due(&out->barriers) ||
+           question_is_answer_due(&out->question) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
 
@@ -282,7 +275,7 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
     if (ret == 0) {
         eventfd_read(out->source.cancel_fd, &drained);
         out->attempt = (struct attempt){0};
-        streams_init(&out->streams, &out->source);
+        init_parts(out);
         out->source.doom = (struct error){0};
         out->source.starter = interrupt;
         migration_become_outgoing(m);
@@ -1146,319 +1139,25 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     return 0;
 }
 
-/*
- * Barriers
- */
-
-/* Whether channel_flush() says that zero-copy is required in vain: the data may be there, but the migration fails. */
-static bool is_verdict(int ret)
-{
-    return ret == -EOPNOTSUPP || ret == -ENOBUFS;
-}
-
-static int await_failure(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    SCOPED_LOCK(&m->lock);
-    while (state_is_running(m->state) && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (state_is_running(m->state))
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    return error_set(err, m->failure.cause, "%s", m->failure.message);
-}
-
 int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
-    uint64_t counts[WIRE_CHANNELS_MAX];
-
-    if (source_allows(&m->out->source, COMMAND_FLUSH, err) < 0 || source_drain_reference(&m->out->source, file, interrupt, err) < 0)
-        return -EIO;
-    struct connection *conn = source_connection(&m->out->source);
-    connection_count(conn, file, counts);
-    for (unsigned c = 0; c < conn->channel_count; c++) {
-        int ret = channel_flush(&conn->channels[c], counts[c], interrupt);
-        if (ret == -EINTR)
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        if (is_verdict(ret))
-            return await_failure(m, interrupt, err);
-        if (ret < 0 && source_await_verdict(&m->out->source, COMMAND_FLUSH, interrupt, err) == 0)
-            return error_set(err, CAUSE_RESET, "the connection is lost");
-        if (ret < 0)
-            return -EIO;
-    }
-    return 0;
-}
-
-/* A barrier of RAM has been passed. Called with migration.lock held. */
-static void end_round(struct migration *m)
-{
-    struct connection *conn = source_connection(&m->out->source);
-    struct file_totals totals = file_totals(m->files[WIRE_RAM]);
-    struct round sum = {
-        .pages = totals.pages + totals.zero_pages,
-        .bytes = totals.bytes + totals.zero_pages * WIRE_PAGE_SIZE,
-        .time_ms = clock_ms(),
-    };
-
-    for (unsigned c = 0; c < conn->channel_count; c++)
-        sum.wire_bytes += outgoing_wire_bytes(m, (int)c);
-    m->last_round = (struct round){
-        .pages = sum.pages - m->out->attempt.round_start.pages,
-        .bytes = sum.bytes - m->out->attempt.round_start.bytes,
-        .wire_bytes = sum.wire_bytes - m->out->attempt.round_start.wire_bytes,
-        .time_ms = sum.time_ms - (m->out->attempt.round_start.time_ms ? m->out->attempt.round_start.time_ms : m->times.active),
-    };
-    m->out->attempt.round_start = sum;
-    m->rounds++;
+    return barriers_flush(&m->out->barriers, file, interrupt, err);
 }
 
 int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
 {
-    uint64_t counts[WIRE_CHANNELS_MAX];
-    uint8_t buf[sizeof(counts)];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    struct sync_waiter waiter = {0};
-    uint64_t change = 0;
-
-    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0 || source_drain_reference(&m->out->source, file, interrupt, err) < 0)
-        return -EIO;
-    struct connection *conn = source_connection(&m->out->source);
-    pthread_mutex_lock(&m->lock);
-    while (m->state == STATE_ACTIVE && m->out->attempt.syncs >= WIRE_SYNCS_MAX && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    int ret = migration_allows(m, COMMAND_SYNC, err);
-    if (ret == 0 && m->out->attempt.syncs >= WIRE_SYNCS_MAX)
-        ret = error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    if (ret == 0) {
-        m->out->attempt.syncs++;
-        waiter.id = connection_next_id(conn);
-        /* That the device has the name which it has here belongs to it. */
-        change = file && file->id != WIRE_RAM ? m->out->streams.last_change : 0;
-        waiter.next = m->out->waiters;
-        m->out->waiters = &waiter;
-    }
-    pthread_mutex_unlock(&m->lock);
-    if (ret < 0)
-        return ret;
-    connection_count(conn, file, counts);
-    for (unsigned c = 0; c < conn->channel_count; c++)
-        wire_write_u64(&body, counts[c]);
-    session_send(&conn->main, WIRE_SYNC, waiter.id, buf, wire_written(&body));
-
-    pthread_mutex_lock(&m->lock);
-    /* A `complete` that starts meanwhile does not end the wait: what it applies includes this. */
-    while ((!waiter.acked || m->out->streams.last_made < change) && state_is_running(m->state) &&
-           !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    struct sync_waiter **p = &m->out->waiters;
-    while (*p != &waiter)
-        p = &(*p)->next;
-    *p = waiter.next;
-    bool passed = (waiter.acked && m->out->streams.last_made >= change) || m->state == STATE_COMPLETED;
-    if (!passed && state_is_running(m->state))
-        error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    else if (!passed)
-        *err = m->failure;
-    pthread_mutex_unlock(&m->lock);
-    if (!passed)
-        return -EIO;
-    /*
-     * The destination can be faster than the thread that has sent: its counters are to be exact, too.
-     * Whoever is interrupted here has what was asked for.
-     */
-    for (unsigned c = 0; c < conn->channel_count; c++) {
-        int flushed = channel_flush(&conn->channels[c], counts[c], interrupt);
-        if (is_verdict(flushed))
-            return await_failure(m, interrupt, err);
-    }
-    if (!file || file->id == WIRE_RAM) {
-        SCOPED_LOCK(&m->lock);
-        end_round(m);
-    }
-    return 0;
-}
-
-/*
- * Asks the destination about the contents of a file, when no question is open any more: it answers one at a
- * time, and one that nobody waits for is still open. Returns the question's id; 0 when the migration has left
- * @during, or the wait was interrupted. @digests stays until await_digests() has returned.
- */
-static uint64_t ask_digests(struct migration *m, enum state during, enum wire_message_type type, const void *body,
-                            uint32_t length, uint8_t *digests, size_t size, const struct interrupt *interrupt)
-{
-    struct connection *conn = source_connection(&m->out->source);
-
-    pthread_mutex_lock(&m->lock);
-    while (m->state == during && m->out->attempt.question.id && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? connection_next_id(conn) : 0;
-    if (id) {
-        m->out->attempt.question.id = id;
-        m->out->attempt.question.type = type;
-        m->out->attempt.question.there = false;
-        m->out->attempt.question.digests = digests;
-        m->out->attempt.question.size = size;
-    }
-    pthread_mutex_unlock(&m->lock);
-    if (id)
-        session_send(&conn->main, type, id, body, length);
-    return id;
-}
-
-/* Waits for the answer, or (@leave) not: whoever reads it throws it away. */
-static int await_digests(struct migration *m, const struct file *file, uint64_t id, bool leave,
-                         const struct interrupt *interrupt, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-
-    SCOPED_LOCK(&m->lock);
-    while (!leave && state_is_running(m->state) && attempt->question.id == id && !attempt->question.there &&
-           !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    bool ours = attempt->question.id == id;
-    if (ours && attempt->question.there) {
-        attempt->question.id = 0;
-        pthread_cond_broadcast(&m->changed);
-        if (attempt->question.cause != CAUSE_NONE)
-            return error_set(err, attempt->question.cause, "the destination cannot read '%.64s'", file->name);
-        return 0;
-    }
-    if (ours) {
-        attempt->question.there = true;
-        attempt->question.digests = NULL;
-    }
-    if (state_is_running(m->state))
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    return error_set(err, m->failure.cause, "%s", m->failure.message);
+    return barriers_sync(&m->out->barriers, file, interrupt, err);
 }
 
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
                     uint8_t digest[DIGEST_SIZE], struct error *err)
 {
-    uint8_t buf[4];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-
-    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0)
-        return -EIO;
-    wire_write_u32(&body, file->id);
-    uint64_t id = ask_digests(m, STATE_ACTIVE, WIRE_DIGEST, buf, sizeof(buf), digest, DIGEST_SIZE, interrupt);
-    if (id)
-        return await_digests(m, file, id, false, interrupt, err);
-    if (source_allows(&m->out->source, COMMAND_SYNC, err) < 0)
-        return -EIO;
-    return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-}
-
-/*
- * Verifying: the RAM's file and what the destination has are compared piece by piece, by their digests. A
- * thousand at a time, so that nobody works long for one who has left.
- */
-#define VERIFY_PIECES 1024u
-
-struct verification {
-    struct migration *m;
-    const struct interrupt *interrupt;
-    struct reference_reader reader;
-};
-
-static ssize_t read_for_verification(void *arg, uint64_t offset, void *buf, size_t len)
-{
-    struct verification *v = arg;
-
-    return reference_read(&v->reader, offset, buf, len);
-}
-
-static bool verification_stops(void *arg)
-{
-    struct verification *v = arg;
-
-    return interrupt_is_hit(v->interrupt) || atomic_load(&v->m->state) != STATE_COMPLETING;
-}
-
-/* The first piece whose digests differ, or @count. */
-static uint32_t first_difference(const uint8_t *ours, const uint8_t *theirs, uint32_t count)
-{
-    uint32_t i = 0;
-
-    while (i < count && !memcmp(ours + i * DIGEST_SIZE, theirs + i * DIGEST_SIZE, DIGEST_SIZE))
-        i++;
-    return i;
-}
-
-static int verify_pieces(struct verification *v, const struct digest_source *source, uint64_t first, uint32_t count,
-                         uint8_t *digests, struct error *err)
-{
-    struct migration *m = v->m;
-    struct file *ram = m->files[WIRE_RAM];
-    uint8_t *theirs = digests + (size_t)count * DIGEST_SIZE;
-    uint8_t buf[16];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-
-    wire_write_u32(&body, WIRE_RAM);
-    wire_write_u32(&body, count);
-    wire_write_u64(&body, first);
-    uint64_t id = ask_digests(m, STATE_COMPLETING, WIRE_VERIFY, buf, sizeof(buf), theirs,
-                              (size_t)count * DIGEST_SIZE, v->interrupt);
-    if (!id)
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    /* Both ends compute at the same time. */
-    int ret = digest_pieces(source, first, count, digests);
-    struct error lost = {0};
-    int answered = await_digests(m, ram, id, ret < 0, v->interrupt, &lost);
-    if (ret == -ECANCELED)
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    if (ret == -ENODATA)
-        return error_set(err, CAUSE_IO, "the RAM source has become shorter");
-    if (ret < 0)
-        return error_set_errno(err, ret, "cannot read the RAM source to verify it");
-    if (answered < 0) {
-        *err = lost;
-        return -EIO;
-    }
-    uint32_t differs = first_difference(digests, theirs, count);
-    if (differs < count)
-        return error_set(err, CAUSE_MISMATCH,
-                         "'%.64s' is not the same at both ends in the MiB at offset %llu: damaged on the way, or changed "
-                         "after it was sent",
-                         ram->name, (unsigned long long)(first + differs) * DIGEST_PIECE);
-    uint64_t end = (first + count) * DIGEST_PIECE;
-    atomic_store(&m->out->verified, end < source->size ? end : source->size);
-    return 0;
-}
-
-/* Everything is applied: are the bytes that both ends have the same? Of what came through FUSE there is no copy here. */
-static int verify(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    struct outgoing *out = m->out;
-    struct verification v = {.m = m, .interrupt = interrupt};
-    struct digest_source source = {
-        .size = atomic_load(&m->files[WIRE_RAM]->size),
-        .read = read_for_verification,
-        .stop = verification_stops,
-        .arg = &v,
-    };
-    uint64_t pieces = (source.size + DIGEST_PIECE - 1) / DIGEST_PIECE;
-    int ret = 0;
-
-    if (!m->settings.verify || !out->source.reference)
-        return 0;
-    CLEANUP_FREE uint8_t *digests = malloc((size_t)VERIFY_PIECES * 2 * DIGEST_SIZE);
-    pthread_mutex_lock(&m->lock);
-    v.reader = reference_open(out->source.reference);
-    pthread_mutex_unlock(&m->lock);
-    CLEANUP_FD int mine = v.reader.fd;
-    if (!digests || mine < 0)
-        return error_set(err, CAUSE_NO_MEMORY, "not enough memory or descriptors to verify the RAM");
-    atomic_store(&out->verified, 0);
-    for (uint64_t first = 0; first < pieces && ret == 0; first += VERIFY_PIECES) {
-        uint64_t rest = pieces - first;
-        ret = verify_pieces(&v, &source, first, rest < VERIFY_PIECES ? (uint32_t)rest : VERIFY_PIECES, digests, err);
-    }
-    return ret;
+    return question_digest(&m->out->question, file, interrupt, digest, err);
 }
 
 uint64_t outgoing_verified(const struct migration *m)
 {
-    return atomic_load(&m->out->verified);
+    return atomic_load(&m->out->question.verified);
 }
 
 /* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
@@ -1565,7 +1264,7 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
     if (sent)
         session_send(&conn->main, WIRE_COMPLETE, id, manifest, length);
 
-    bool verified = await_prepared(m, sent ? id : 0, interrupt, &failure) && verify(m, interrupt, &failure) == 0;
+    bool verified = await_prepared(m, sent ? id : 0, interrupt, &failure) && question_verify(&m->out->question, interrupt, &failure) == 0;
     bool interrupted = failure.cause == CAUSE_INTERRUPTED || failure.cause == CAUSE_NO_MEMORY;
     if (error_is_set(&failure) && !interrupted)
         migration_fail(m, &failure);
@@ -1645,42 +1344,6 @@ void outgoing_close_writer(struct migration *m, struct file *file)
  * The main channel
  */
 
-static int on_answer(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-    enum wire_message_type type = message->type == WIRE_VERIFY_REPLY ? WIRE_VERIFY : WIRE_DIGEST;
-    uint32_t cause = wire_read_u32(body);
-
-    SCOPED_LOCK(&m->lock);
-    size_t want = type == WIRE_VERIFY && cause != CAUSE_NONE ? 0 : attempt->question.size;
-    if (body->bad || !message->id || message->id != attempt->question.id || type != attempt->question.type ||
-        body->left != want)
-        return error_set(err, CAUSE_PROTOCOL, "an answer that nobody asked for");
-    if (attempt->question.there) {
-        attempt->question.id = 0; /* the one who asked has left */
-    } else {
-        memcpy(attempt->question.digests, body->p, want);
-        /* Not what only this side's user can have. */
-        bool odd = cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
-        attempt->question.cause = odd ? CAUSE_PEER : (enum cause)cause;
-        attempt->question.there = true;
-    }
-    pthread_cond_broadcast(&m->changed);
-    return 0;
-}
-
-static void on_sync_ack(struct migration *m, uint64_t id)
-{
-    SCOPED_LOCK(&m->lock);
-    if (m->out->attempt.syncs)
-        m->out->attempt.syncs--;
-    for (struct sync_waiter *waiter = m->out->waiters; waiter; waiter = waiter->next) {
-        if (waiter->id == id)
-            waiter->acked = true;
-    }
-    pthread_cond_broadcast(&m->changed);
-}
-
 static int on_committed(struct migration *m, uint64_t id, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
@@ -1703,7 +1366,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
     case WIRE_FILE_REPLY:
         return streams_on_reply(&m->out->streams, body, err);
     case WIRE_SYNC_ACK:
-        on_sync_ack(m, message->id);
+        barriers_on_ack(&m->out->barriers, message->id);
         return 0;
     case WIRE_PREPARED: {
         SCOPED_LOCK(&m->lock);
@@ -1718,7 +1381,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         return connection_note_progress(reader->conn, body, err);
     case WIRE_DIGEST_REPLY:
     case WIRE_VERIFY_REPLY:
-        return on_answer(m, message, body, err);
+        return question_on_answer(&m->out->question, message, body, err);
     case WIRE_COMMITTED:
         return on_committed(m, message->id, err);
     case WIRE_ABORT:
@@ -2020,8 +1683,7 @@ uint64_t outgoing_wire_bytes(struct migration *m, int index)
         return 0;
     if (index < 0)
         return atomic_load_explicit(&conn->main.bytes_sent, memory_order_relaxed);
-    SCOPED_LOCK(&conn->channels[index].lock);
-    return conn->channels[index].wire_bytes;
+    return connection_channel_bytes(conn, (unsigned)index);
 }
 
 const char *outgoing_path(struct migration *m)
