@@ -4,6 +4,7 @@
 #include "barriers.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "handover.h"
 #include "host.h"
 #include "log.h"
 #include "private_map.h"
@@ -23,16 +24,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#define RETRY_MS   200  /* between two questions about what became of a migration */
-#define LAST_ASK_MS 2000 /* how long a daemon that goes away waits for the answer to its last one */
-
-/* What belongs to one attempt to migrate, and is forgotten when `start` tries again. Guarded by migration.lock. */
-struct attempt {
-    uint64_t prepared_id; /* the last manifest that the destination has everything of */
-    uint64_t manifest_id; /* the last manifest that was sent */
-    uint64_t commit_id;   /* not 0: the destination has been told to complete */
-};
-
 /* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
 enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 
@@ -41,10 +32,10 @@ struct outgoing {
     struct streams streams;
     struct barriers barriers;
     struct question question;
+    struct handover handover;
 
     /* Guarded by migration.lock: */
     enum launch launch;
-    struct attempt attempt;
 };
 
 /* Nothing has been said to a destination yet. */
@@ -53,6 +44,7 @@ static void init_parts(struct outgoing *out)
     streams_init(&out->streams, &out->source);
     barriers_init(&out->barriers, &out->source, &out->streams);
     question_init(&out->question, &out->source);
+    handover_init(&out->handover, &out->source, &out->streams, &out->question);
 }
 
 struct outgoing *outgoing_new(struct migration *m)
@@ -91,11 +83,9 @@ static void connection_failed(void *arg, const struct error *reason, int64_t del
 /* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
 static bool is_answer_due(const struct outgoing *out)
 {
-    const struct attempt *attempt = &out->attempt;
-
     return streams_is_answer_due(&out->streams) || barriers_is_answer_due(&out->barriers) ||
            question_is_answer_due(&out->question) ||
-           (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
+           handover_is_answer_due(&out->handover);
 }
 
 /*
@@ -112,7 +102,7 @@ static void look_for_stall(struct migration *m, struct connection *conn)
     if (!connection_look(conn, due, &reason))
         return;
     SCOPED_LOCK(&m->lock);
-    if (!m->out->attempt.commit_id)
+    if (!handover_is_committing(&m->out->handover))
         source_doom(&m->out->source, &reason, 0);
 }
 
@@ -274,7 +264,6 @@ static int try_setup(struct migration *m, const struct interrupt *interrupt, str
         ret = error_set_errno(err, errno, "cannot make an eventfd");
     if (ret == 0) {
         eventfd_read(out->source.cancel_fd, &drained);
-        out->attempt = (struct attempt){0};
         init_parts(out);
         out->source.doom = (struct error){0};
         out->source.starter = interrupt;
@@ -1160,150 +1149,14 @@ uint64_t outgoing_verified(const struct migration *m)
     return atomic_load(&m->out->question.verified);
 }
 
-/* The body of WIRE_COMPLETE; all channels are sealed. The caller frees *@out. */
-static int make_manifest(struct migration *m, uint8_t **out, uint32_t *length)
-{
-    struct connection *conn = source_connection(&m->out->source);
-    uint8_t *buf = malloc(WIRE_BODY_MAX);
-    struct wire_writer body = {buf, buf, buf + WIRE_BODY_MAX};
-    uint64_t counts[WIRE_CHANNELS_MAX];
-
-    if (!buf)
-        return -ENOMEM;
-    connection_count(conn, NULL, counts);
-    for (unsigned c = 0; c < conn->channel_count; c++)
-        wire_write_u64(&body, counts[c]);
-    SCOPED_LOCK(&m->lock);
-    wire_write_u32(&body, 1 + migration_count_devices(m));
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        struct file *file = m->files[i];
-        if (!file || file_is_removed(file))
-            continue;
-        struct file_totals totals = file_totals(file);
-        wire_write_u32(&body, i);
-        wire_write_u32(&body, 0);
-        wire_write_u64(&body, atomic_load(&file->size));
-        wire_write_u64(&body, totals.packets);
-        wire_write_u64(&body, totals.bytes);
-        wire_write_u64(&body, totals.digest);
-    }
-    *out = buf;
-    *length = wire_written(&body);
-    return 0;
-}
-
-/* Back from completing to active: data is accepted again. The caller holds migration.lock. */
-static void resume_from_completing(struct migration *m)
-{
-    struct connection *conn = source_connection(&m->out->source);
-
-    migration_move(m, STATE_ACTIVE, NULL);
-    for (unsigned c = 0; c < conn->channel_count; c++)
-        channel_reopen(&conn->channels[c]);
-    if (m->out->source.reference)
-        reference_seal(m->out->source.reference, false);
-}
-
-/* Waits until the destination has everything that manifest @id (0: none was sent) is about. */
-static bool await_prepared(struct migration *m, uint64_t id, const struct interrupt *interrupt, struct error *err)
-{
-    struct attempt *attempt = &m->out->attempt;
-
-    SCOPED_LOCK(&m->lock);
-    attempt->manifest_id = id;
-    while (m->state == STATE_COMPLETING && (!id || attempt->prepared_id != id) && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (m->state != STATE_COMPLETING)
-        return false;
-    if (!id || attempt->prepared_id != id) {
-        error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        return false;
-    }
-    return true;
-}
-
 int outgoing_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
-    CLEANUP_FREE uint8_t *manifest = NULL;
-    struct error failure = {0};
-    uint32_t length;
-
-    pthread_mutex_lock(&m->lock);
-    /* No device may be on its way to being made while the files are counted. */
-    int ret = streams_await_turn(&m->out->streams, interrupt, err);
-    if (ret == 0)
-        ret = migration_allows(m, COMMAND_COMPLETE, err);
-    if (ret == 0)
-        migration_move(m, STATE_COMPLETING, NULL);
-    pthread_mutex_unlock(&m->lock);
-    if (ret < 0)
-        return ret;
-    struct connection *conn = source_connection(&m->out->source);
-    uint64_t id = connection_next_id(conn);
-    migration_announce(m);
-    bool drained = true;
-    if (m->out->source.reference) {
-        reference_seal(m->out->source.reference, true);
-        drained = reference_drain(m->out->source.reference, interrupt) == 0;
-    }
-    /* Before all is drained the senders still need the channels. */
-    for (unsigned c = 0; c < conn->channel_count && drained; c++)
-        channel_close(&conn->channels[c], CHANNEL_SEALED);
-    /* What is still being compressed is counted when it is sent. A failure shows in the state. */
-    bool sent = drained;
-    for (unsigned c = 0; c < conn->channel_count && drained; c++)
-        sent = channel_flush(&conn->channels[c], UINT64_MAX, interrupt) == 0 && sent;
-    sent = sent && !interrupt_is_hit(interrupt);
-    if (sent && make_manifest(m, &manifest, &length) < 0) {
-        pthread_mutex_lock(&m->lock);
-        if (m->state == STATE_COMPLETING)
-            resume_from_completing(m);
-        pthread_mutex_unlock(&m->lock);
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
-    if (sent)
-        session_send(&conn->main, WIRE_COMPLETE, id, manifest, length);
-
-    bool verified = await_prepared(m, sent ? id : 0, interrupt, &failure) && question_verify(&m->out->question, interrupt, &failure) == 0;
-    bool interrupted = failure.cause == CAUSE_INTERRUPTED || failure.cause == CAUSE_NO_MEMORY;
-    if (error_is_set(&failure) && !interrupted)
-        migration_fail(m, &failure);
-    pthread_mutex_lock(&m->lock);
-    interrupted = interrupted && m->state == STATE_COMPLETING;
-    if (interrupted) {
-        m->out->attempt.manifest_id = 0;
-        resume_from_completing(m);
-        streams_tell_all(&m->out->streams);
-    } else if (verified && m->state == STATE_COMPLETING) {
-        struct error silent = {0};
-        error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
-        m->out->attempt.commit_id = id;
-        source_doom(&m->out->source, &silent, m->settings.timeout_ms);
-    }
-    bool commit = m->out->attempt.commit_id == id;
-    pthread_mutex_unlock(&m->lock);
-    if (interrupted) {
-        migration_announce(m);
-        return error_set(err, failure.cause, "%s: the migration goes on", failure.message);
-    }
-    if (commit)
-        session_send(&conn->main, WIRE_COMMIT, id, NULL, 0);
-
-    SCOPED_LOCK(&m->lock);
-    /*
-     * From here on there is no way back, and no interrupt: whoever is told that `complete` was interrupted goes
-     * on with the VM here. The doom of the migration bounds the wait.
-     */
-    while (m->state == STATE_COMPLETING)
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (m->state == STATE_COMPLETED)
-        return 0;
-    return error_set(err, m->failure.cause, "%s", m->failure.message);
+    return handover_complete(&m->out->handover, interrupt, err);
 }
 
 static bool is_committing(const struct migration *m)
 {
-    return m->out->attempt.commit_id && m->state == STATE_COMPLETING;
+    return handover_is_committing(&m->out->handover);
 }
 
 int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
@@ -1344,93 +1197,94 @@ void outgoing_close_writer(struct migration *m, struct file *file)
  * The main channel
  */
 
-static int on_committed(struct migration *m, uint64_t id, struct error *err)
+static int on_file_reply(struct outgoing *out, struct connection *conn, const struct message *message,
+                         struct wire_reader *body, struct error *err)
 {
-    pthread_mutex_lock(&m->lock);
-    bool moved = m->out->attempt.commit_id && m->out->attempt.commit_id == id && migration_move(m, STATE_COMPLETED, NULL);
-    pthread_mutex_unlock(&m->lock);
-    if (!moved)
-        return error_set(err, CAUSE_PROTOCOL, "the destination has completed what it was not asked to");
-    log_info("%s: completed", m->name);
-    migration_announce(m);
+    (void)conn;
+    (void)message;
+    return streams_on_reply(&out->streams, body, err);
+}
+
+static int on_sync_ack(struct outgoing *out, struct connection *conn, const struct message *message,
+                       struct wire_reader *body, struct error *err)
+{
+    (void)conn;
+    (void)body;
+    (void)err;
+    barriers_on_ack(&out->barriers, message->id);
     return 0;
 }
+
+static int on_prepared(struct outgoing *out, struct connection *conn, const struct message *message,
+                       struct wire_reader *body, struct error *err)
+{
+    (void)conn;
+    (void)body;
+    (void)err;
+    handover_on_prepared(&out->handover, message->id);
+    return 0;
+}
+
+static int on_committed(struct outgoing *out, struct connection *conn, const struct message *message,
+                        struct wire_reader *body, struct error *err)
+{
+    (void)conn;
+    (void)body;
+    return handover_on_committed(&out->handover, message->id, err);
+}
+
+static int on_abort(struct outgoing *out, struct connection *conn, const struct message *message,
+                    struct wire_reader *body, struct error *err)
+{
+    (void)out;
+    (void)message;
+    conn->peer_aborted = true;
+    session_read_abort(body, "the destination", err);
+    return -EIO;
+}
+
+static int on_answer(struct outgoing *out, struct connection *conn, const struct message *message,
+                     struct wire_reader *body, struct error *err)
+{
+    (void)conn;
+    return question_on_answer(&out->question, message, body, err);
+}
+
+static int on_progress(struct outgoing *out, struct connection *conn, const struct message *message,
+                       struct wire_reader *body, struct error *err)
+{
+    (void)out;
+    (void)message;
+    return connection_note_progress(conn, body, err);
+}
+
+static int on_changed(struct outgoing *out, struct connection *conn, const struct message *message,
+                      struct wire_reader *body, struct error *err)
+{
+    (void)conn;
+    (void)body;
+    return streams_on_changed(&out->streams, message->id, err);
+}
+
+/* What the destination may say, and whom it concerns. NULL: it may not. */
+static int (*const handlers[WIRE_MESSAGE_MAX])(struct outgoing *out, struct connection *conn,
+                                               const struct message *message, struct wire_reader *body,
+                                               struct error *err) = {
+    [WIRE_FILE_REPLY] = on_file_reply,   [WIRE_SYNC_ACK] = on_sync_ack,   [WIRE_PREPARED] = on_prepared,
+    [WIRE_COMMITTED] = on_committed,     [WIRE_ABORT] = on_abort,         [WIRE_DIGEST_REPLY] = on_answer,
+    [WIRE_VERIFY_REPLY] = on_answer,     [WIRE_PROGRESS] = on_progress,   [WIRE_FILE_REMOVE] = on_changed,
+    [WIRE_FILE_RENAME] = on_changed,
+};
 
 /* Runs in mig-out, and in the thread of `start` before that exists. */
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
 {
     struct reader *reader = arg;
-    struct migration *m = reader->m;
+    unsigned type = message->type;
 
-    switch (message->type) {
-    case WIRE_FILE_REPLY:
-        return streams_on_reply(&m->out->streams, body, err);
-    case WIRE_SYNC_ACK:
-        barriers_on_ack(&m->out->barriers, message->id);
-        return 0;
-    case WIRE_PREPARED: {
-        SCOPED_LOCK(&m->lock);
-        m->out->attempt.prepared_id = message->id;
-        pthread_cond_broadcast(&m->changed);
-        return 0;
-    }
-    case WIRE_FILE_REMOVE:
-    case WIRE_FILE_RENAME:
-        return streams_on_changed(&m->out->streams, message->id, err);
-    case WIRE_PROGRESS:
-        return connection_note_progress(reader->conn, body, err);
-    case WIRE_DIGEST_REPLY:
-    case WIRE_VERIFY_REPLY:
-        return question_on_answer(&m->out->question, message, body, err);
-    case WIRE_COMMITTED:
-        return on_committed(m, message->id, err);
-    case WIRE_ABORT:
-        reader->conn->peer_aborted = true;
-        session_read_abort(body, "the destination", err);
-        return -EIO;
-    default:
-        return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the destination", (int)message->type);
-    }
-}
-
-/* The connection was lost after the commit was sent: asks the destination what became of the migration. */
-static void resolve(struct migration *m, struct connection *conn, const struct error *lost)
-{
-    int64_t deadline = clock_ms() + m->settings.timeout_ms;
-    struct error failure = {0}, last = {0};
-    enum wire_outcome outcome = WIRE_OUTCOME_UNKNOWN;
-    bool answered = false, refused = false, last_time = false;
-
-    log_info("%s: lost the connection at the last step (%s); asking what became of it", m->name, lost->message);
-    while (!answered && !refused && !last_time && clock_ms() < deadline) {
-        struct pollfd fd = {.fd = m->out->source.cancel_fd, .events = POLLIN};
-        struct transport_wait wait = {.cancel_fd = fd.fd, .deadline_ms = clock_ms() + m->settings.timeout_ms};
-        /* A daemon that goes away asks once, and does not wait for long. */
-        last_time = atomic_load(&m->host->closed);
-        if (last_time)
-            wait = (struct transport_wait){.cancel_fd = -1, .deadline_ms = clock_ms() + LAST_ASK_MS};
-        last = (struct error){0};
-        answered = connection_ask(conn, &wait, &outcome, &last) == 0;
-        refused = !answered && last.cause == CAUSE_REFUSED;
-        if (!answered && !refused)
-            poll(&fd, 1, RETRY_MS);
-    }
-    if (outcome == WIRE_OUTCOME_COMPLETED) {
-        pthread_mutex_lock(&m->lock);
-        bool moved = migration_move(m, STATE_COMPLETED, NULL);
-        pthread_mutex_unlock(&m->lock);
-        if (moved)
-            log_info("%s: completed, as the destination says", m->name);
-        migration_announce(m);
-        return;
-    }
-    if (outcome == WIRE_OUTCOME_FAILED)
-        error_set(&failure, lost->cause, "%s; the destination has not completed", lost->message);
-    else
-        error_set(&failure, lost->cause,
-                  "%s, and the destination cannot say whether it has completed (%s): look there before the VM goes on here",
-                  lost->message, answered ? "it does not know the migration" : last.message);
-    migration_fail(m, &failure);
+    if (type >= WIRE_MESSAGE_MAX || !handlers[type])
+        return error_set(err, CAUSE_PROTOCOL, "a message of type %u from the destination", type);
+    return handlers[type](reader->m->out, reader->conn, message, body, err);
 }
 
 static void lost_connection(struct migration *m, struct connection *conn, const struct error *reason)
@@ -1439,7 +1293,7 @@ static void lost_connection(struct migration *m, struct connection *conn, const 
     bool committing = is_committing(m) && !conn->peer_aborted;
     pthread_mutex_unlock(&m->lock);
     if (committing)
-        resolve(m, conn, reason);
+        handover_resolve(&m->out->handover, conn, reason);
     else
         migration_fail(m, reason);
 }
@@ -1495,7 +1349,7 @@ static void *mig_out(void *arg)
         pthread_mutex_lock(&m->lock);
         struct error doom = out->source.doom;
         int64_t deadline = error_is_set(&doom) ? out->source.doom_at : clock_ms() + 60000;
-        bool confirming = out->attempt.commit_id;
+        bool confirming = handover_is_committing(&out->handover);
         pthread_mutex_unlock(&m->lock);
         int ret = session_step(&conn->main, deadline, handle_message, &reader, &err);
         if (state_is_final(m->state))
