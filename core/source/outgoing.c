@@ -7,8 +7,8 @@
 #include "handover.h"
 #include "host.h"
 #include "log.h"
-#include "private_map.h"
 #include "question.h"
+#include "ram.h"
 #include "source.h"
 #include "stall.h"
 #include "streams.h"
@@ -17,12 +17,10 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 /* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
 enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
@@ -205,17 +203,6 @@ static int connect_all(struct migration *m, const struct interrupt *interrupt, s
 
 static void *mig_out(void *arg);
 
-/* Whether the RAM's file has all of the RAM. */
-static int check_reference(const struct reference *ref, const struct file *ram, struct error *err)
-{
-    uint64_t have = reference_file_size(ref), size = atomic_load(&ram->size);
-
-    if (size == 0 || size > have)
-        return error_set(err, CAUSE_SYNTAX, "RAM of %llu bytes, and '%.100s' has %llu", (unsigned long long)size,
-                         ref->text, (unsigned long long)have);
-    return 0;
-}
-
 static int may_start(struct migration *m, struct error *err)
 {
     if (m->removed)
@@ -233,7 +220,7 @@ static int may_start(struct migration *m, struct error *err)
     if (m->settings.splice == CHOICE_ON && !m->host->splices)
         return error_set(err, CAUSE_UNSUPPORTED,
                          "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
-    return m->out->source.reference ? check_reference(m->out->source.reference, m->files[WIRE_RAM], err) : 0;
+    return m->out->source.reference ? ram_check_file(&m->out->source, m->out->source.reference, err) : 0;
 }
 
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
@@ -1418,26 +1405,9 @@ static void kick(struct migration *m)
 
 int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err)
 {
-    if (m->role == ROLE_INCOMING)
+    if (m->role == ROLE_INCOMING) /* then m->out may not be there */
         return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
-    if (source_await_starter(&m->out->source, interrupt, err) < 0)
-        return -EIO;
-    if (source_is_unstarted(&m->out->source))
-        return 0;
-    return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
-}
-
-/* The migration is active, and its RAM comes by reference from now on. The caller holds migration.lock. */
-static int start_reference(struct migration *m, struct reference *ref, struct error *err)
-{
-    struct file *ram = m->files[WIRE_RAM];
-
-    if (m->out->source.reference || !ref)
-        return error_set(err, CAUSE_STATE, "the source of RAM cannot be changed any more");
-    if (check_reference(ref, ram, err) < 0 || reference_start(ref, m, atomic_load(&ram->size), err) < 0)
-        return -EIO;
-    m->out->source.reference = ref;
-    return 0;
+    return source_settings_writable(&m->out->source, interrupt, err);
 }
 
 /* Where no size was declared, the destination is told of the file's. */
@@ -1454,70 +1424,26 @@ static int size_late(struct migration *m, const struct reference *ref, const str
 int outgoing_set_reference(struct migration *m, struct reference *ref, const struct interrupt *interrupt,
                            struct error *err)
 {
-    struct file *ram = m->files[WIRE_RAM];
-    struct reference *old = ref;
-    int ret = size_late(m, ref, interrupt, err);
-
-    if (ret < 0) {
+    if (size_late(m, ref, interrupt, err) < 0) {
         reference_free(ref);
-        return ret;
+        return -EIO;
     }
-    pthread_mutex_lock(&m->lock);
-    if (m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING) {
-        ret = start_reference(m, ref, err);
-        if (ret == 0)
-            old = NULL;
-    } else {
-        ret = outgoing_setting_writable(m, interrupt, err);
-        if (ret == 0) {
-            old = atomic_exchange(&m->out->source.reference, ref);
-            if (ref)
-                migration_become_outgoing(m);
-            if (!atomic_load(&ram->size) || m->out->source.sized_by_reference) {
-                ram->size = ram->declared = ref ? reference_file_size(ref) : 0;
-                m->out->source.sized_by_reference = ref;
-            }
-        }
-    }
-    pthread_mutex_unlock(&m->lock);
-    reference_free(old);
-    return ret;
+    return ram_set_reference(&m->out->source, ref, interrupt, err);
 }
 
 void outgoing_check_sharing(struct migration *m, pid_t writer)
 {
-    char warning[ERROR_MESSAGE_MAX] = "";
-    struct stat file;
-
-    pthread_mutex_lock(&m->lock);
-    struct reference *ref = m->out->source.reference;
-    bool known = ref && ref->fd >= 0 && fstat(ref->fd, &file) == 0;
-    pthread_mutex_unlock(&m->lock);
-    pid_t pid = known ? private_map_find("/proc", &file, writer) : 0;
-    if (pid)
-        snprintf(warning, sizeof(warning),
-                 "process %d has the ram-source mapped privately: what it writes there is not in the file, and is not sent (share=off?)",
-                 (int)pid);
-    pthread_mutex_lock(&m->lock);
-    bool news = strcmp(m->warning, warning);
-    strcpy(m->warning, warning);
-    pthread_mutex_unlock(&m->lock);
-    if (news && *warning)
-        log_error("%s: %s", m->name, warning);
+    ram_check_sharing(&m->out->source, writer);
 }
 
 void outgoing_reference_text(struct migration *m, char *out, size_t size)
 {
-    SCOPED_LOCK(&m->lock);
-    snprintf(out, size, "%s", m->out->source.reference ? m->out->source.reference->text : "");
+    ram_text(&m->out->source, out, size);
 }
 
 uint64_t outgoing_dirty_size(struct migration *m)
 {
-    uint64_t size = atomic_load(&m->files[WIRE_RAM]->size);
-
-    SCOPED_LOCK(&m->lock);
-    return m->out->source.reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
+    return ram_dirty_size(&m->out->source);
 }
 
 int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)

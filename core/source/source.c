@@ -113,3 +113,14 @@ bool source_is_unstarted(const struct source *source)
         return false;
     return m->state == STATE_NONE || (state_is_final(m->state) && m->state != STATE_COMPLETED);
 }
+
+int source_settings_writable(struct source *source, const struct interrupt *interrupt, struct error *err)
+{
+    if (source->m->role == ROLE_INCOMING)
+        return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
+    if (source_await_starter(source, interrupt, err) < 0)
+        return -EIO;
+    if (source_is_unstarted(source))
+        return 0;
+    return error_set(err, CAUSE_STATE, "settings cannot be changed once the migration has started");
+}

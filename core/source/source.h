@@ -99,4 +99,11 @@ int source_await_starter(struct source *source, const struct interrupt *interrup
  * migration.lock */
 bool source_is_unstarted(const struct source *source);
 
+/**
+ * source_settings_writable - whether settings can be changed now; the caller holds migration.lock
+ *
+ * Waits, with the lock given up, for a `start` that was cancelled and still uses them.
+ */
+int source_settings_writable(struct source *source, const struct interrupt *interrupt, struct error *err);
+
 #endif
