@@ -129,11 +129,6 @@ static ssize_t faulty_try_send(struct transport *t, const void *buf, size_t len)
     return n;
 }
 
-static int faulty_drain(struct transport *t)
-{
-    return transport_drain(((struct faulty_transport *)t)->inner);
-}
-
 static ssize_t faulty_recv(struct transport *t, void *buf, size_t len, int flags)
 {
     struct faulty_transport *f = (struct faulty_transport *)t;
@@ -185,7 +180,6 @@ static const struct transport_ops faulty_ops = {
     .send_zerocopy = dummy_send_zerocopy,
     .reap = dummy_reap,
     .try_send = faulty_try_send,
-    .drain = faulty_drain,
     .recv = faulty_recv,
     .recv_fd = dummy_recv_fd,
     .pollfd = faulty_pollfd,

@@ -256,13 +256,6 @@ static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
     return n < 0 ? -errno : n;
 }
 
-/* send(2) has copied everything by the time it returns. */
-static int socket_drain(struct transport *t)
-{
-    (void)t;
-    return 0;
-}
-
 static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags)
 {
     struct socket_transport *s = (struct socket_transport *)t;
@@ -400,7 +393,6 @@ static const struct transport_ops socket_ops = {
     .send_zerocopy = socket_send_zerocopy,
     .reap = socket_reap,
     .try_send = socket_try_send,
-    .drain = socket_drain,
     .recv = socket_recv,
     .recv_fd = socket_recv_fd,
     .pollfd = socket_pollfd,

@@ -66,11 +66,6 @@ int transport_send_now(struct transport *t, const void *buf, size_t len)
     return 0;
 }
 
-int transport_drain(struct transport *t)
-{
-    return t->ops->drain(t);
-}
-
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags)
 {
     return t->ops->recv(t, buf, len, flags);

@@ -67,8 +67,8 @@ struct transport_returns {
  * @send: Sends all of @iov (at most TRANSPORT_IOV_MAX parts) or fails. Called by
  *        one thread at a time; may block for as long as the peer takes nothing,
  *        and returns an error soon after @shutdown. The buffers belong to the
- *        caller again when it returns, unless the transport promises otherwise
- *        in @drain. 0 or a negative errno.
+ *        caller again when it returns: what is to be lent for longer goes by @send_zerocopy.
+ *        0 or a negative errno.
  * @send_pipe: Sends all of @iov, and then exactly @len bytes of a pipe that does not block
  *        and has them; their pages go out without a copy. Under the rules of @send.
  *        -ENODATA: there were fewer bytes. After an error the connection cannot be used.
@@ -83,8 +83,6 @@ struct transport_returns {
  *        After @shutdown all is back soon, whatever the peer does, and only then @close comes.
  * @try_send: Sends as many of @len bytes as can be taken now, in the order of @send
  *        and under its thread rules. The count, -EAGAIN, or another negative errno.
- * @drain: Returns when no buffer that was given to @send is still in use by the
- *        kernel or a card. Same thread rules as @send. 0 or a negative errno.
  * @recv: Receives at least one byte. Called by one thread at a time. With
  *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
  *        stream; a negative errno.
@@ -108,7 +106,6 @@ struct transport_ops {
                          struct transport_handed *handed);
     void (*reap)(struct transport *t, int wait_ms, struct transport_returns *returns);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
-    int (*drain)(struct transport *t);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
     ssize_t (*recv_fd)(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
     int (*pollfd)(struct transport *t);
@@ -198,7 +195,6 @@ ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
  * Return: 0; -EAGAIN: there was no room for the rest, and the connection cannot be used; another negative errno.
  */
 int transport_send_now(struct transport *t, const void *buf, size_t len);
-int transport_drain(struct transport *t);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
 
 /** transport_recv_fd - whatever the traits say; see there */

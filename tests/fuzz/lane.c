@@ -76,12 +76,6 @@ static ssize_t lane_try_send(struct transport *t, const void *buf, size_t len)
     return (ssize_t)len;
 }
 
-static int lane_drain(struct transport *t)
-{
-    (void)t;
-    return 0;
-}
-
 struct copy {
     void *to;
     const void *from;
@@ -171,7 +165,6 @@ static const struct transport_ops lane_ops = {
     .name = "lane",
     .send = lane_send,
     .try_send = lane_try_send,
-    .drain = lane_drain,
     .recv = lane_recv,
     .pollfd = lane_pollfd,
     .set_timeout = lane_set_timeout,
