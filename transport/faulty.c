@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * faulty:OPTIONS:URI, a transport stacked on another one that breaks it on
- * purpose; for tests. See struct uri_faults for what it can do.
+ * faulty:OPTIONS:URI, a layer on another transport that breaks it on purpose; for
+ * tests. See struct uri_faults for what it can do.
  *
  * Sending and receiving can happen at the same time, so the count of bytes that
  * both share is an atomic: a cut at byte N lets exactly N bytes through.
@@ -22,12 +22,18 @@
 #define TRY_MIN 8 /* bytes that faulty_try_send() moves at a time, at least */
 
 struct faulty_transport {
-    struct transport base;
     struct transport *inner;
     struct uri_faults faults;
     _Atomic uint64_t moved; /* bytes sent and received; relaxed, it only counts */
     uint64_t sent;          /* the sender's */
 };
+
+static struct transport *inner_of(struct transport *t)
+{
+    struct faulty_transport *f = t->own;
+
+    return f->inner;
+}
 
 /* How many of @len bytes may still move before the cut; claims them. */
 static size_t claim(struct faulty_transport *f, size_t len)
@@ -72,7 +78,7 @@ static int send_slice(struct faulty_transport *f, char *buf, size_t len)
 
 static int faulty_send(struct transport *t, const struct iovec *iov, int n)
 {
-    struct faulty_transport *f = (struct faulty_transport *)t;
+    struct faulty_transport *f = t->own;
 
     if (f->faults.delay_ms) {
         struct timespec delay = {f->faults.delay_ms / 1000, (long)(f->faults.delay_ms % 1000) * 1000000};
@@ -96,7 +102,7 @@ static int faulty_send(struct transport *t, const struct iovec *iov, int n)
 /* No delay here: who uses this must not be blocked. */
 static ssize_t faulty_try_send(struct transport *t, const void *buf, size_t len)
 {
-    struct faulty_transport *f = (struct faulty_transport *)t;
+    struct faulty_transport *f = t->own;
     char byte;
 
     /* Single bytes take so much of a socket's buffer that the first message on a connection would not fit. */
@@ -131,7 +137,7 @@ static ssize_t faulty_try_send(struct transport *t, const void *buf, size_t len)
 
 static ssize_t faulty_recv(struct transport *t, void *buf, size_t len, int flags)
 {
-    struct faulty_transport *f = (struct faulty_transport *)t;
+    struct faulty_transport *f = t->own;
 
     if (f->faults.slice && len > f->faults.slice)
         len = f->faults.slice;
@@ -146,30 +152,31 @@ static ssize_t faulty_recv(struct transport *t, void *buf, size_t len, int flags
 
 static int faulty_pollfd(struct transport *t)
 {
-    return transport_pollfd(((struct faulty_transport *)t)->inner);
+    return transport_pollfd(inner_of(t));
 }
 
 static void faulty_set_timeout(struct transport *t, int timeout_ms)
 {
-    transport_set_timeout(((struct faulty_transport *)t)->inner, timeout_ms);
+    transport_set_timeout(inner_of(t), timeout_ms);
 }
 
 static void faulty_shutdown(struct transport *t)
 {
-    transport_shutdown(((struct faulty_transport *)t)->inner);
+    transport_shutdown(inner_of(t));
 }
 
 static void faulty_finish(struct transport *t)
 {
-    transport_finish(((struct faulty_transport *)t)->inner);
+    transport_finish(inner_of(t));
 }
 
 static void faulty_close(struct transport *t)
 {
-    struct faulty_transport *f = (struct faulty_transport *)t;
+    struct faulty_transport *f = t->own;
 
     transport_close(f->inner);
     free(f);
+    free(t);
 }
 
 static const struct transport_ops faulty_ops = {
@@ -189,27 +196,18 @@ static const struct transport_ops faulty_ops = {
     .close = faulty_close,
 };
 
-/* Stacks a faulty connection on @inner, or hands @inner through when the faults are not for it. */
-static int stack(struct transport *inner, const struct uri_faults *faults, unsigned index, struct transport **out)
+/* Breaks a connection, unless the faults are not for it. On failure it is closed. */
+static int break_connection(struct transport *t, const struct uri_faults *faults, unsigned index)
 {
-    struct faulty_transport *f;
-
-    if (faults->only >= 0 && (unsigned)faults->only != index) {
-        *out = inner;
+    if (faults->only >= 0 && (unsigned)faults->only != index)
         return 0;
-    }
-    f = calloc(1, sizeof(*f));
-    if (!f) {
-        transport_close(inner);
+    struct faulty_transport *f = calloc(1, sizeof(*f));
+    if (!f || transport_upgrade(t, &faulty_ops, f, &f->inner) < 0) {
+        free(f);
+        transport_close(t);
         return -ENOMEM;
     }
-    f->base.ops = &faulty_ops;
-    f->base.traits.copy_max = inner->traits.copy_max;
-    memcpy(f->base.peer, inner->peer, sizeof(f->base.peer));
-    memcpy(f->base.address, inner->address, sizeof(f->base.address));
-    f->inner = inner;
     f->faults = *faults;
-    *out = &f->base;
     return 0;
 }
 
@@ -228,12 +226,13 @@ static int faulty_connect(const struct uri *uri, unsigned index, const struct tr
                           struct transport **out, struct error *err)
 {
     struct uri below = inner_uri(uri);
-    struct transport *inner;
+    struct transport *t;
 
-    if (transport_connect(&below, index, wait, &inner, err) < 0)
+    if (transport_connect(&below, index, wait, &t, err) < 0)
         return -EIO;
-    if (stack(inner, &uri->faults, index, out) < 0)
+    if (break_connection(t, &uri->faults, index) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    *out = t;
     return 0;
 }
 
@@ -247,10 +246,14 @@ struct faulty_listener {
 static int faulty_accept(struct transport_listener *l, struct transport **out)
 {
     struct faulty_listener *f = (struct faulty_listener *)l;
-    struct transport *inner;
-    int ret = transport_accept(f->inner, &inner);
+    struct transport *t;
+    int ret = transport_accept(f->inner, &t);
 
-    return ret < 0 ? ret : stack(inner, &f->faults, f->accepted++, out);
+    if (ret == 0)
+        ret = break_connection(t, &f->faults, f->accepted++);
+    if (ret == 0)
+        *out = t;
+    return ret;
 }
 
 static int faulty_listener_pollfd(struct transport_listener *l)

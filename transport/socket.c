@@ -47,7 +47,6 @@
 #define ERROR_QUEUE_MS   1 /* between two looks at the error queue when poll(2) does not wait */
 
 struct socket_transport {
-    struct transport base;
     int fd;
     bool tcp;
     int pipe[2];  /* the receiving thread's; -1 until it is needed */
@@ -103,7 +102,7 @@ static int wait_for(struct socket_transport *s, short events)
 
 static int send_parts(struct transport *t, const struct iovec *iov, int n, int flags)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     struct iovec rest[TRANSPORT_IOV_MAX];
     struct msghdr msg = {.msg_iov = rest, .msg_iovlen = (size_t)n};
 
@@ -150,7 +149,7 @@ static int wait_to_splice(struct socket_transport *s, int pipe)
 /* splice(2) hands pages to the socket; only the receiver copies them, even over loopback. */
 static int socket_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     int ret = send_parts(t, iov, n, MSG_MORE);
 
     while (ret == 0 && len > 0) {
@@ -169,7 +168,7 @@ static int socket_send_pipe(struct transport *t, const struct iovec *iov, int n,
 
 static int socket_zerocopy(struct transport *t)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     int on = 1;
 
     if (!s->tcp)
@@ -204,7 +203,7 @@ static ssize_t send_noted(struct socket_transport *s, const void *buf, size_t le
 static int socket_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                                 struct transport_handed *handed)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     const char *p = buf;
 
     *handed = (struct transport_handed){0};
@@ -224,7 +223,7 @@ static int socket_send_zerocopy(struct transport *t, const struct iovec *iov, in
 
 static void socket_reap(struct transport *t, int wait_ms, struct transport_returns *returns)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     struct pollfd pfd = {.fd = s->fd};
     const struct timespec pause = {.tv_nsec = ERROR_QUEUE_MS * 1000000};
     int64_t deadline = wait_ms ? clock_ms() + wait_ms : 0;
@@ -247,7 +246,7 @@ static void socket_reap(struct transport *t, int wait_ms, struct transport_retur
 
 static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     ssize_t n;
 
     do
@@ -258,7 +257,7 @@ static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
 
 static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
 
     for (;;) {
         ssize_t n = recv(s->fd, buf, len, 0);
@@ -302,7 +301,7 @@ static bool has_pipe(struct socket_transport *s)
 /* The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2) copy twice. */
 static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     int ret = 0;
     ssize_t n;
 
@@ -331,7 +330,9 @@ static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t 
 
 static int socket_pollfd(struct transport *t)
 {
-    return ((struct socket_transport *)t)->fd;
+    struct socket_transport *s = t->own;
+
+    return s->fd;
 }
 
 static void set_option(int fd, int level, int option, int value)
@@ -341,7 +342,7 @@ static void set_option(int fd, int level, int option, int value)
 
 static void socket_set_timeout(struct transport *t, int timeout_ms)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     int probe_s = timeout_ms / 4000 > 0 ? timeout_ms / 4000 : 1;
 
     if (!s->tcp)
@@ -355,7 +356,7 @@ static void socket_set_timeout(struct transport *t, int timeout_ms)
 
 static void socket_shutdown(struct transport *t)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
     const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
     shutdown(s->fd, SHUT_RDWR);
@@ -370,12 +371,14 @@ static void socket_shutdown(struct transport *t)
 
 static void socket_finish(struct transport *t)
 {
-    shutdown(((struct socket_transport *)t)->fd, SHUT_WR);
+    struct socket_transport *s = t->own;
+
+    shutdown(s->fd, SHUT_WR);
 }
 
 static void socket_close(struct transport *t)
 {
-    struct socket_transport *s = (struct socket_transport *)t;
+    struct socket_transport *s = t->own;
 
     if (s->pipe[0] >= 0)
         close_pipe(s);
@@ -383,6 +386,7 @@ static void socket_close(struct transport *t)
     free(s->completions);
     pthread_mutex_destroy(&s->completion_lock);
     free(s);
+    free(t);
 }
 
 static const struct transport_ops socket_ops = {
@@ -411,9 +415,9 @@ static void name_address(struct transport *t, const char *host)
     snprintf(t->address, sizeof(t->address), "%s", is_mapped ? host + sizeof(mapped) - 1 : host);
 }
 
-static void name_peer(struct socket_transport *s)
+static void name_peer(struct transport *t)
 {
-    struct transport *t = &s->base;
+    struct socket_transport *s = t->own;
     struct sockaddr_storage addr;
     socklen_t len = sizeof(addr);
 
@@ -440,15 +444,16 @@ static void name_peer(struct socket_transport *s)
 struct transport *socket_transport_new(int fd, bool tcp)
 {
     struct socket_transport *s = calloc(1, sizeof(*s));
+    struct transport *t = s ? transport_new(&socket_ops, s) : NULL;
 
-    if (!s) {
+    if (!t) {
+        free(s);
         close(fd);
         return NULL;
     }
-    s->base.ops = &socket_ops;
     s->fd = fd;
     s->tcp = tcp;
-    s->base.traits = (struct transport_traits){
+    t->traits = (struct transport_traits){
         .copy_max = COPY_MAX,
         /* TCP passes a pipe's pages on one by one, and to receive those costs more than is saved. */
         .splices = !tcp,
@@ -459,8 +464,8 @@ struct transport *socket_transport_new(int fd, bool tcp)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     if (tcp)
         set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    name_peer(s);
-    return &s->base;
+    name_peer(t);
+    return t;
 }
 
 int socket_connect(int fd, const struct sockaddr *addr, socklen_t len, const struct transport_wait *wait)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 
 static const struct transport_family *const families[] = {
     [URI_TCP] = &transport_tcp,
@@ -22,6 +23,32 @@ int transport_connect(const struct uri *uri, unsigned index, const struct transp
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
 {
     return families[uri->scheme]->listen(uri, out, err);
+}
+
+struct transport *transport_new(const struct transport_ops *ops, void *own)
+{
+    struct transport *t = calloc(1, sizeof(*t));
+
+    if (t) {
+        t->ops = ops;
+        t->own = own;
+    }
+    return t;
+}
+
+int transport_upgrade(struct transport *t, const struct transport_ops *ops, void *own,
+                      struct transport **below)
+{
+    struct transport *moved = malloc(sizeof(*moved));
+
+    if (!moved)
+        return -ENOMEM;
+    *moved = *t;
+    t->ops = ops;
+    t->own = own;
+    t->traits = (struct transport_traits){.copy_max = moved->traits.copy_max};
+    *below = moved;
+    return 0;
 }
 
 int transport_send(struct transport *t, const struct iovec *iov, int n)

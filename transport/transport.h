@@ -11,8 +11,10 @@
  *   any thread may call transport_shutdown() to make both return.
  *
  *   A family that is not built is a file that says so (rdma_none.c). A
- *   transport can be stacked on another one (faulty.c): it implements the same
- *   operations and forwards them.
+ *   transport can be a layer on another one (faulty.c): it implements the same
+ *   operations, and forwards them. It takes the other one's place under the same
+ *   pointer, so that also a connection that is in use, such as one that has shaken
+ *   hands, can get a layer (transport_upgrade()).
  */
 #ifndef MIGFS_TRANSPORT_H
 #define MIGFS_TRANSPORT_H
@@ -95,7 +97,8 @@ struct transport_returns {
  *        milliseconds is to fail by itself, as far as the family can notice.
  * @shutdown: Ends both directions. Any thread, any number of times, never blocks.
  * @finish: Tells the peer that nothing more will be sent; receiving goes on.
- * @close: Frees the connection. The caller makes sure that nobody uses it.
+ * @close: Frees the connection, what is its own and @t itself. The caller makes sure that
+ *        nobody uses it.
  */
 struct transport_ops {
     const char *name;
@@ -125,9 +128,13 @@ struct transport_traits {
     bool receives_to_file; /* @recv_fd costs less than @recv into the file's mapping */
 };
 
-/* A connection; families embed it at the start of their own struct. */
+/*
+ * A connection. Its operations find what is theirs at @own: the struct itself can be
+ * another one than it was, because transport_upgrade() moves it.
+ */
 struct transport {
     const struct transport_ops *ops;
+    void *own;
     struct transport_traits traits;
     char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
     /* Whose connection it is: the same for all of one machine, or of one user of this machine; constant. */
@@ -178,6 +185,27 @@ int transport_connect(const struct uri *uri, unsigned index, const struct transp
 
 /** transport_listen - listen at a URI; the caller ends it with transport_listener_close() */
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
+
+/**
+ * transport_new - for a family: a connection with nothing but its operations
+ * @own: for the operations, the caller's
+ *
+ * Return: the connection, for @close to free; NULL when memory runs out.
+ */
+struct transport *transport_new(const struct transport_ops *ops, void *own);
+
+/**
+ * transport_upgrade - for a layer: take the place of a connection
+ * @t: from now on it is the layer's; nobody else uses it meanwhile, not even for transport_shutdown()
+ * @ops, @own: the layer's
+ * @below: the connection as it was, which the layer's operations use, and its @close closes
+ *
+ * Who is at the other end, and up to what size a copy pays, stays; the other traits are the layer's to set.
+ * So the connection gets its layers before anybody goes by its traits: before channel_init(). Return: 0, or
+ * -ENOMEM with nothing changed.
+ */
+int transport_upgrade(struct transport *t, const struct transport_ops *ops, void *own,
+                      struct transport **below);
 
 int transport_send(struct transport *t, const struct iovec *iov, int n);
 int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len);
