@@ -767,7 +767,7 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const struct f
     struct node *node = handle->node;
     /* The handle and the node can go as soon as the writer is answered. */
     struct migration *m = migration_get(node->m);
-    struct outgoing_write write;
+    struct sender_write write;
     struct waiting waiting;
     struct error err = {0};
 
@@ -786,7 +786,7 @@ static void write_outgoing(fuse_req_t req, struct handle *handle, const struct f
         reply_error(req, m, &err);
     } else {
         fuse_reply_write(req, data->size);
-        outgoing_write_end(&write);
+        sender_finish(&write);
     }
     /* Now: what was accepted can wait to be sent. */
     admission_leave(&waiting.admission);

@@ -30,35 +30,9 @@
 #ifndef MIGFS_OUTGOING_H
 #define MIGFS_OUTGOING_H
 
-#include "channel.h"
 #include "migration.h"
 #include "reference.h"
-
-/* The largest write that outgoing_write_begin() takes at once. */
-#define OUTGOING_WRITE_MAX (4 * (size_t)WIRE_STRIPE_SIZE)
-
-/* A large packet of a write, sent from the writer's buffer. */
-struct outgoing_piece {
-    struct channel *channel;
-    struct channel_entry entry;
-    /* When it is prepared later: what, and the buffers that hold it until it is sent. */
-    bool later;
-    struct packet packet;
-    const char *raw; /* the writer's bytes */
-    void *gathered, *packed;
-};
-
-/* A write that has been accepted and is not finished; lives on its owner's stack. */
-struct outgoing_write {
-    struct migration *m;
-    struct file *file;
-    bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
-    unsigned channels;            /* how many do */
-    bool eager;                   /* who ends it has nothing else to do */
-    unsigned n;
-    struct outgoing_piece *pieces; /* few, or allocated */
-    struct outgoing_piece few[4];
-};
+#include "sender.h"
 
 struct outgoing *outgoing_new(struct migration *m);
 /** outgoing_free - free what outgoing_new() made; NULL is fine */
@@ -73,16 +47,16 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
 
 /**
  * outgoing_write_begin - accept a write
- * @buf: left alone by the caller until outgoing_write_end()
- * @len: at most OUTGOING_WRITE_MAX
- * @write: filled in on success; must be ended
+ * @buf: left alone by the caller until sender_finish()
+ * @len: at most PLAN_WRITE_MAX
+ * @write: filled in on success; sender_finish() must follow
  *
  * On success the data is the daemon's and its place in the order is fixed: the
  * writer can be answered. Blocks while the migration has too much accepted and
  * not sent. Later failures are the migration's.
  */
 int outgoing_write_begin(struct migration *m, struct file *file, const void *buf, size_t len, uint64_t offset,
-                         const struct interrupt *interrupt, struct outgoing_write *write, struct error *err);
+                         const struct interrupt *interrupt, struct sender_write *write, struct error *err);
 
 /**
  * outgoing_splices - whether outgoing_splice_begin() takes a write of data
@@ -93,16 +67,13 @@ bool outgoing_splices(const struct migration *m, const struct file *file, size_t
 
 /**
  * outgoing_splice_begin - outgoing_write_begin() for data that is in a pipe
- * @pipe: has the data and nothing else; left alone by the caller until outgoing_write_end()
+ * @pipe: has the data and nothing else; left alone by the caller until sender_finish()
  *
  * On failure, and when the migration fails before all has been sent, the pipe still
  * has some of it.
  */
 int outgoing_splice_begin(struct migration *m, struct file *file, int pipe, size_t len, uint64_t offset,
-                          const struct interrupt *interrupt, struct outgoing_write *write, struct error *err);
-
-/** outgoing_write_end - send what was accepted, or wait until another thread has */
-void outgoing_write_end(struct outgoing_write *write);
+                          const struct interrupt *interrupt, struct sender_write *write, struct error *err);
 
 /**
  * outgoing_set_reference - the RAM will come by reference, or (@ref NULL) through `ram` alone
@@ -131,22 +102,6 @@ uint64_t outgoing_dirty_size(struct migration *m);
 
 /** outgoing_mark_dirty - reference_mark(), when the migration is active */
 int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err);
-
-/**
- * outgoing_push_stripe - accept pages that are read from the RAM's file, for reference.c
- * @offset: of the stripe
- * @bits: the pages of it
- * @buffer: room for a stripe, for what cannot go straight from the file; left alone until outgoing_write_end()
- * @write: filled in on success. When @write->n is 0 everything was copied: then outgoing_send_copied()
- *         will do, once for several pushes
- *
- * The gate does not count them: they are no memory of the daemon's.
- */
-int outgoing_push_stripe(struct migration *m, const struct reference *ref, uint64_t offset, const uint64_t *bits,
-                         char *buffer, struct outgoing_write *write, struct error *err);
-
-/** outgoing_send_copied - send what was copied for a channel; waits, so that there is a bound to it */
-void outgoing_send_copied(struct migration *m, unsigned channel);
 
 /** outgoing_discard - punch a hole, ordered with the writes */
 int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,

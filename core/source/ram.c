@@ -4,6 +4,7 @@
 #include "cleanup.h"
 #include "log.h"
 #include "private_map.h"
+#include "writes.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -20,15 +21,20 @@ int ram_check_file(const struct source *source, const struct reference *ref, str
     return 0;
 }
 
+int ram_start(const struct source *source, struct reference *ref, struct connection *conn, struct error *err)
+{
+    struct file *ram = source->m->files[WIRE_RAM];
+    const struct plan_rules rules = writes_rules(source, conn, ram);
+
+    return reference_start(ref, conn, ram, &rules, err);
+}
+
 /* The migration is active, and its RAM comes by reference from now on. The caller holds migration.lock. */
 static int start_late(struct source *source, struct reference *ref, struct error *err)
 {
-    struct file *ram = source->m->files[WIRE_RAM];
-
     if (source->reference || !ref)
         return error_set(err, CAUSE_STATE, "the source of RAM cannot be changed any more");
-    if (ram_check_file(source, ref, err) < 0 ||
-        reference_start(ref, source->m, atomic_load(&ram->size), err) < 0)
+    if (ram_check_file(source, ref, err) < 0 || ram_start(source, ref, source_connection(source), err) < 0)
         return -EIO;
     source->reference = ref;
     return 0;

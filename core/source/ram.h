@@ -11,6 +11,9 @@
 /** ram_check_file - whether the RAM's file has all of the RAM */
 int ram_check_file(const struct source *source, const struct reference *ref, struct error *err);
 
+/** ram_start - reference_start() for a connection of the source's */
+int ram_start(const struct source *source, struct reference *ref, struct connection *conn, struct error *err);
+
 /**
  * ram_set_reference - outgoing_set_reference(), when the size is known
  * @ref: the migration's, whatever this returns

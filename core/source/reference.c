@@ -2,7 +2,10 @@
 /* RAM by reference; see reference.h. */
 #include "reference.h"
 #include "cleanup.h"
-#include "outgoing.h"
+#include "connection.h"
+#include "file.h"
+#include "memory.h"
+#include "sender.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -19,9 +22,8 @@
 #define TOGETHER     CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
 
 /* A channel's thread. Its own, but for what is marked. */
-struct reference_sender {
+struct reference_scanner {
     struct reference *ref;
-    struct migration *m;
     unsigned channel;
     pthread_t thread;
     char *buffer;  /* a stripe */
@@ -87,8 +89,8 @@ uint64_t reference_file_size(const struct reference *ref)
     return fstat(ref->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 }
 
-/* Makes the page table entries of a stripe whose pages are all there: all at once cost less than one by one. */
-static void prepare_stripe(const struct reference *ref, uint64_t stripe)
+/* Makes the page table entries of a stripe whose pages are all there: all at once is cheaper. */
+static void populate_stripe(const struct reference *ref, uint64_t stripe)
 {
     uint64_t offset = stripe * WIRE_STRIPE_SIZE;
     unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE];
@@ -103,12 +105,137 @@ static void prepare_stripe(const struct reference *ref, uint64_t stripe)
     madvise(at, WIRE_STRIPE_SIZE, MADV_POPULATE_READ);
 }
 
-/* Sends what is asked for of a stripe. @held: packets that were copied, up to TOGETHER bytes of them, are not sent yet. */
-static int send_stripe(struct reference_sender *sender, uint64_t stripe, size_t *held, struct error *err)
+/* The look at a stripe by reference: under memory_guard(), since the file can become shorter at any time. */
+struct look {
+    const struct reference *ref;
+    uint64_t offset; /* of the stripe */
+    const uint64_t *bits;
+    unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE]; /* mincore(2)'s */
+    char *buffer;
+    struct plan *plan;
+    int ret;
+};
+
+enum page_kind { PAGE_UNWANTED, PAGE_ABSENT, PAGE_RESIDENT };
+
+static enum page_kind page_kind(const struct look *look, uint64_t page)
 {
-    struct reference *ref = sender->ref;
+    if (!(look->bits[page / 64] >> page % 64 & 1))
+        return PAGE_UNWANTED;
+    return look->resident[page] & 1 ? PAGE_RESIDENT : PAGE_ABSENT;
+}
+
+/*
+ * Reads part of the stripe to its place in the buffer. Holes stay holes, which they would not if the mapping
+ * were read.
+ */
+static void read_part(struct look *look, uint64_t at, size_t len)
+{
+    while (len > 0 && look->ret == 0) {
+        ssize_t n = pread(look->ref->fd, look->buffer + at, len, (off_t)(look->offset + at));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            look->ret = n < 0 ? -errno : -ENODATA;
+            return;
+        }
+        at += (uint64_t)n;
+        len -= (size_t)n;
+    }
+}
+
+/* Copies the resident pages of a packet that will be copied; the others are in the buffer. */
+static void copy_resident(struct look *look, const struct packet *packet)
+{
+    uint64_t at = packet->offset - look->offset, end = at + packet->length;
+
+    while (at < end) {
+        uint64_t next = (at / WIRE_PAGE_SIZE + 1) * WIRE_PAGE_SIZE;
+        size_t len = (next < end ? next : end) - at;
+        if (look->resident[at / WIRE_PAGE_SIZE] & 1)
+            memcpy(look->buffer + at, look->ref->map + look->offset + at, len);
+        at += len;
+    }
+}
+
+static void look_at_stripe(void *arg)
+{
+    struct look *look = arg;
+    struct plan *plan = look->plan;
+    uint64_t rest = look->ref->size - look->offset;
+    uint64_t end = rest < WIRE_STRIPE_SIZE ? rest : WIRE_STRIPE_SIZE;
+    const char *stripe = look->ref->map + look->offset;
+
+    if (mincore((void *)(uintptr_t)stripe, end, look->resident) < 0)
+        memset(look->resident, 0, sizeof(look->resident));
+    for (uint64_t at = 0, run; at < end && look->ret == 0; at += run) {
+        enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
+        for (run = WIRE_PAGE_SIZE; at + run < end && page_kind(look, (at + run) / WIRE_PAGE_SIZE) == kind;
+             run += WIRE_PAGE_SIZE)
+            ;
+        if (kind == PAGE_UNWANTED)
+            continue;
+        size_t len = at + run > end ? end - at : run;
+        bool in_place = kind == PAGE_RESIDENT && plan->rules.large == PLAN_MAPPED;
+        if (kind == PAGE_ABSENT)
+            read_part(look, at, len);
+        else if (!in_place) /* what is compressed or checked must not change meanwhile */
+            memcpy(look->buffer + at, stripe + at, len);
+        if (plan->rules.zero_pages || kind == PAGE_ABSENT)
+            plan_look(plan, in_place ? stripe + at : look->buffer + at, look->offset + at, len);
+        else
+            plan_data(plan, look->offset + at, len);
+    }
+    if (plan->rules.large != PLAN_MAPPED)
+        return;
+    for (unsigned i = 0; i < plan->count; i++) {
+        if (plan->packets[i].type == WIRE_DATA && plan_path(&plan->rules, &plan->packets[i]) == PLAN_COPIED)
+            copy_resident(look, &plan->packets[i]);
+    }
+}
+
+/*
+ * Plans the pages of a stripe that @bits name, and gives the packets their places. The bytes of those that do
+ * not go straight from the mapping are in the scanner's buffer. The gate does not count them: they are no
+ * memory of the daemon's. Return: 0, -EAGAIN: the channel takes nothing more, for a reason of its own; or
+ * -EIO with @err.
+ */
+static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const uint64_t *bits,
+                       struct sender_write *write, struct error *err)
+{
+    const struct reference *ref = scanner->ref;
+    struct plan plan;
+    struct look look = {.ref = ref, .offset = offset, .bits = bits, .buffer = scanner->buffer, .plan = &plan};
+    struct path_bytes bytes = {.buf = scanner->buffer, .offset = offset, .map = ref->map};
+
+    plan_begin(&plan, &ref->rules);
+    if (memory_guard(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
+        return error_set(err, CAUSE_IO, "the RAM source '%.100s' has become shorter", ref->text);
+    if (look.ret < 0)
+        return error_set(err, CAUSE_IO, "cannot read the RAM source '%.100s': %s", ref->text,
+                         strerror(-look.ret));
+    plan_end(&plan, scanner->buffer, offset);
+    int ret = sender_accept(write, ref->conn, ref->ram, &plan, &bytes, NULL);
+    if (ret == -ENOMEM)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    write->common.eager = true;
+    return ret;
+}
+
+/* Sends what was copied for a channel; waits, so that there is a bound to it. */
+static void send_copied(struct channel *ch)
+{
+    channel_finish(ch, NULL);
+    channel_flush(ch, UINT64_MAX, NULL);
+}
+
+/* Sends what is asked for of a stripe. @held: up to TOGETHER bytes were copied, and are not sent yet. */
+static int send_stripe(struct reference_scanner *scanner, uint64_t stripe, size_t *held, struct error *err)
+{
+    struct reference *ref = scanner->ref;
     uint64_t bits[STRIPE_WORDS], any = 0, pages = 0;
-    struct outgoing_write write;
+    struct channel *ch = &ref->conn->channels[scanner->channel];
+    struct sender_write write;
 
     for (unsigned i = 0; i < STRIPE_WORDS; i++) {
         uint64_t word = stripe * STRIPE_WORDS + i;
@@ -118,13 +245,14 @@ static int send_stripe(struct reference_sender *sender, uint64_t stripe, size_t 
     }
     if (!any)
         return 0;
-    if (outgoing_push_stripe(sender->m, ref, stripe * WIRE_STRIPE_SIZE, bits, sender->buffer, &write, err) < 0)
-        return -EIO;
+    int ret = push_stripe(scanner, stripe * WIRE_STRIPE_SIZE, bits, &write, err);
+    if (ret < 0)
+        return ret;
     *held += pages * WIRE_PAGE_SIZE;
-    if (write.n > 0)
-        outgoing_write_end(&write);
+    if (write.count > 0)
+        sender_finish(&write);
     else if (*held >= TOGETHER)
-        outgoing_send_copied(sender->m, sender->channel);
+        send_copied(ch);
     else
         return 0;
     *held = 0;
@@ -136,84 +264,85 @@ static uint64_t stripes_of(const struct reference *ref)
     return (ref->size + WIRE_STRIPE_SIZE - 1) / WIRE_STRIPE_SIZE;
 }
 
-/* Passes once over all stripes of the sender's channel. */
-static int pass(struct reference_sender *sender, struct error *err)
+/* Passes once over all stripes of the scanner's channel. */
+static int pass(struct reference_scanner *scanner, struct error *err)
 {
-    const struct file *ram = migration_file(sender->m, WIRE_RAM);
-    uint64_t stripes = stripes_of(sender->ref);
+    const struct reference *ref = scanner->ref;
+    const struct file *ram = ref->ram;
+    uint64_t stripes = stripes_of(ref);
     size_t held = 0;
     int ret = 0;
 
     /* The stripes of RAM go round its channels from the first. */
     static_assert(WIRE_RAM == 0, "file_home() of RAM begins with its first channel");
-    for (uint64_t stripe = sender->channel - ram->first_channel; stripe < stripes && ret == 0;
+    for (uint64_t stripe = scanner->channel - ram->first_channel; stripe < stripes && ret == 0;
          stripe += ram->home_channels)
-        ret = send_stripe(sender, stripe, &held, err);
+        ret = send_stripe(scanner, stripe, &held, err);
     if (held > 0)
-        outgoing_send_copied(sender->m, sender->channel);
+        send_copied(&ref->conn->channels[scanner->channel]);
     return ret;
 }
 
 static void *mig_ref(void *arg)
 {
-    struct reference_sender *sender = arg;
-    struct reference *ref = sender->ref;
-    unsigned step = migration_file(sender->m, WIRE_RAM)->home_channels;
+    struct reference_scanner *scanner = arg;
+    struct reference *ref = scanner->ref;
+    unsigned step = ref->ram->home_channels;
     struct error failure = {0};
 
     pthread_mutex_lock(&ref->lock);
     while (!ref->stopped) {
         uint64_t asked = ref->asked;
-        if (sender->done == asked && sender->next >= stripes_of(ref)) {
+        if (scanner->done == asked && scanner->next >= stripes_of(ref)) {
             pthread_cond_wait(&ref->changed, &ref->lock);
             continue;
         }
         pthread_mutex_unlock(&ref->lock);
-        if (sender->done == asked) {
-            prepare_stripe(ref, sender->next);
-            sender->next += step;
+        if (scanner->done == asked) {
+            populate_stripe(ref, scanner->next);
+            scanner->next += step;
             pthread_mutex_lock(&ref->lock);
             continue;
         }
-        int ret = pass(sender, &failure);
+        int ret = pass(scanner, &failure);
         /*
          * Before anybody can think that all was sent. That a channel takes nothing
          * more has a reason of its own, which is on its way.
          */
-        if (failure.cause == CAUSE_IO || failure.cause == CAUSE_NO_MEMORY)
-            migration_fail(sender->m, &failure);
+        if (error_is_set(&failure))
+            ref->conn->failed(ref->conn->failed_arg, &failure, 0);
         pthread_mutex_lock(&ref->lock);
         if (ret < 0)
             ref->stopped = true;
         else
-            sender->done = asked;
+            scanner->done = asked;
         pthread_cond_broadcast(&ref->changed);
     }
     pthread_mutex_unlock(&ref->lock);
     return NULL;
 }
 
-static int make_senders(struct reference *ref, struct migration *m, struct error *err)
+static int make_scanners(struct reference *ref, struct error *err)
 {
-    const struct file *ram = migration_file(m, WIRE_RAM);
+    const struct file *ram = ref->ram;
 
-    ref->senders = calloc(ram->home_channels, sizeof(*ref->senders));
-    if (!ref->senders)
+    ref->scanners = calloc(ram->home_channels, sizeof(*ref->scanners));
+    if (!ref->scanners)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     for (unsigned i = 0; i < ram->home_channels; i++) {
-        struct reference_sender *sender = &ref->senders[i];
+        struct reference_scanner *scanner = &ref->scanners[i];
         char name[24];
-        *sender = (struct reference_sender){.ref = ref, .m = m, .channel = ram->first_channel + i, .next = i};
-        sender->buffer = malloc(WIRE_STRIPE_SIZE);
-        if (!sender->buffer)
+        *scanner = (struct reference_scanner){.ref = ref, .channel = ram->first_channel + i, .next = i};
+        scanner->buffer = malloc(WIRE_STRIPE_SIZE);
+        if (!scanner->buffer)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        int code = pthread_create(&sender->thread, NULL, mig_ref, sender);
+        int code = pthread_create(&scanner->thread, NULL, mig_ref, scanner);
         if (code) {
-            free(sender->buffer);
+            free(scanner->buffer);
             return error_set_errno(err, code, "cannot make a thread");
         }
-        snprintf(name, sizeof(name), "mig-ref-%u", sender->channel);
-        pthread_setname_np(sender->thread, name);
+        snprintf(name, sizeof(name), "mig-ref-%u", scanner->channel);
+        pthread_setname_np(scanner->thread, name);
         ref->count = i + 1;
     }
     return 0;
@@ -228,8 +357,11 @@ static uint64_t mapping_size(const struct reference *ref, uint64_t size)
     return (size + block - 1) / block * block;
 }
 
-int reference_start(struct reference *ref, struct migration *m, uint64_t size, struct error *err)
+int reference_start(struct reference *ref, struct connection *conn, struct file *ram,
+                    const struct plan_rules *rules, struct error *err)
 {
+    uint64_t size = atomic_load(&ram->size);
+
     if (page_map_init(&ref->dirty, size, err) < 0)
         return -EIO;
     ref->mapped = mapping_size(ref, size);
@@ -240,11 +372,16 @@ int reference_start(struct reference *ref, struct migration *m, uint64_t size, s
         page_map_fini(&ref->dirty);
         return -EIO;
     }
+    ref->conn = conn;
+    ref->ram = ram;
+    ref->rules = *rules;
+    /* What is compressed or checked must not change meanwhile: it is copied. */
+    ref->rules.large = rules->compress || rules->checksum ? PLAN_KEPT : PLAN_MAPPED;
     ref->map = map;
     ref->size = size;
     ref->stopped = false;
     ref->asked = 0;
-    if (make_senders(ref, m, err) < 0) {
+    if (make_scanners(ref, err) < 0) {
         reference_stop(ref);
         return -EIO;
     }
@@ -258,14 +395,14 @@ void reference_stop(struct reference *ref)
     pthread_cond_broadcast(&ref->changed);
     pthread_mutex_unlock(&ref->lock);
     for (unsigned i = 0; i < ref->count; i++) {
-        pthread_join(ref->senders[i].thread, NULL);
-        free(ref->senders[i].buffer);
+        pthread_join(ref->scanners[i].thread, NULL);
+        free(ref->scanners[i].buffer);
     }
-    /* Who looks at what remains holds the lock. */
+    /* A thread that looks at what remains holds the lock. */
     SCOPED_LOCK(&ref->lock);
     ref->count = 0;
-    free(ref->senders);
-    ref->senders = NULL;
+    free(ref->scanners);
+    ref->scanners = NULL;
     if (ref->map)
         munmap((void *)(uintptr_t)ref->map, ref->mapped);
     ref->map = NULL;
@@ -297,9 +434,10 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
     uint64_t first = offset / 8;
 
     if (len % 8 || offset % 8)
-        return error_set(err, CAUSE_SYNTAX,
-                         "a dirty bitmap is written in 64-bit words: %zu bytes at %llu are not multiples of 8", len,
-                         (unsigned long long)offset);
+        return error_set(
+            err, CAUSE_SYNTAX,
+            "a dirty bitmap is written in 64-bit words: %zu bytes at %llu are not multiples of 8", len,
+            (unsigned long long)offset);
     SCOPED_LOCK(&ref->lock);
     if (ref->sealers)
         return error_set(err, CAUSE_STATE, "the migration is being completed");
@@ -307,9 +445,11 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
         return error_set(err, CAUSE_RESET, "the migration is over");
     for (size_t i = 0; i < len / 8; i++) {
         if (load_word(bitmap, 8 * i) && !pages_in_word(ref, first + i))
-            return error_set(err, CAUSE_TOO_BIG, "dirty pages at byte %llu of the bitmap, which ends at %llu for RAM of %llu bytes",
-                             (unsigned long long)offset + 8 * i, (unsigned long long)(ref->dirty.pages + 63) / 64 * 8,
-                             (unsigned long long)ref->size);
+            return error_set(
+                err, CAUSE_TOO_BIG,
+                "dirty pages at byte %llu of the bitmap, which ends at %llu for RAM of %llu bytes",
+                (unsigned long long)offset + 8 * i, (unsigned long long)(ref->dirty.pages + 63) / 64 * 8,
+                (unsigned long long)ref->size);
     }
     for (size_t i = 0; i < len / 8; i++) {
         uint64_t bits = load_word(bitmap, 8 * i) & pages_in_word(ref, first + i);
@@ -327,7 +467,7 @@ static bool is_covered(const struct reference *ref, uint64_t asked)
     if (ref->count == 0)
         return false;
     for (unsigned i = 0; i < ref->count; i++) {
-        if (ref->senders[i].done < asked)
+        if (ref->scanners[i].done < asked)
             return false;
     }
     return true;

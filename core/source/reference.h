@@ -8,7 +8,7 @@
  *   memory is bounded, whatever is written, and a page that is asked for twice
  *   before it is sent is sent once. Each channel that carries RAM has a thread,
  *   which passes over its own stripes, takes their bits, and sends those pages as
- *   they are at that moment (outgoing_push_stripe()). Pages that the file does not
+ *   they are at that moment. Pages that the file does not
  *   have (never touched, or given back by a balloon) are not looked at through the
  *   mapping, which would make them, but read, and so found to be zero.
  *
@@ -16,8 +16,8 @@
  *   and the newer version follows on the same channel. An older one cannot
  *   overtake it, since the bytes of a stripe travel on one connection.
  *
- *   Whoever has to know that everything is on its way (`flush`, `sync`,
- *   `complete`) drains: every bitmap has a number, and a sender's pass that begins
+ *   A caller that has to know that everything is on its way (`flush`, `sync`,
+ *   `complete`) drains: every bitmap has a number, and a scanner's pass that begins
  *   after bitmap number N ends when all of it has been sent.
  *
  * Locks
@@ -29,6 +29,7 @@
 #include "error.h"
 #include "interrupt.h"
 #include "page_map.h"
+#include "plan.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -36,25 +37,29 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-struct migration;
-struct reference_sender;
+struct connection;
+struct file;
+struct reference_scanner;
 
 struct reference {
-    int fd;           /* of the file; -1 when the migration is over */
-    char *text;       /* what the user called it; constant */
+    int fd;     /* of the file; -1 when the migration is over */
+    char *text; /* what the user called it; constant */
     /* Constant from reference_start() to reference_stop(): */
-    uint64_t size;    /* of the image */
-    const char *map;  /* the file from 0; reading it goes through memory_guard() */
-    uint64_t mapped;  /* so many bytes of it */
-    struct page_map dirty; /* asked for, and not taken by a sender */
+    struct connection *conn;
+    struct file *ram; /* the image, whose pages these are; no reference */
+    struct plan_rules rules;
+    uint64_t size;         /* of the image */
+    const char *map;       /* the file from 0; reading it goes through memory_guard() */
+    uint64_t mapped;       /* so many bytes of it */
+    struct page_map dirty; /* asked for, and not taken by a scanner */
 
     pthread_mutex_t lock;   /* guards the rest */
     pthread_cond_t changed; /* anything of it, or a waiter was interrupted */
-    struct reference_sender *senders;
+    struct reference_scanner *scanners;
     unsigned count;
-    uint64_t asked;    /* the number of the last bitmap */
-    unsigned sealers;  /* `complete` runs: nothing more is asked for */
-    bool stopped;      /* the senders end */
+    uint64_t asked;   /* the number of the last bitmap */
+    unsigned sealers; /* `complete` runs: nothing more is asked for */
+    bool stopped;     /* the scanners end */
 };
 
 /**
@@ -72,12 +77,16 @@ void reference_free(struct reference *ref);
 uint64_t reference_file_size(const struct reference *ref);
 
 /**
- * reference_start - map the file and make the senders, one for each channel that carries RAM
- * @size: of the image, at most the file's
+ * reference_start - map the file and make the scanners, one for each channel that carries RAM
+ * @conn, @ram: there until reference_stop(); the image's size is at most the file's, and does not change
+ * @rules: by which the image's bytes become packets; how large ones take their way, the reference decides
+ *
+ * That the file cannot be read is a failure of the connection: connection.failed.
  */
-int reference_start(struct reference *ref, struct migration *m, uint64_t size, struct error *err);
+int reference_start(struct reference *ref, struct connection *conn, struct file *ram,
+                    const struct plan_rules *rules, struct error *err);
 
-/** reference_stop - end the senders and unmap; their channels take nothing more, or nothing was asked for */
+/** reference_stop - end the scanners and unmap; their channels take nothing more, or nothing was asked for */
 void reference_stop(struct reference *ref);
 
 /** reference_close - after reference_stop(), when the migration is over: let the VMM's memory go */
@@ -95,17 +104,18 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
 
 /**
  * reference_drain - wait until all that was asked for has been sent
- * Return: 0, -EINTR, or -ECONNRESET when the senders have ended.
+ * Return: 0, -EINTR, or -ECONNRESET when the scanners have ended.
  */
 int reference_drain(struct reference *ref, const struct interrupt *interrupt);
 
 /* The file, for somebody who reads it when reference_close() may come. */
 struct reference_reader {
-    int fd; /* -1: there is none */
+    int fd;     /* -1: there is none */
     bool seeks; /* its position is not the VMM's: holes can be looked for */
 };
 
-/** reference_open - another descriptor of the file, for the caller to close; the caller holds migration.lock */
+/** reference_open - another descriptor of the file, for the caller to close; the caller holds migration.lock
+ */
 struct reference_reader reference_open(const struct reference *ref);
 
 /**

@@ -138,12 +138,12 @@ int rig_try_write(struct migration *m, struct file *file, const void *buf, size_
     const char *p = buf;
 
     while (len > 0) {
-        struct outgoing_write write;
-        size_t n = len < OUTGOING_WRITE_MAX ? len : OUTGOING_WRITE_MAX;
+        struct sender_write write;
+        size_t n = len < PLAN_WRITE_MAX ? len : PLAN_WRITE_MAX;
         int ret = outgoing_write_begin(m, file, p, n, offset, interrupt, &write, err);
         if (ret < 0)
             return ret;
-        outgoing_write_end(&write);
+        sender_finish(&write);
         p += n;
         offset += n;
         len -= n;

@@ -81,7 +81,7 @@ struct writer {
 static void write_at_random(void *arg)
 {
     struct writer *w = arg;
-    char *buf = malloc(OUTGOING_WRITE_MAX);
+    char *buf = malloc(PLAN_WRITE_MAX);
 
     for (unsigned i = 0; i < w->turns && w->ret == 0; i++) {
         uint64_t offset = w->from + next_random(&w->random) % (w->to - w->from);
@@ -355,7 +355,7 @@ static void rewrite(void *arg)
 
     (void)arg;
     for (unsigned i = 0; i < 2500; i++) {
-        struct outgoing_write write;
+        struct sender_write write;
         pthread_mutex_lock(&race.lock);
         uint64_t version = ++race.version;
         for (size_t at = 0; at + 8 <= race.len; at += 8)
@@ -363,7 +363,7 @@ static void rewrite(void *arg)
         int ret = outgoing_write_begin(race.m, race.ram, buf, race.len, race.offset, NULL, &write, NULL);
         pthread_mutex_unlock(&race.lock);
         if (ret == 0)
-            outgoing_write_end(&write);
+            sender_finish(&write);
     }
     free(buf);
 }
@@ -515,14 +515,14 @@ Test(migration, grows_without_data)
 /* write(2) of nothing changes nothing, wherever it is. */
 Test(migration, write_of_nothing)
 {
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
 
     rig_init(&rig, unix_place(""), NULL);
     struct migration *m = rig_start(&rig, "vm", 2, 0);
     struct migration *incoming = rig_arrived(&rig, "vm");
     CHECK_OK(outgoing_write_begin(m, migration_file(m, WIRE_RAM), "", 0, 5 * STRIPE, NULL, &write, &err));
-    outgoing_write_end(&write);
+    sender_finish(&write);
     CHECK_OK(outgoing_complete(m, NULL, &err));
     check_completed(m, incoming);
     rig_compare(incoming, WIRE_RAM, "", 0);
@@ -847,7 +847,7 @@ Test(migration, devices_while_it_runs)
 
 Test(migration, nothing_after_completed)
 {
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
 
     rig_init(&rig, unix_place(""), NULL);
@@ -881,7 +881,7 @@ Test(migration, nothing_after_completed)
 
 static void cancel_at(bool source)
 {
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
     char c;
 
@@ -1040,7 +1040,7 @@ Test(migration, complete_is_interrupted_and_goes_on)
 Test(migration, ram_over_the_limit)
 {
     struct limits limits = rig_limits();
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
 
     limits.max_ram = 2 * STRIPE;
@@ -1062,7 +1062,7 @@ Test(migration, ram_over_the_limit)
 Test(migration, device_over_the_limit)
 {
     struct limits limits = rig_limits();
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
 
     limits.max_device = 1000;

@@ -558,7 +558,7 @@ static const struct {
 Test(outgoing, breaches)
 {
     struct error err;
-    struct outgoing_write write;
+    struct sender_write write;
     struct uri uri = m->settings.uri;
 
     for (size_t i = 0; i < ARRAY_LENGTH(breaches); i++) {
@@ -635,10 +635,10 @@ static void write_until_it_fails(void *arg)
 /* All writers block, whatever the size of their writes, and no more is accepted than the bound and a write of each. */
 static void fill_up(void)
 {
-    static const size_t sizes[] = {100, 20000, 300000, OUTGOING_WRITE_MAX};
+    static const size_t sizes[] = {100, 20000, 300000, PLAN_WRITE_MAX};
 
     m->settings.zero_pages = false;
-    zeros = calloc(1, OUTGOING_WRITE_MAX);
+    zeros = calloc(1, PLAN_WRITE_MAX);
     become_active();
     for (size_t i = 0; i < ARRAY_LENGTH(writers); i++) {
         writers[i].len = sizes[i];
@@ -650,7 +650,7 @@ static void fill_up(void)
         for (size_t i = 0; i < ARRAY_LENGTH(writers); i++)
             worker_await_sleep(&writers[i].worker);
     }
-    cr_expect(le(u64, outgoing_queued(m), (1 << 20) + OUTGOING_WRITE_MAX + 8192), "memory is bounded");
+    cr_expect(le(u64, outgoing_queued(m), (1 << 20) + PLAN_WRITE_MAX + 8192), "memory is bounded");
 }
 
 static void all_writers_fail(enum cause cause)
@@ -793,7 +793,7 @@ Test(outgoing, blocked_writer_is_interrupted)
 
     fill_up();
     /* One more, who can only wait at the gate. */
-    struct writer last = {.len = OUTGOING_WRITE_MAX, .offset = 100 * (uint64_t)WIRE_STRIPE_SIZE};
+    struct writer last = {.len = PLAN_WRITE_MAX, .offset = 100 * (uint64_t)WIRE_STRIPE_SIZE};
     worker_start(&last.worker, write_until_it_fails, &last);
     worker_await_sleep(&last.worker);
     atomic_store(&last.interrupt.hit, true);
@@ -1103,7 +1103,7 @@ Test(outgoing, flush_is_local)
 /* The limits of the welcome are kept here already: a write past them is refused to the writer, and harms nothing. */
 Test(outgoing, limits_of_the_destination)
 {
-    struct outgoing_write write;
+    struct sender_write write;
     struct file *dev;
     struct error err;
 
@@ -1125,7 +1125,7 @@ Test(outgoing, limits_of_the_destination)
 
 Test(outgoing, declared_sizes)
 {
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
     struct hello hello;
 

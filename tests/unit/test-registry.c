@@ -331,7 +331,7 @@ Test(registry, nothing_of_a_source_once_it_is_incoming)
     struct migration *m = add(registry, "vm"), *peer = come(registry, "vm"), *shown = NULL;
     struct file *ram = migration_file(m, WIRE_RAM), *device = NULL, *other = NULL;
     uint8_t digest[DIGEST_SIZE];
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
 
     CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
@@ -659,7 +659,7 @@ Test(registry, before_start)
     struct registry *registry = make(10);
     struct migration *m = add(registry, "vm");
     struct file *ram = migration_file(m, WIRE_RAM);
-    struct outgoing_write write;
+    struct sender_write write;
     struct error err;
     uint8_t digest[DIGEST_SIZE];
 

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What writers ask of the source; see writes.h. */
+#include "writes.h"
+#include "cleanup.h"
+
+#include <assert.h>
+#include <errno.h>
+
+struct plan_rules writes_rules(const struct source *source, const struct connection *conn,
+                               const struct file *file)
+{
+    return (struct plan_rules){
+        .compress = conn->compressor,
+        .checksum = migration_checks(source->m, file),
+        .zero_pages = source->m->settings.zero_pages && file->id == WIRE_RAM,
+        .copy_max = conn->channels[0].copy_max, /* they are all alike */
+        .large = PLAN_KEPT,
+    };
+}
+
+/* Data is allowed, so that the connection is there. */
+static int check_active(struct source *source, struct error *err)
+{
+    /* Not there, and active: the migration has become incoming. */
+    if (atomic_load_explicit(&source->m->state, memory_order_acquire) == STATE_ACTIVE &&
+        source_connection(source))
+        return 0;
+    return source_allows(source, COMMAND_WRITE, err);
+}
+
+/* Whether [.., end) may be written: not past what was declared or is allowed. */
+static int check_size(struct source *source, struct file *file, uint64_t offset, uint64_t len,
+                      struct error *err)
+{
+    char name[WIRE_NAME_MAX + 1];
+
+    if (len > WIRE_OFFSET_MAX || offset > WIRE_OFFSET_MAX - len)
+        return error_set(err, CAUSE_TOO_BIG, "'%.64s': no file has more than %llu bytes",
+                         file_name(file, name), WIRE_OFFSET_MAX);
+    if (file->declared && offset + len > file->declared)
+        return error_set(
+            err, CAUSE_TOO_BIG, "'%.64s' was declared to have %llu bytes; the write ends at %llu",
+            file_name(file, name), (unsigned long long)file->declared, (unsigned long long)(offset + len));
+    return connection_check_size(source_connection(source), file, offset + len, err);
+}
+
+/* Whether a write may be taken now. */
+static int admit(struct source *source, struct file *file, size_t len, uint64_t offset,
+                 const struct interrupt *interrupt, struct error *err)
+{
+    assert(len <= PLAN_WRITE_MAX);
+    if (check_active(source, err) < 0 || check_size(source, file, offset, len, err) < 0)
+        return -EIO;
+    return source_drain_reference(source, file, interrupt, err);
+}
+
+/* The sender has taken nothing, for @reason. 0: try again. */
+static int explain(struct source *source, int reason, const struct interrupt *interrupt, struct error *err)
+{
+    switch (reason) {
+    case -EINTR:
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    case -ENOMEM:
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    case -EAGAIN:
+        return source_await_verdict(source, COMMAND_WRITE, interrupt, err);
+    default:
+        if (source_await_verdict(source, COMMAND_WRITE, interrupt, err) < 0)
+            return -EIO;
+        return error_set(err, CAUSE_RESET, "the connection is lost");
+    }
+}
+
+static int accept_plan(struct source *source, struct file *file, struct plan *plan,
+                       const struct path_bytes *bytes, const struct interrupt *interrupt,
+                       struct sender_write *write, struct error *err)
+{
+    struct connection *conn = source_connection(source);
+    int ret;
+
+    while ((ret = sender_accept(write, conn, file, plan, bytes, interrupt)) < 0) {
+        if (explain(source, ret, interrupt, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+/* A write to a device that has been removed: it succeeds, and goes nowhere. */
+static int accept_nothing(struct source *source, struct file *file, struct sender_write *write,
+                          struct error *err)
+{
+    static const struct path_bytes bytes;
+    struct plan plan;
+
+    if (check_active(source, err) < 0)
+        return -EIO;
+    plan_begin(&plan, &(struct plan_rules){0});
+    return accept_plan(source, file, &plan, &bytes, NULL, write, err);
+}
+
+int writes_begin(struct source *source, struct file *file, const void *buf, size_t len, uint64_t offset,
+                 const struct interrupt *interrupt, struct sender_write *write, struct error *err)
+{
+    struct path_bytes bytes = {.buf = buf, .offset = offset, .gated = true};
+    struct plan plan;
+
+    if (file_is_removed(file))
+        return accept_nothing(source, file, write, err);
+    if (admit(source, file, len, offset, interrupt, err) < 0)
+        return -EIO;
+    struct plan_rules rules = writes_rules(source, source_connection(source), file);
+    plan_write(&plan, &rules, buf, len, offset);
+    return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
+}
+
+bool writes_can_splice(const struct source *source, const struct file *file, size_t len, uint64_t offset)
+{
+    const struct connection *conn = source_connection(source);
+
+    if (!conn || !conn->splices)
+        return false;
+    struct plan_rules rules = writes_rules(source, conn, file);
+    return plan_can_splice(&rules, len, offset);
+}
+
+int writes_begin_splice(struct source *source, struct file *file, int pipe, size_t len, uint64_t offset,
+                        const struct interrupt *interrupt, struct sender_write *write, struct error *err)
+{
+    struct path_bytes bytes = {.pipe = pipe, .gated = true};
+    struct plan plan;
+
+    if (file_is_removed(file))
+        return accept_nothing(source, file, write, err);
+    if (admit(source, file, len, offset, interrupt, err) < 0)
+        return -EIO;
+    struct plan_rules rules = writes_rules(source, source_connection(source), file);
+    plan_pipe(&plan, &rules, len, offset);
+    return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
+}
+
+int writes_discard(struct source *source, struct file *file, uint64_t offset, uint64_t len,
+                   const struct interrupt *interrupt, struct error *err)
+{
+    int ret;
+
+    if (check_active(source, err) < 0)
+        return -EIO;
+    if (file_is_removed(file))
+        return 0;
+    uint64_t size = atomic_load(&file->size);
+    if (offset >= size || len == 0)
+        return 0;
+    if (len > size - offset)
+        len = size - offset;
+    if (source_drain_reference(source, file, interrupt, err) < 0)
+        return -EIO;
+    while ((ret = sender_discard(source_connection(source), file, offset, len, interrupt)) < 0) {
+        if (explain(source, ret, interrupt, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+/* Return: 1 when the size is declared; 0: the migration has been started. */
+static int declare(struct source *source, struct file *file, uint64_t size, const struct interrupt *interrupt,
+                   struct error *err)
+{
+    SCOPED_LOCK(&source->m->lock);
+    if (source_await_starter(source, interrupt, err) < 0)
+        return -EIO;
+    if (!source_is_unstarted(source))
+        return 0;
+    atomic_store(&file->size, size);
+    if (file->id == WIRE_RAM) {
+        file->declared = size;
+        source->sized_by_reference = false;
+    }
+    return 1;
+}
+
+int writes_truncate(struct source *source, struct file *file, uint64_t size,
+                    const struct interrupt *interrupt, struct error *err)
+{
+    if (size > WIRE_OFFSET_MAX)
+        return error_set(err, CAUSE_TOO_BIG, "no file has more than %llu bytes", WIRE_OFFSET_MAX);
+    int ret = declare(source, file, size, interrupt, err);
+    if (ret != 0)
+        return ret < 0 ? -EIO : 0;
+    if (check_active(source, err) < 0 ||
+        connection_check_size(source_connection(source), file, size, err) < 0)
+        return -EIO;
+    if (file_is_removed(file))
+        return 0;
+    if (file->declared && size > file->declared)
+        return error_set(err, CAUSE_TOO_BIG, "it was declared to have %llu bytes before the start",
+                         (unsigned long long)file->declared);
+    if (size == atomic_load(&file->size))
+        return 0;
+    if (source->reference && file->id == WIRE_RAM)
+        return error_set(err, CAUSE_STATE, "the size of RAM by reference does not change");
+    while ((ret = sender_truncate(source_connection(source), file, size, interrupt)) < 0) {
+        if (explain(source, ret, interrupt, err) < 0)
+            return -EIO;
+    }
+    return 1;
+}
