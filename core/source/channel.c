@@ -152,30 +152,21 @@ static void retire_slice(struct channel *ch, struct channel_chunk *chunk)
     }
 }
 
-uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
-                     struct channel_entry *entry)
+/* Fixes the packet's place in the order. */
+static void number(struct channel *ch, struct packet *packet)
 {
-    struct wire_packet header;
-    uint64_t check;
-
     assert(ch->closed == CHANNEL_OPEN);
     packet->channel = ch->index;
     packet->sequence = ++ch->last_sequence;
-    check = wire_packet_encode(packet, &header);
-    if (entry) {
-        *entry = (struct channel_entry){
-            .place = CHANNEL_MEMORY,
-            .header = header,
-            .payload = payload,
-            .length = packet->length,
-            .bytes = bytes,
-            .last_sequence = packet->sequence,
-        };
-        push(ch, entry);
-        ch->open_slice = NULL;
-        return check;
-    }
-    uint32_t size = (uint32_t)sizeof(header) + packet->length;
+}
+
+uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes)
+{
+    uint32_t size = (uint32_t)sizeof(struct wire_packet) + packet->length;
+    struct wire_packet header;
+
+    number(ch, packet);
+    uint64_t check = wire_packet_encode(packet, &header);
     struct channel_entry *slice = slice_for(ch, size);
     char *to = ch->chunk->data + ch->chunk->used;
     memcpy(to, &header, sizeof(header));
@@ -188,38 +179,50 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     return check;
 }
 
-uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
-                          struct channel_entry *entry)
+/* Puts a packet into the queue that has an entry of its own, which says where the payload is. */
+static void push_own(struct channel *ch, struct packet *packet, struct channel_entry *entry)
 {
-    uint64_t check = channel_add(ch, packet, NULL, bytes, entry);
-
-    entry->place = CHANNEL_PIPE;
-    entry->pipe = pipe;
-    return check;
-}
-
-void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry)
-{
-    assert(ch->closed == CHANNEL_OPEN);
-    packet->channel = ch->index;
-    packet->sequence = ++ch->last_sequence;
-    *entry = (struct channel_entry){.bytes = bytes, .last_sequence = packet->sequence, .unprepared = true};
+    number(ch, packet);
+    entry->last_sequence = packet->sequence;
     push(ch, entry);
     ch->open_slice = NULL;
 }
 
-uint64_t channel_prepare(const struct packet *packet, const void *payload, struct channel_entry *entry)
+uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
+                     struct channel_entry *entry)
+{
+    *entry = (struct channel_entry){
+        .place = CHANNEL_MEMORY, .payload = payload, .length = packet->length, .bytes = bytes};
+    push_own(ch, packet, entry);
+    return wire_packet_encode(packet, &entry->header);
+}
+
+uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
+                          struct channel_entry *entry)
+{
+    *entry = (struct channel_entry){.place = CHANNEL_PIPE, .pipe = pipe, .length = packet->length, .bytes = bytes};
+    push_own(ch, packet, entry);
+    return wire_packet_encode(packet, &entry->header);
+}
+
+void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry)
+{
+    *entry = (struct channel_entry){.place = CHANNEL_MEMORY, .bytes = bytes, .unmade = true};
+    push_own(ch, packet, entry);
+}
+
+uint64_t channel_made(const struct packet *packet, const void *payload, struct channel_entry *entry)
 {
     entry->payload = payload;
     entry->length = packet->length;
-    entry->unprepared = false;
+    entry->unmade = false;
     return wire_packet_encode(packet, &entry->header);
 }
 
 /* Whether there is something to send. */
 static bool can_send(const struct channel *ch)
 {
-    return ch->head && !ch->head->unprepared;
+    return ch->head && !ch->head->unmade;
 }
 
 /* Whether a payload is worth being sent without a copy. */
@@ -529,16 +532,24 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         pthread_cond_broadcast(&ch->progress);
 }
 
-void channel_finish(struct channel *ch, struct channel_entry *entry)
+/* Called and left with the lock held, by a thread that waits for none of what is queued. */
+static void send_if_idle(struct channel *ch)
+{
+    if (ch->busy || !can_send(ch))
+        return;
+    ch->busy = true;
+    send_queued(ch, NULL);
+}
+
+void channel_send_copied(struct channel *ch)
 {
     SCOPED_LOCK(&ch->lock);
-    if (!entry) {
-        if (!ch->busy && can_send(ch)) {
-            ch->busy = true;
-            send_queued(ch, NULL);
-        }
-        return;
-    }
+    send_if_idle(ch);
+}
+
+void channel_finish_entry(struct channel *ch, struct channel_entry *entry)
+{
+    SCOPED_LOCK(&ch->lock);
     bool reaped = false;
     while (!entry->done) {
         if (!entry->in_flight && (entry->chosen || (!ch->busy && can_send(ch)))) {
@@ -552,7 +563,7 @@ void channel_finish(struct channel *ch, struct channel_entry *entry)
             reaped = true;
             continue;
         }
-        /* Somebody sends, reaps, or makes a payload that comes first; who does looks for owners that wait. */
+        /* Somebody sends, reaps, or makes a payload that comes first, and looks for owners that wait. */
         pthread_cond_init(&entry->wake, NULL);
         entry->waiting = true;
         while (!entry->done && !entry->chosen && !(entry->in_flight && !ch->reaping))
@@ -582,7 +593,7 @@ static void linger(struct channel *ch)
     ch->lingering = false;
 }
 
-void channel_finish_copied(struct channel *ch)
+void channel_linger_copied(struct channel *ch)
 {
     SCOPED_LOCK(&ch->lock);
     if (is_too_little(ch)) {
@@ -590,10 +601,7 @@ void channel_finish_copied(struct channel *ch)
             return;
         linger(ch);
     }
-    if (!ch->busy && can_send(ch)) {
-        ch->busy = true;
-        send_queued(ch, NULL);
-    }
+    send_if_idle(ch);
 }
 
 void channel_hurry(struct channel *ch)

@@ -69,7 +69,7 @@ enum channel_place {
 
 /*
  * A place in the queue. A large packet's entry lives on its owner's stack until
- * channel_finish(). Small packets that follow one another are a slice of a chunk,
+ * channel_finish_entry(). Small packets that follow one another are a slice of a chunk,
  * which has the entries of its slices.
  */
 struct channel_entry {
@@ -83,7 +83,7 @@ struct channel_entry {
     uint64_t bytes;         /* what the gate is given back when it is sent */
     uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */
-    bool unprepared; /* its owner still makes the payload: nothing from here on is sent */
+    bool unmade; /* its owner still makes the payload: nothing from here on is sent */
     bool in_flight; /* sent, but for the buffer, which is not back */
     uint64_t ticket; /* with which it comes back; 0: it is not out */
     bool done;    /* sent and back, or dropped */
@@ -165,49 +165,57 @@ static inline bool channel_splices(const struct channel *ch)
 int channel_reserve(struct channel *ch, unsigned packets, size_t bytes);
 
 /**
- * channel_add - give a packet its place; the caller holds the channel's lock and has seen it CHANNEL_OPEN
+ * channel_add_copied - give a packet its place and copy its payload, which channel_copies(); room is reserved
  * @packet: @sequence and @channel are filled in
  * @payload: @packet->length bytes
  * @bytes: what was taken from the gate for it
- * @entry: NULL when channel_copies(), and room is reserved. Else the caller's,
- *         who leaves it and the payload alone until channel_finish()
  *
- * Return: the check of the packet's header.
+ * The caller holds the channel's lock and has seen it CHANNEL_OPEN. Return: the check of the packet's header.
+ */
+uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes);
+
+/**
+ * channel_add - give a packet its place whose payload stays where it is
+ * @entry: the caller's, who leaves it and the payload alone until channel_finish_entry()
+ *
+ * As channel_add_copied().
  */
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
                      struct channel_entry *entry);
 
 /**
  * channel_add_pipe - give a packet its place whose payload is in a pipe
- * @pipe: what transport_send_pipe() takes; open, and left alone, until channel_finish()
+ * @pipe: what transport_send_pipe() takes; open, and left alone, until channel_finish_entry()
  *
- * As channel_add() with an entry.
+ * As channel_add().
  */
 uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
                           struct channel_entry *entry);
 
 /**
- * channel_add_unprepared - give a packet its place before its payload is made
+ * channel_add_unmade - give a packet its place before its payload is made
  *
- * As channel_add() with an entry. The owner prepares it without waiting for
- * anything, since all that comes after it waits.
+ * As channel_add(). The owner makes the payload without waiting for anything, since
+ * all that comes after it waits.
  */
-void channel_add_unprepared(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry);
+void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry);
 
-/** channel_prepare - the payload is made; the caller holds the channel's lock. Return: the check of the header. */
-uint64_t channel_prepare(const struct packet *packet, const void *payload, struct channel_entry *entry);
+/** channel_made - the payload is made; the caller holds the channel's lock. Return: the check of the header. */
+uint64_t channel_made(const struct packet *packet, const void *payload, struct channel_entry *entry);
 
 /**
- * channel_finish - see to it that added packets go out
- * @entry: of a large packet; NULL: the caller has added packets that were copied
+ * channel_finish_entry - see to it that a packet with an entry goes out
  *
- * Returns when the caller's payload may be used again. A failure to send is not
- * this caller's: it goes to @failed.
+ * Returns when the payload may be used again. A failure to send is not this
+ * caller's: it goes to @failed.
  */
-void channel_finish(struct channel *ch, struct channel_entry *entry);
+void channel_finish_entry(struct channel *ch, struct channel_entry *entry);
 
-/** channel_finish_copied - channel_finish() of packets that were copied, which may linger: nobody waits for the caller */
-void channel_finish_copied(struct channel *ch);
+/** channel_send_copied - see to it that packets go out that were copied; the caller waits for none of them */
+void channel_send_copied(struct channel *ch);
+
+/** channel_linger_copied - channel_send_copied(), which may linger: nobody waits for the caller */
+void channel_linger_copied(struct channel *ch);
 
 /** channel_hurry - nobody lingers over what is queued; the caller holds the channel's lock */
 void channel_hurry(struct channel *ch);

@@ -58,7 +58,7 @@ static void add_copied(struct channel *ch, struct file *file, struct packet *pac
     const char *payload = packet->length ? bytes->buf + (packet->offset - bytes->offset) : NULL;
 
     (void)piece;
-    path_count(ch, file, packet, channel_add(ch, packet, payload, share, NULL));
+    path_count(ch, file, packet, channel_add_copied(ch, packet, payload, share));
 }
 
 const struct path path_copied = {add_copied, path_nothing_to_make, path_nothing_to_release};

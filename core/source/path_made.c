@@ -15,7 +15,7 @@ static void add_unmade(struct channel *ch, struct file *file, struct packet *pac
                        const struct path_bytes *bytes, uint64_t share, struct path_piece *piece)
 {
     (void)file;
-    channel_add_unprepared(ch, packet, share, &piece->entry);
+    channel_add_unmade(ch, packet, share, &piece->entry);
     piece->packet = *packet;
     piece->raw = bytes->buf + (packet->offset - bytes->offset);
     piece->gathered = piece->packed = NULL;
@@ -88,7 +88,7 @@ static void make(struct path_write *write, struct path_piece *piece)
         packet->payload_check = wire_payload_check(payload, packet->length);
     }
     SCOPED_LOCK(&piece->channel->lock);
-    uint64_t check = channel_prepare(packet, payload, &piece->entry);
+    uint64_t check = channel_made(packet, payload, &piece->entry);
     if (payload)
         path_count(piece->channel, write->file, packet, check);
 }

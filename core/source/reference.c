@@ -225,7 +225,7 @@ static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const
 /* Sends what was copied for a channel; waits, so that there is a bound to it. */
 static void send_copied(struct channel *ch)
 {
-    channel_finish(ch, NULL);
+    channel_send_copied(ch);
     channel_flush(ch, UINT64_MAX, NULL);
 }
 

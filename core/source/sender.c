@@ -190,7 +190,7 @@ void sender_finish(struct sender_write *write)
     compressor_help(conn->compressor, write->common.lease);
     for (unsigned i = 0; i < write->count; i++) {
         struct path_piece *piece = &write->pieces[i];
-        channel_finish(piece->channel, &piece->entry);
+        channel_finish_entry(piece->channel, &piece->entry);
         write->need[piece->channel->index] = false;
         piece->path->release(&write->common, piece);
     }
@@ -200,9 +200,9 @@ void sender_finish(struct sender_write *write)
         /* A thread that lingers over one channel cannot see to another; and what lingers must not fill the
          * gate. */
         if (write->channels == 1 && conn->gate.limit >= 2ull * CHANNEL_ENOUGH * conn->channel_count)
-            channel_finish_copied(&conn->channels[c]);
+            channel_linger_copied(&conn->channels[c]);
         else
-            channel_finish(&conn->channels[c], NULL);
+            channel_send_copied(&conn->channels[c]);
     }
     end(write);
 }
@@ -263,7 +263,7 @@ static int broadcast(struct connection *conn, struct file *file, const bool *nee
     }
     for (unsigned c = 0; c < conn->channel_count; c++) {
         if (need[c])
-            channel_finish(&conn->channels[c], NULL);
+            channel_send_copied(&conn->channels[c]);
     }
     return 0;
 }

@@ -102,10 +102,13 @@ static void bench_fini(struct bench *b)
     free(b->valve.bytes);
 }
 
-/* Finishes as outgoing.c does: who was copied has no entry. */
+/* Finishes as the sender does: a packet that was copied has no entry. */
 static void finish(struct channel *ch, uint32_t length, struct channel_entry *entry)
 {
-    channel_finish(ch, channel_copies(ch, length) ? NULL : entry);
+    if (channel_copies(ch, length))
+        channel_send_copied(ch);
+    else
+        channel_finish_entry(ch, entry);
 }
 
 /* Adds a packet as outgoing.c does. False: the channel is closed. */
@@ -128,7 +131,8 @@ static bool add(struct channel *ch, uint32_t file, const void *payload, uint32_t
     if (open && copies)
         channel_reserve(ch, 1, length);
     if (open)
-        made = channel_add(ch, &packet, payload, length, copies ? NULL : entry);
+        made = copies ? channel_add_copied(ch, &packet, payload, length)
+                      : channel_add(ch, &packet, payload, length, entry);
     pthread_mutex_unlock(&ch->lock);
     if (!open)
         gate_leave(ch->gate, length);
@@ -462,7 +466,7 @@ Test(channel, the_transport_says_what_is_copied)
     }
 }
 
-/* Room for packets of every size that is copied is really there: channel_add() asserts it. */
+/* Room for packets of every size that is copied is really there: channel_add_copied() asserts it. */
 Test(channel, reserve)
 {
     static const uint32_t lengths[] = {0, 1, 100, 4096, CHANNEL_COPY_MAX / 2 + 1, CHANNEL_COPY_MAX};
@@ -482,10 +486,10 @@ Test(channel, reserve)
                     .raw_length = lengths[l],
                     .payload_check = wire_payload_check(payload, lengths[l]),
                 };
-                channel_add(&b.ch, &packet, payload, 0, NULL);
+                channel_add_copied(&b.ch, &packet, payload, 0);
             }
             pthread_mutex_unlock(&b.ch.lock);
-            channel_finish(&b.ch, NULL);
+            channel_send_copied(&b.ch);
             cr_expect(eq(uint, parse_valve(&b, &parser, NULL, 0), n));
             bench_fini(&b);
         }
@@ -512,13 +516,13 @@ Test(channel, reserve_with_large_packets_in_between)
             .raw_length = sizeof(large),
             .payload_check = wire_payload_check(large, sizeof(large)),
         };
-        channel_add(&b.ch, &zero, NULL, 0, NULL);
+        channel_add_copied(&b.ch, &zero, NULL, 0);
         channel_add(&b.ch, &data, large, 0, &entries[i]);
     }
     pthread_mutex_unlock(&b.ch.lock);
     for (int i = 0; i < N; i++)
-        channel_finish(&b.ch, &entries[i]);
-    channel_finish(&b.ch, NULL);
+        channel_finish_entry(&b.ch, &entries[i]);
+    channel_send_copied(&b.ch);
     cr_expect(eq(uint, parse_valve(&b, &parser, NULL, 0), 2 * N));
     bench_fini(&b);
 }
@@ -543,7 +547,7 @@ static void later_add(struct later *l, struct bench *b, char mark)
     l->packet.payload_check = wire_payload_check(l->payload, sizeof(l->payload));
     gate_enter(&b->gate, 100, NULL);
     pthread_mutex_lock(&b->ch.lock);
-    channel_add_unprepared(&b->ch, &l->packet, 100, &l->entry);
+    channel_add_unmade(&b->ch, &l->packet, 100, &l->entry);
     pthread_mutex_unlock(&b->ch.lock);
 }
 
@@ -551,20 +555,20 @@ static void later_finish(void *arg)
 {
     struct later *l = arg;
 
-    channel_finish(&l->b->ch, &l->entry);
+    channel_finish_entry(&l->b->ch, &l->entry);
 }
 
 /* Makes the payload, and finishes in a thread. */
 static void later_prepare(struct later *l)
 {
     pthread_mutex_lock(&l->b->ch.lock);
-    channel_prepare(&l->packet, l->payload, &l->entry);
+    channel_made(&l->packet, l->payload, &l->entry);
     pthread_mutex_unlock(&l->b->ch.lock);
     worker_start(&l->worker, later_finish, l);
 }
 
 /* Two of them, prepared in either order, with a large packet and copied ones in between: the order is that of adding. */
-Test(channel, unprepared_packets_keep_their_place)
+Test(channel, unmade_packets_keep_their_place)
 {
     for (int swapped = 0; swapped < 2; swapped++) {
         struct bench b;
@@ -576,11 +580,11 @@ Test(channel, unprepared_packets_keep_their_place)
         bench_init(&b, true);
         later_add(&first, &b, 'A');
         add(&b.ch, 0, "B", 1, &entry, NULL);
-        channel_finish(&b.ch, NULL);
+        channel_send_copied(&b.ch);
         one_start(&large, &b, 'C', 100000);
         later_add(&second, &b, 'D');
         add(&b.ch, 0, "E", 1, &entry, NULL);
-        channel_finish(&b.ch, NULL);
+        channel_send_copied(&b.ch);
         worker_await_sleep(&large.worker);
         cr_expect(eq(uint, b.valve.sends, 0), "all wait for the first one");
         later_prepare(swapped ? &second : &first);
@@ -598,7 +602,7 @@ Test(channel, unprepared_packets_keep_their_place)
 }
 
 /* The channel dies while a payload is made: the owner gets away, and nothing stays behind. */
-Test(channel, unprepared_packet_of_a_dead_channel)
+Test(channel, unmade_packet_of_a_dead_channel)
 {
     struct bench b;
     struct later later;
@@ -629,11 +633,11 @@ Test(channel, no_payload)
         struct packet packet = {.type = WIRE_DISCARD, .range = 4096};
         pthread_mutex_lock(&b.ch.lock);
         channel_reserve(&b.ch, 1, 0);
-        channel_add(&b.ch, &packet, NULL, 0, NULL);
+        channel_add_copied(&b.ch, &packet, NULL, 0);
         pthread_mutex_unlock(&b.ch.lock);
         cr_expect(eq(u64, packet.sequence, (uint64_t)i + 1), "the caller's packet is filled in");
         cr_expect(eq(uint, packet.channel, 5));
-        channel_finish(&b.ch, NULL);
+        channel_send_copied(&b.ch);
     }
     cr_expect(eq(sz, b.valve.have, 1000 * sizeof(struct wire_packet)));
     parse_valve(&b, &parser, NULL, 0);
@@ -804,7 +808,7 @@ struct lingerer {
 
 static void run_lingerer(void *arg)
 {
-    channel_finish_copied(((struct lingerer *)arg)->ch);
+    channel_linger_copied(((struct lingerer *)arg)->ch);
 }
 
 /* Small packets wait for one another, but for no longer than a moment, and not when somebody waits for them. */
@@ -817,12 +821,12 @@ Test(channel, small_packets_linger)
     pattern(page, sizeof(page), 1);
     /* Alone: it goes when the moment is over. */
     cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
-    channel_finish_copied(&b.ch);
+    channel_linger_copied(&b.ch);
     cr_expect(eq(uint, b.valve.sends, 1));
     /* Enough of them: whoever adds the last one sends them all. */
     for (unsigned i = 0; i < CHANNEL_ENOUGH / sizeof(page) + 1; i++)
         cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
-    channel_finish_copied(&b.ch);
+    channel_linger_copied(&b.ch);
     cr_expect(eq(uint, b.valve.sends, 2));
     /* A flush, and a closed channel, end the wait; whichever comes first, all has been sent. */
     for (unsigned i = 0; i < 200; i++) {
@@ -858,7 +862,7 @@ Test(channel, seal_and_reopen)
     cr_expect(eq(int, channel_flush(&b.ch, 1, NULL), 0), "what was accepted goes out");
     channel_reopen(&b.ch);
     cr_assert(add(&b.ch, 0, "B", 1, &entry, NULL));
-    channel_finish(&b.ch, NULL);
+    channel_send_copied(&b.ch);
     cr_expect(eq(uint, parse_valve(&b, &parser, marks, 2), 2));
     cr_expect(eq(str, marks, "AB"));
     channel_close(&b.ch, CHANNEL_SEALED);

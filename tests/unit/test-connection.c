@@ -127,9 +127,9 @@ static void send_packet(struct connection *conn, unsigned index, char byte)
     pthread_mutex_lock(&ch->lock);
     cr_assert(eq(int, (int)ch->closed, CHANNEL_OPEN));
     cr_assert(zero(int, channel_reserve(ch, 1, 1)));
-    channel_add(ch, &packet, &byte, bytes, NULL);
+    channel_add_copied(ch, &packet, &byte, bytes);
     pthread_mutex_unlock(&ch->lock);
-    channel_finish(ch, NULL);
+    channel_send_copied(ch);
 }
 
 /* Receives it. */

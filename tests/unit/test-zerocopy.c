@@ -430,7 +430,10 @@ static void finish_one(void *arg)
 {
     struct one *one = arg;
 
-    channel_finish(&ch, channel_copies(&ch, one->length) ? NULL : &one->entry);
+    if (channel_copies(&ch, one->length))
+        channel_send_copied(&ch);
+    else
+        channel_finish_entry(&ch, &one->entry);
     memset(one->buf, '!', one->length / 2 + 1);
     memset(one->buf + one->length / 2, '?', one->length - one->length / 2);
 }
@@ -445,7 +448,10 @@ static void one_start(struct one *one, char mark, uint32_t length)
     pthread_mutex_lock(&ch.lock);
     if (channel_copies(&ch, length))
         channel_reserve(&ch, 1, length);
-    channel_add(&ch, &packet, one->buf, length, channel_copies(&ch, length) ? NULL : &one->entry);
+    if (channel_copies(&ch, length))
+        channel_add_copied(&ch, &packet, one->buf, length);
+    else
+        channel_add(&ch, &packet, one->buf, length, &one->entry);
     one->sequence = packet.sequence;
     pthread_mutex_unlock(&ch.lock);
     worker_start(&one->worker, finish_one, one);
@@ -723,9 +729,15 @@ static void write_many(void *arg)
         bool copies = channel_copies(&ch, length);
         if (copies)
             channel_reserve(&ch, 1, length);
-        channel_add(&ch, &packet, buf, length, copies ? NULL : &entry);
+        if (copies)
+            channel_add_copied(&ch, &packet, buf, length);
+        else
+            channel_add(&ch, &packet, buf, length, &entry);
         pthread_mutex_unlock(&ch.lock);
-        channel_finish(&ch, copies ? NULL : &entry);
+        if (copies)
+            channel_send_copied(&ch);
+        else
+            channel_finish_entry(&ch, &entry);
         for (uint32_t b = 0; b < length; b++)
             buf[b] = (char)b;
         if (i % 50 == 49)
