@@ -6,21 +6,17 @@
 #include "clock.h"
 #include "handover.h"
 #include "host.h"
-#include "log.h"
 #include "question.h"
 #include "ram.h"
 #include "source.h"
 #include "stall.h"
+#include "start.h"
 #include "streams.h"
 #include "writes.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
-
-/* What mig-out, which is made before it is known whether the migration becomes active, is to do. */
-enum launch { LAUNCH_WAIT, LAUNCH_GO, LAUNCH_LEAVE };
 
 struct outgoing {
     struct source source;
@@ -28,19 +24,24 @@ struct outgoing {
     struct barriers barriers;
     struct question question;
     struct handover handover;
-
-    /* Guarded by migration.lock: */
-    enum launch launch;
+    struct start start;
 };
 
 /* Nothing has been said to a destination yet. */
-static void init_parts(struct outgoing *out)
+static void init_parts(void *role)
 {
+    struct outgoing *out = role;
+
     streams_init(&out->streams, &out->source);
     barriers_init(&out->barriers, &out->source, &out->streams);
     question_init(&out->question, &out->source);
     handover_init(&out->handover, &out->source, &out->streams, &out->question);
 }
+
+static int step(void *role, struct connection *conn, int64_t deadline_ms, struct error *err);
+static void *mig_out(void *arg);
+
+static const struct start_operations start_operations = {.forget = init_parts, .step = step, .thread = mig_out};
 
 struct outgoing *outgoing_new(struct migration *m)
 {
@@ -50,6 +51,7 @@ struct outgoing *outgoing_new(struct migration *m)
         return NULL;
     source_init(&out->source, m);
     init_parts(out);
+    start_init(&out->start, &out->source, &out->streams, &start_operations, out);
     return out;
 }
 
@@ -60,290 +62,6 @@ void outgoing_free(struct outgoing *out)
     streams_fini(&out->streams);
     source_fini(&out->source);
     free(out);
-}
-
-/*
- * Failures
- */
-
-/* connection.failed: keep the reason, and let the main channel have its say. */
-static void connection_failed(void *arg, const struct error *reason, int64_t delay_ms)
-{
-    struct migration *m = arg;
-
-    SCOPED_LOCK(&m->lock);
-    source_doom(&m->out->source, reason, delay_ms);
-}
-
-/* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
-static bool is_answer_due(const struct outgoing *out)
-{
-    return streams_is_answer_due(&out->streams) || barriers_is_answer_due(&out->barriers) ||
-           question_is_answer_due(&out->question) ||
-           handover_is_answer_due(&out->handover);
-}
-
-/*
- * Ends the migration when a channel, or the destination as a whole, stands still while
- * something is due. In mig-out. After the commit the migration's doom bounds the wait.
- */
-static void look_for_stall(struct migration *m, struct connection *conn)
-{
-    struct error reason = {0};
-
-    pthread_mutex_lock(&m->lock);
-    bool due = is_answer_due(m->out);
-    pthread_mutex_unlock(&m->lock);
-    if (!connection_look(conn, due, &reason))
-        return;
-    SCOPED_LOCK(&m->lock);
-    if (!handover_is_committing(&m->out->handover))
-        source_doom(&m->out->source, &reason, 0);
-}
-
-/*
- * Starting
- */
-
-/* What handle_message() is about. */
-struct reader {
-    struct migration *m;
-    struct connection *conn;
-};
-
-static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err);
-
-/*
- * Tells the destination of a file, and waits for its answer. While mig-out does not run yet: this thread
- * reads the main channel itself.
- */
-static int announce_in_setup(struct migration *m, struct connection *conn, struct file *file,
-                             const struct interrupt *interrupt, struct error *err)
-{
-    struct outgoing *out = m->out;
-    struct reader reader = {m, conn};
-    int64_t deadline = clock_ms() + m->settings.timeout_ms;
-
-    streams_announce(&out->streams, conn, file);
-    while (!streams_is_answered(&out->streams)) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        if (m->state != STATE_SETUP)
-            return error_set(err, CAUSE_CANCELLED, "cancelled");
-        if (clock_ms() >= deadline)
-            return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
-        if (session_step(&conn->main, deadline, handle_message, &reader, err) < 0)
-            return -EIO;
-    }
-    SCOPED_LOCK(&m->lock);
-    return streams_take_answer(&out->streams, err);
-}
-
-/* A buffer that has to be kept for the kernel is not in a pipe. */
-static enum connection_splice splice_of(const struct migration *m)
-{
-    const struct settings *settings = &m->settings;
-    bool can = m->host->splices && !settings->compress && settings->zero_copy != ZEROCOPY_REQUIRE;
-
-    if (!can || settings->splice == CHOICE_OFF)
-        return CONNECTION_SPLICE_NEVER;
-    return settings->splice == CHOICE_ON ? CONNECTION_SPLICE_ALWAYS : CONNECTION_SPLICE_AUTO;
-}
-
-static int connect_to(struct migration *m, struct connection **conn, struct error *err)
-{
-    const struct settings *settings = &m->settings;
-    struct connection_config config = {
-        .uri = &settings->uri,
-        .name = m->name,
-        .channels = settings->channels,
-        .device_channels = settings->device_channels,
-        .timeout_ms = settings->timeout_ms,
-        .features = (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) | (settings->compress ? WIRE_FEATURE_ZSTD : 0),
-        .zero_copy = settings->zero_copy,
-        .splice = splice_of(m),
-        .compress = settings->compress,
-        .zstd_level = settings->zstd_level,
-        .write_behind = m->host->limits.write_behind,
-        .cancel_fd = m->out->source.cancel_fd,
-        .failed = connection_failed,
-        .arg = m,
-    };
-
-    return connection_open(&config, conn, err);
-}
-
-/* Connects, and tells the destination of all files. */
-static int connect_all(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    struct outgoing *out = m->out;
-    struct connection *conn;
-
-    if (connect_to(m, &conn, err) < 0)
-        return -EIO;
-    pthread_mutex_lock(&m->lock);
-    out->source.opening = conn;
-    pthread_mutex_unlock(&m->lock);
-    streams_number(&m->out->streams);
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        struct file *file = m->files[i];
-        if (file_set_channels(file, conn->channel_count, m->settings.device_channels) < 0)
-            return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        if (file->id > conn->limits.max_devices)
-            return error_set(err, CAUSE_QUOTA, "the destination allows %u devices", conn->limits.max_devices);
-        if (connection_check_size(conn, file, atomic_load(&file->size), err) < 0 ||
-            announce_in_setup(m, conn, file, interrupt, err) < 0)
-            return -EIO;
-    }
-    return out->source.reference ? ram_start(&out->source, out->source.reference, conn, err) : 0;
-}
-
-static void *mig_out(void *arg);
-
-static int may_start(struct migration *m, struct error *err)
-{
-    if (m->removed)
-        return error_set(err, CAUSE_NOT_FOUND, "the migration is gone");
-    if (migration_allows(m, COMMAND_START, err) < 0)
-        return -EIO;
-    if (m->was_active)
-        return error_set(err, CAUSE_STATE, "the migration has %s: rmdir it and make it again",
-                         m->state == STATE_FAILED ? "failed" : "been cancelled");
-    if (!m->settings.uri.text[0])
-        return error_set(err, CAUSE_SYNTAX, "where to? Write a URI to 'uri' first");
-    if (m->settings.device_channels >= m->settings.channels)
-        return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
-                         m->settings.device_channels, m->settings.channels);
-    if (m->settings.splice == CHOICE_ON && !m->host->splices)
-        return error_set(err, CAUSE_UNSUPPORTED,
-                         "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
-    return m->out->source.reference ? ram_check_file(&m->out->source, m->out->source.reference, err) : 0;
-}
-
-/* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it need not. */
-static bool wants_checksum(const struct settings *settings, bool by_reference)
-{
-    /* Nothing is left here of what comes through FUSE: only what it was sent with can tell. */
-    if (settings->verify && !by_reference)
-        return true;
-    if (settings->checksum_choice != CHOICE_AUTO)
-        return settings->checksum_choice == CHOICE_ON;
-    return settings->compress || (settings->zero_pages && !by_reference);
-}
-
-/* From a state in which it can be started to setup. -EAGAIN: a `start` that was cancelled has not left. */
-static int try_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    struct outgoing *out = m->out;
-    eventfd_t drained;
-
-    SCOPED_LOCK(&m->lock);
-    /* See host.closed. */
-    if (atomic_load(&m->host->closed))
-        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    int ret = source_is_leaving(&m->out->source) ? -EAGAIN : may_start(m, err);
-    if (ret == 0 && out->source.cancel_fd < 0)
-        out->source.cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (ret == 0 && out->source.cancel_fd < 0)
-        ret = error_set_errno(err, errno, "cannot make an eventfd");
-    if (ret == 0) {
-        eventfd_read(out->source.cancel_fd, &drained);
-        init_parts(out);
-        out->source.doom = (struct error){0};
-        out->source.starter = interrupt;
-        migration_become_outgoing(m);
-        out->source.starting = true;
-        out->launch = LAUNCH_WAIT;
-        m->settings.checksum = wants_checksum(&m->settings, out->source.reference);
-        migration_move(m, STATE_SETUP, NULL);
-    }
-    return ret;
-}
-
-static int enter_setup(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    int ret;
-
-    do {
-        pthread_mutex_lock(&m->lock);
-        ret = source_await_starter(&m->out->source, interrupt, err);
-        pthread_mutex_unlock(&m->lock);
-        if (ret == 0)
-            ret = try_setup(m, interrupt, err);
-    } while (ret == -EAGAIN);
-    return ret;
-}
-
-/* The attempt has failed, and there is no mig-out. */
-static void leave_setup(struct migration *m, struct error *failure, struct error *err)
-{
-    struct outgoing *out = m->out;
-
-    /* A goodbye tells the peer more than a closed connection. */
-    if (out->source.opening && !out->source.opening->peer_aborted)
-        session_goodbye(&out->source.opening->main, failure);
-    pthread_mutex_lock(&m->lock);
-    out->source.starter = NULL;
-    streams_forget_answer(&out->streams);
-    if (out->source.reference)
-        reference_stop(out->source.reference);
-    connection_free(out->source.opening);
-    out->source.opening = NULL;
-    source_close_cancel(&out->source);
-    if (m->state == STATE_SETUP)
-        migration_move(m, STATE_FAILED, failure);
-    *err = m->failure;
-    out->source.starting = false;
-    pthread_cond_broadcast(&m->changed);
-    pthread_mutex_unlock(&m->lock);
-    log_error("%s: cannot start: %s", m->name, err->message);
-    migration_announce(m);
-}
-
-/* All is connected, and mig-out waits for what becomes of it. False, with @failure: it was cancelled meanwhile. */
-static bool launch(struct migration *m, struct error *failure)
-{
-    struct outgoing *out = m->out;
-    eventfd_t drained;
-
-    SCOPED_LOCK(&m->lock);
-    bool active = m->state == STATE_SETUP;
-    out->launch = active ? LAUNCH_GO : LAUNCH_LEAVE;
-    pthread_cond_broadcast(&m->changed);
-    if (active) {
-        out->source.starter = NULL;
-        out->source.starting = false;
-        eventfd_read(out->source.cancel_fd, &drained);
-        connection_watch(out->source.opening);
-        atomic_store_explicit(&out->source.connection, out->source.opening, memory_order_release);
-        out->source.opening = NULL;
-        migration_move(m, STATE_ACTIVE, NULL);
-        return true;
-    }
-    *failure = m->failure;
-    while (out->launch == LAUNCH_LEAVE)
-        pthread_cond_wait(&m->changed, &m->lock);
-    return false;
-}
-
-int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    struct outgoing *out = m->out;
-    struct error failure = {0};
-
-    if (enter_setup(m, interrupt, err) < 0)
-        return -EIO;
-    migration_announce(m);
-    if (out->source.reference)
-        outgoing_check_sharing(m, 0);
-    if (connect_all(m, interrupt, &failure) < 0 || migration_start_thread(m, mig_out, &failure) < 0 ||
-        !launch(m, &failure)) {
-        leave_setup(m, &failure, err);
-        return -EIO;
-    }
-    migration_announce(m);
-    log_info("%s: active, %u channels to %s", m->name, source_connection(&out->source)->channel_count, m->settings.uri.text);
-    return 0;
 }
 
 /*
@@ -383,6 +101,11 @@ int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, con
     SCOPED_LOCK(&m->lock);
     streams_tell(&m->out->streams, file, true);
     return 0;
+}
+
+int outgoing_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    return start_run(&m->out->start, interrupt, err);
 }
 
 int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
@@ -453,6 +176,12 @@ void outgoing_close_writer(struct migration *m, struct file *file)
 /*
  * The main channel
  */
+
+/* What handle_message() is about. */
+struct reader {
+    struct outgoing *out;
+    struct connection *conn;
+};
 
 static int on_file_reply(struct outgoing *out, struct connection *conn, const struct message *message,
                          struct wire_reader *body, struct error *err)
@@ -541,7 +270,14 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 
     if (type >= WIRE_MESSAGE_MAX || !handlers[type])
         return error_set(err, CAUSE_PROTOCOL, "a message of type %u from the destination", type);
-    return handlers[type](reader->m->out, reader->conn, message, body, err);
+    return handlers[type](reader->out, reader->conn, message, body, err);
+}
+
+static int step(void *role, struct connection *conn, int64_t deadline_ms, struct error *err)
+{
+    struct reader reader = {role, conn};
+
+    return session_step(&conn->main, deadline_ms, handle_message, &reader, err);
 }
 
 static void lost_connection(struct migration *m, struct connection *conn, const struct error *reason)
@@ -555,17 +291,30 @@ static void lost_connection(struct migration *m, struct connection *conn, const 
         migration_fail(m, reason);
 }
 
-/* Waits for launch(). False: it was in vain, and who started looks after the rest. */
-static bool await_launch(struct migration *m)
+/* Whether somebody waits for an answer of the destination's. The caller holds migration.lock. */
+static bool is_answer_due(const struct outgoing *out)
 {
+    return streams_is_answer_due(&out->streams) || barriers_is_answer_due(&out->barriers) ||
+           question_is_answer_due(&out->question) ||
+           handover_is_answer_due(&out->handover);
+}
+
+/*
+ * Ends the migration when a channel, or the destination as a whole, stands still while
+ * something is due. In mig-out. After the commit the migration's doom bounds the wait.
+ */
+static void look_for_stall(struct migration *m, struct connection *conn)
+{
+    struct error reason = {0};
+
+    pthread_mutex_lock(&m->lock);
+    bool due = is_answer_due(m->out);
+    pthread_mutex_unlock(&m->lock);
+    if (!connection_look(conn, due, &reason))
+        return;
     SCOPED_LOCK(&m->lock);
-    while (m->out->launch == LAUNCH_WAIT)
-        pthread_cond_wait(&m->changed, &m->lock);
-    if (m->out->launch == LAUNCH_GO)
-        return true;
-    m->out->launch = LAUNCH_WAIT;
-    pthread_cond_broadcast(&m->changed);
-    return false;
+    if (!handover_is_committing(&m->out->handover))
+        source_doom(&m->out->source, &reason, 0);
 }
 
 /* It is over, and nothing is queued: gives up all but the sums. */
@@ -595,12 +344,11 @@ static void *mig_out(void *arg)
     struct outgoing *out = m->out;
 
     pthread_setname_np(pthread_self(), "mig-out");
-    if (!await_launch(m)) {
+    if (!start_await_launch(&out->start)) {
         migration_put(m);
         return NULL;
     }
     struct connection *conn = source_connection(&out->source);
-    struct reader reader = {m, conn};
     while (!state_is_final(m->state)) {
         struct error err = {0};
         pthread_mutex_lock(&m->lock);
@@ -608,7 +356,7 @@ static void *mig_out(void *arg)
         int64_t deadline = error_is_set(&doom) ? out->source.doom_at : clock_ms() + 60000;
         bool confirming = handover_is_committing(&out->handover);
         pthread_mutex_unlock(&m->lock);
-        int ret = session_step(&conn->main, deadline, handle_message, &reader, &err);
+        int ret = step(out, conn, deadline, &err);
         if (state_is_final(m->state))
             break;
         if (stall_is_due(&conn->watch, clock_ms()))
