@@ -34,8 +34,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Whether bytes that come in a pipe and that nobody looks at go out of it: where that is known to be faster,
- * or always. */
+/* Whether bytes that come in a pipe, and that nobody looks at, go out of it. AUTO: where that is faster. */
 enum connection_splice { CONNECTION_SPLICE_NEVER, CONNECTION_SPLICE_AUTO, CONNECTION_SPLICE_ALWAYS };
 
 /* What an attempt is made with. All is copied. */
@@ -81,8 +80,8 @@ struct connection {
     void (*failed)(void *arg, const struct error *reason, int64_t delay_ms);
     void *failed_arg;
 
-    struct gate gate;
     struct session main;
+    struct gate gate; /* apart from what is constant: all who write change it */
     _Atomic uint64_t last_id; /* of a message that has an answer */
 
     /* The reader's: */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A bound on bytes: those that a migration has accepted and not sent yet. Who
- * wants to add to them waits until there is room; this is where a slow peer
- * blocks the writers.
+ * A bound on bytes: those that a migration has accepted and not sent yet. A
+ * thread that wants to add to them waits until there is room; this is where a slow
+ * peer blocks the writers.
  */
 #ifndef MIGFS_GATE_H
 #define MIGFS_GATE_H
@@ -24,7 +24,7 @@ struct gate {
     atomic_bool closed; /* nobody waits any more, everybody passes */
     pthread_mutex_t lock;
     pthread_cond_t room;
-    struct gate_waiter *first, **last; /* who waits, in the order of arrival; guarded by lock */
+    struct gate_waiter *first, **last; /* the threads that wait, in the order of arrival; guarded by lock */
 };
 
 void gate_init(struct gate *gate, uint64_t limit);
@@ -33,7 +33,7 @@ void gate_fini(struct gate *gate);
 /**
  * gate_enter - take @bytes, when there is room
  *
- * One entrant is let in whatever its size when nobody else is in. Who waits is
+ * One entrant is let in whatever its size when nobody else is in. Those who wait are
  * let in in the order of arrival. Return: 0;
  * -EINTR when @interrupt was hit first; -ECANCELED when the gate was closed
  * (nothing was taken then).

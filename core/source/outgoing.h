@@ -1,25 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The source's side of a migration.
+ * The source's role of a migration: its thread, what the destination says, and how it ends.
  *
  * Theory of operation
- *   `start` connects the main channel and the data channels, and makes thread
- *   mig-out, which reads the main channel. A write is cut at the stripes; each
- *   piece gets its place in its home channel's order, the writer is answered
- *   (write-behind), and then the pieces are sent by the same thread.
+ *   `start` makes a connection and the role's thread, mig-out, which reads the main channel until the
+ *   migration is over. Each message goes to the part that it concerns:
  *
- *   A barrier is a vector of counts: the number of the last packet accepted on
- *   each channel. `flush` waits until the packets have left; `sync` sends the
- *   vector and waits until the destination says that it has applied that many.
- *   Nothing about a barrier travels on a data channel.
+ *     source      what the parts share: the migration, the connection, the RAM by reference, the doom
+ *     ram         which file the RAM comes from, when it comes by reference
+ *     streams     devices: announced, opened, ended, removed, renamed
+ *     start       from the settings to a connection whose files are announced
+ *     writes      what is written: whether it is taken; plan, sender and channel do the rest
+ *     barriers    flush, sync, rounds
+ *     question    what the destination has: digests, `verify`
+ *     handover    `complete`, commit, and the question afterwards
  *
- *   `complete` seals the channels, so that nothing more is accepted, and sends
- *   the manifest with the final counts. The destination applies all, checks,
- *   and says `prepared`; with `verify`, both compute digests of RAM by reference,
- *   and the source compares them; the source says `commit`; the destination completes
- *   and says `committed`; then the source completes. Should the connection be
- *   lost after `commit` was sent, the source connects once more and asks what
- *   became of it.
+ *   A part knows only those above it, and none knows this file.
  *
  *   The destination says from time to time what has arrived. mig-out looks whether
  *   what is owed still moves (stall.h), so that nothing waits for ever.

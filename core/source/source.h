@@ -3,7 +3,7 @@
  * What the parts of the source's role have in common: the migration, its connection, its
  * RAM by reference, the `start` that runs, and what the migration is lost for.
  *
- * Parts (streams, barriers, question, handover) keep a pointer to it. They wait on
+ * The parts (see outgoing.h) keep a pointer to it. They wait on
  * migration.changed, and what they keep is guarded by migration.lock.
  */
 #ifndef MIGFS_SOURCE_H
