@@ -17,6 +17,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <ucontext.h>
 
 static void map_window(struct memory *mem, uint64_t size, bool transparent)
 {
@@ -222,10 +223,16 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
 
 static _Thread_local sigjmp_buf *guard; /* of the memory_guard() that runs in this thread */
 
-static void on_sigbus(int signal)
+static void on_sigbus(int signal, siginfo_t *info, void *context)
 {
-    if (guard)
+    const ucontext_t *interrupted = context;
+
+    (void)info;
+    if (guard) {
+        /* Whatever is blocked in here (a sanitizer blocks everything) stays blocked after a jump. */
+        pthread_sigmask(SIG_SETMASK, &interrupted->uc_sigmask, NULL);
         siglongjmp(*guard, 1);
+    }
     /* Not ours: the default action, when the access is tried again. */
     struct sigaction fatal = {.sa_handler = SIG_DFL};
     sigaction(signal, &fatal, NULL);
@@ -233,7 +240,7 @@ static void on_sigbus(int signal)
 
 void memory_guard_setup(void)
 {
-    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
 
     sigaction(SIGBUS, &action, NULL);
 }

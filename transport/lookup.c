@@ -23,7 +23,8 @@
 
 struct lookup {
     char host[URI_MAX], port[URI_MAX];
-    int done_fd;      /* an eventfd: readable when the following is there */
+    int done_fd;      /* an eventfd: readable when it is done */
+    atomic_bool done; /* the following is there; release and acquire, because poll(2) orders nothing */
     int code, errnum; /* getaddrinfo()'s, and errno for EAI_SYSTEM */
     struct addrinfo *list;
     atomic_uint users; /* of two: the thread, and whoever waits; acquire and release, so that the last one sees all */
@@ -53,6 +54,7 @@ static void *look_up(void *arg)
     lookup->code = getaddrinfo(lookup->host, lookup->port, &hints, &list);
     lookup->errnum = errno;
     lookup->list = lookup->code ? NULL : list;
+    atomic_store_explicit(&lookup->done, true, memory_order_release);
     eventfd_write(lookup->done_fd, 1);
     lookup_put(lookup);
     return NULL;
@@ -97,17 +99,18 @@ static int await(const struct lookup *lookup, const struct transport_wait *wait)
         {.fd = wait->cancel_fd, .events = POLLIN},
     };
 
-    for (;;) {
+    while (!atomic_load_explicit(&lookup->done, memory_order_acquire)) {
         int n = poll(fds, 2, clock_poll_timeout(wait->deadline_ms));
         if (n < 0 && errno != EINTR)
             return -errno;
         if (n > 0 && fds[0].revents)
-            return 0;
+            continue;
         if (n > 0 && fds[1].revents)
             return -ECANCELED;
         if (clock_ms() >= wait->deadline_ms)
             return -ETIMEDOUT;
     }
+    return 0;
 }
 
 int lookup_host(const char *host, const char *port, const struct transport_wait *wait, struct addrinfo **out,

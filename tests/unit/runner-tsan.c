@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define EXIT_SKIPPED 77
+#define TEST_SECONDS 300 /* then it hangs */
 
 /* The sections in which the macros of Criterion leave tests and suites; the linker names their ends. */
 extern struct criterion_test *__start_cr_tst[], *__stop_cr_tst[];
@@ -101,21 +102,42 @@ static void run_here(const struct criterion_test *test)
 {
     const struct criterion_suite *suite = suite_of(test);
 
+    alarm(TEST_SECONDS);
     if (suite->data->init)
         suite->data->init();
+    if (test->data->init)
+        test->data->init();
     test->test();
+    if (test->data->fini)
+        test->data->fini();
     if (suite->data->fini)
         suite->data->fini();
     exit(failed ? EXIT_FAILURE : EXIT_SUCCESS);
 }
 
-int main(void)
+/* Arguments are names of tests; options are for Criterion's runner. */
+static bool is_wanted(const struct criterion_test *test, char **args)
+{
+    bool named = false;
+
+    for (; *args; args++) {
+        if (!strcmp(*args, test->name))
+            return true;
+        named |= **args != '-';
+    }
+    return !named;
+}
+
+int main(int argc, char **argv)
 {
     int failures = 0;
 
+    (void)argc;
     for (struct criterion_test **t = __start_cr_tst; t < __stop_cr_tst; t++) {
         const struct criterion_test *test = *t;
         int status;
+        if (!is_wanted(test, argv + 1))
+            continue;
         fflush(NULL);
         pid_t pid = fork();
         if (pid == 0)

@@ -1039,6 +1039,9 @@ Test(file, no_room_for_a_window)
     struct file *files[6];
     struct error err;
 
+#ifdef __SANITIZE_THREAD__
+    cr_skip_test("ThreadSanitizer leaves no address space for four windows");
+#endif
     for (size_t i = 0; i < 6; i++) {
         files[i] = file_new(WIRE_RAM, "ram");
         CHECK_OK(file_set_channels(files[i], 1, 0));

@@ -361,9 +361,6 @@ Test(memory, guard_again_and_again)
     struct memory mem;
     struct error err;
 
-#ifdef __SANITIZE_THREAD__
-    cr_skip_test("ThreadSanitizer leaves a signal blocked when its handler jumps away");
-#endif
     memory_guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 4095, "y", 1, &err));
