@@ -10,6 +10,12 @@
 #include <stdio.h>
 #include <string.h>
 
+static const char *const role_names[] = {
+    [ROLE_NONE] = "none",
+    [ROLE_OUTGOING] = "outgoing",
+    [ROLE_INCOMING] = "incoming",
+};
+
 struct migration *migration_new(struct host *host, enum role role, const struct role_operations *operations,
                                 const char *name, uint32_t max_devices)
 {
@@ -326,6 +332,22 @@ static bool is_past(struct migration *m)
     return m->past;
 }
 
+static void add_copies(struct channel_record *all, const struct channel_record *record)
+{
+    struct zerocopy_counters *sum = &all->copies;
+    const struct zerocopy_counters *one = &record->copies;
+
+    sum->sends += one->sends;
+    sum->bytes += one->bytes;
+    sum->copied_sends += one->copied_sends;
+    sum->copied_bytes += one->copied_bytes;
+    sum->kernel_copied_sends += one->kernel_copied_sends;
+    sum->kernel_copied_bytes += one->kernel_copied_bytes;
+    sum->refused += one->refused;
+    sum->missed += one->missed;
+    all->spliced_bytes += record->spliced_bytes;
+}
+
 /* Adds up what is there now. */
 static int add_up(struct migration *m, unsigned channels, struct channel_record *records)
 {
@@ -344,10 +366,11 @@ static int add_up(struct migration *m, unsigned channels, struct channel_record 
             file_totals_add(i == WIRE_RAM ? &record->ram : &record->devices, &totals);
         }
         file_totals_add(&record->devices, &gone[c]);
-        record->wire_bytes = operations->wire_bytes(m, c);
+        operations->count(m, c, record);
         file_totals_add(&all->ram, &record->ram);
         file_totals_add(&all->devices, &record->devices);
         all->wire_bytes += record->wire_bytes;
+        add_copies(all, record);
     }
     migration_put_files(files, n);
     return 0;
@@ -558,4 +581,108 @@ int migration_cancel(struct migration *m, struct error *err)
     if (moved)
         ended(m, STATE_CANCELLED, &failure);
     return ret;
+}
+
+int migration_begin_digests(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    while (m->digesting && !interrupt_is_hit(interrupt))
+        pthread_cond_wait(&m->changed, &m->lock);
+    if (m->digesting)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    m->digesting = true;
+    return 0;
+}
+
+void migration_end_digests(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    m->digesting = false;
+    pthread_cond_broadcast(&m->changed);
+}
+
+int migration_change_settings(struct migration *m,
+                              int (*change)(struct settings *settings, void *arg, struct error *err), void *arg,
+                              const struct interrupt *interrupt, struct error *err)
+{
+    pthread_mutex_lock(&m->lock);
+    int ret = migration_operations(m)->may_change_settings(m, interrupt, err);
+    if (ret == 0)
+        ret = change(&m->settings, arg, err);
+    if (ret == 0 && m->settings.uri.text[0])
+        migration_become_outgoing(m);
+    pthread_mutex_unlock(&m->lock);
+    if (ret == 0)
+        migration_announce(m);
+    return ret;
+}
+
+void migration_settings(struct migration *m, struct settings *out)
+{
+    SCOPED_LOCK(&m->lock);
+    *out = m->settings;
+}
+
+void migration_last_error(struct migration *m, char out[ERROR_MESSAGE_MAX])
+{
+    SCOPED_LOCK(&m->lock);
+    memcpy(out, m->last_error.message, sizeof(m->last_error.message));
+}
+
+uint64_t migration_generation(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    return m->generation;
+}
+
+enum cause migration_read_cause(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    switch (m->role) {
+    case ROLE_OUTGOING:
+        return CAUSE_UNSUPPORTED;
+    case ROLE_NONE: /* it was removed, or the daemon goes away */
+        return m->removed ? CAUSE_CANCELLED : CAUSE_SHUTDOWN;
+    default:
+        return error_is_set(&m->failure) ? m->failure.cause : CAUSE_RESET;
+    }
+}
+
+/* The part that is of one moment. */
+static enum role copy_state(struct migration *m, struct migration_snapshot *out)
+{
+    SCOPED_LOCK(&m->lock);
+    *out = (struct migration_snapshot){
+        .state = m->state,
+        .role = role_names[m->role],
+        .incoming = m->role == ROLE_INCOMING,
+        .times = m->times,
+        .settings = m->settings,
+        .failure = m->failure,
+        .generation = m->generation,
+        .rounds = m->rounds,
+        .round = m->last_round,
+        .devices = migration_count_devices(m),
+    };
+    strcpy(out->warning, m->warning);
+    return m->role;
+}
+
+int migration_take_snapshot(struct migration *m, struct migration_snapshot *out)
+{
+    for (;;) {
+        enum role role = copy_state(m, out);
+        /* After the state, so that a final state has the final sums. */
+        if (migration_records(m, &out->channels, &out->records) < 0)
+            return -ENOMEM;
+        migration_operations(m)->figures(m, &out->figures);
+        if (m->role == role)
+            return 0;
+        migration_drop_snapshot(out); /* a peer has come meanwhile */
+    }
+}
+
+void migration_drop_snapshot(struct migration_snapshot *snapshot)
+{
+    free(snapshot->records);
 }

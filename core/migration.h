@@ -77,12 +77,56 @@ struct round {
 /* What a channel did, or all of them. */
 struct channel_record {
     struct file_totals ram, devices;
-    uint64_t wire_bytes;
+    uint64_t wire_bytes; /* headers and all */
+    /* Source: what was sent without a copy, and with one; and out of pipes, which is in no other counter. */
+    struct zerocopy_counters copies;
+    uint64_t spliced_bytes;
+};
+
+/* A write to a file, for migration_write(). */
+struct file_write {
+    struct file *file;
+    const void *buf; /* @len bytes, or NULL: */
+    int pipe;        /* has them and nothing else; on failure, also a later one of the migration, some are still there */
+    size_t len;
+    uint64_t offset;
+    const struct interrupt *interrupt;
+    /* The data is the daemon's, and its place in the order is fixed: the writer can be answered. */
+    void (*accepted)(void *arg);
+    void *arg;
+};
+
+/* What `status` says of a role beside the records, as it is now. */
+struct migration_figures {
+    uint64_t ram_size;   /* as far as it is known */
+    uint64_t main_bytes; /* source: sent on the main channel */
+    uint64_t queued;     /* source: bytes that are accepted, or asked for, and not sent */
+    uint64_t verified;   /* source: bytes of RAM that `complete` has found the same at both ends so far */
+    uint64_t barrier_ns; /* destination: nanoseconds that all receivers together were blocked at barriers */
+    const char *path;    /* source: which way RAM takes into the sockets; NULL before the start */
+    char ram_path[4096]; /* destination: where the RAM image can be mapped; empty: nowhere */
+};
+
+/* What `status` shows: the states and times as they were at one moment, and the counters as they were just after it. */
+struct migration_snapshot {
+    enum state state;
+    const char *role;
+    bool incoming;
+    struct milestones times;
+    struct settings settings;
+    struct error failure;
+    char warning[ERROR_MESSAGE_MAX];
+    uint64_t generation, rounds;
+    struct round round;
+    uint32_t devices;
+    struct channel_record *records; /* of each channel, and of all together */
+    unsigned channels;
+    struct migration_figures figures;
 };
 
 /*
  * What a migration asks of its role. All of them are there, and each is called with the migration that it is about; no
- * lock is held but where it is said.
+ * lock is held but where it is said. What users ask for is described at the function of its name, migration_NAME().
  */
 struct role_operations {
     /* Free what the role has of it; nobody else knows the migration any more. */
@@ -95,10 +139,44 @@ struct role_operations {
     bool (*is_committing)(const struct migration *m);
     /* The daemon goes away, and the destination, which decides, is asked once more. migration.lock is held. */
     void (*leave)(struct migration *m, const struct error *reason);
+    /* The user has removed it: give up what nobody needs any more, and end the waits for it. */
+    void (*release)(struct migration *m);
     /* How many data channels there are to tell apart. */
     unsigned (*channels)(struct migration *m);
-    /* Bytes that a channel has sent or received, headers and all. */
-    uint64_t (*wire_bytes)(struct migration *m, unsigned channel);
+    /* What a channel has done by itself: all of the record but what files count. */
+    void (*count)(struct migration *m, unsigned channel, struct channel_record *record);
+    void (*figures)(struct migration *m, struct migration_figures *out);
+    /* Whether the settings can be changed now. migration.lock is held, and given up while it waits. */
+    int (*may_change_settings)(struct migration *m, const struct interrupt *interrupt, struct error *err);
+
+    int (*start)(struct migration *m, const struct interrupt *interrupt, struct error *err);
+    int (*flush)(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+    int (*sync)(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+    int (*complete)(struct migration *m, const struct interrupt *interrupt, struct error *err);
+    int (*digest)(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                  uint8_t digest[DIGEST_SIZE], struct error *err);
+
+    int (*write)(struct migration *m, const struct file_write *write, struct error *err);
+    bool (*splices)(const struct migration *m, const struct file *file, size_t len, uint64_t offset);
+    int (*discard)(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
+                   const struct interrupt *interrupt, struct error *err);
+    int (*truncate)(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
+                    struct error *err);
+
+    int (*create_device)(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
+                         struct file **out, struct error *err);
+    int (*remove_device)(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err);
+    int (*rename_device)(struct migration *m, const char *from, const char *to, bool exclusive,
+                         const struct interrupt *interrupt, struct error *err);
+    void (*open_writer)(struct migration *m, struct file *file);
+    void (*close_writer)(struct migration *m, struct file *file);
+    void (*begin_anew)(struct migration *m, struct file *file);
+
+    int (*set_reference)(struct migration *m, int fd, const char *text, pid_t writer,
+                         const struct interrupt *interrupt, struct error *err);
+    void (*reference_text)(struct migration *m, char *out, size_t size);
+    uint64_t (*dirty_size)(struct migration *m);
+    int (*mark_dirty)(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err);
 };
 
 struct migration {
@@ -178,6 +256,12 @@ void migration_put(struct migration *m);
 static inline bool migration_is_incoming(const struct migration *m)
 {
     return atomic_load_explicit(&m->role, memory_order_acquire) == ROLE_INCOMING;
+}
+
+/** migration_is_outgoing - whether it is decided that it is sent from here */
+static inline bool migration_is_outgoing(const struct migration *m)
+{
+    return atomic_load_explicit(&m->role, memory_order_acquire) == ROLE_OUTGOING;
 }
 
 /** migration_operations - of the role that it has now */
@@ -355,5 +439,196 @@ int migration_stop(struct migration *m, struct error *err);
  * @err: why not
  */
 int migration_cancel(struct migration *m, struct error *err);
+
+/*
+ * What users ask for. At the destination, where it is for the source to do, each fails with CAUSE_READ_ONLY, but for
+ * what is said. All may wait, until @interrupt is hit (NULL: it is not).
+ */
+
+/**
+ * migration_start - connect, and become active
+ *
+ * After a `cancel`, waits for the `start` before it to leave.
+ */
+static inline int migration_start(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->start(m, interrupt, err);
+}
+
+/** migration_flush - wait until what was accepted (for @file, or at all when it is NULL) has left */
+static inline int migration_flush(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                                  struct error *err)
+{
+    return migration_operations(m)->flush(m, file, interrupt, err);
+}
+
+/** migration_sync - wait until the destination has applied it */
+static inline int migration_sync(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                                 struct error *err)
+{
+    return migration_operations(m)->sync(m, file, interrupt, err);
+}
+
+/** migration_complete - the final barrier, the check and the hand-over */
+static inline int migration_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->complete(m, interrupt, err);
+}
+
+/** migration_digest - of what the destination has of a file, at either end */
+static inline int migration_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                                   uint8_t digest[DIGEST_SIZE], struct error *err)
+{
+    return migration_operations(m)->digest(m, file, interrupt, digest, err);
+}
+
+/**
+ * migration_begin_digests - nobody else takes the digests of its files until migration_end_digests()
+ *
+ * They read all of the memory: one reader at a time will do.
+ */
+int migration_begin_digests(struct migration *m, const struct interrupt *interrupt, struct error *err);
+void migration_end_digests(struct migration *m);
+
+/**
+ * migration_write - take a write, and send it
+ * @write: the data is left alone by the caller until this returns
+ *
+ * Calls @write->accepted once, unless it fails. It blocks before that while too much is accepted and not sent, and
+ * after it while this thread sends. Later failures are the migration's. At the destination a completed image is
+ * the user's, and is written in place.
+ */
+static inline int migration_write(struct migration *m, const struct file_write *write, struct error *err)
+{
+    return migration_operations(m)->write(m, write, err);
+}
+
+/** migration_splices - whether migration_write() takes a write of data that is in a pipe: nobody has to look at it */
+static inline bool migration_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
+{
+    return migration_operations(m)->splices(m, file, len, offset);
+}
+
+/** migration_discard - punch a hole, ordered with the writes */
+static inline int migration_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
+                                    const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->discard(m, file, offset, len, interrupt, err);
+}
+
+/** migration_truncate - set the size; before `start` it declares it */
+static inline int migration_truncate(struct migration *m, struct file *file, uint64_t size,
+                                     const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->truncate(m, file, size, interrupt, err);
+}
+
+/**
+ * migration_create_device - the device of a name, made if it is not there
+ * @exclusive: CAUSE_EXISTS when it is
+ * @out: has a reference for the caller
+ */
+static inline int migration_create_device(struct migration *m, const char *name, bool exclusive,
+                                          const struct interrupt *interrupt, struct file **out, struct error *err)
+{
+    return migration_operations(m)->create_device(m, name, exclusive, interrupt, out, err);
+}
+
+/** migration_remove_device - remove the device of a name; the destination follows */
+static inline int migration_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt,
+                                          struct error *err)
+{
+    return migration_operations(m)->remove_device(m, name, interrupt, err);
+}
+
+/**
+ * migration_rename_device - give a device another name, in the place of the one that has it
+ * @exclusive: CAUSE_EXISTS when there is one
+ */
+static inline int migration_rename_device(struct migration *m, const char *from, const char *to, bool exclusive,
+                                          const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->rename_device(m, from, to, exclusive, interrupt, err);
+}
+
+/**
+ * migration_open_writer, migration_close_writer - an open handle that can write came or went
+ *
+ * A stream ends when its last writer has closed it and something was ever written to it: a reader
+ * is to wait for the first byte. At the destination nobody writes, and nothing happens.
+ */
+static inline void migration_open_writer(struct migration *m, struct file *file)
+{
+    migration_operations(m)->open_writer(m, file);
+}
+
+static inline void migration_close_writer(struct migration *m, struct file *file)
+{
+    migration_operations(m)->close_writer(m, file);
+}
+
+/** migration_begin_anew - a device was emptied by one who has opened it to write it again: until then it does not end */
+static inline void migration_begin_anew(struct migration *m, struct file *file)
+{
+    migration_operations(m)->begin_anew(m, file);
+}
+
+/**
+ * migration_set_reference - the RAM will come by reference, or (@fd negative) through `ram` alone
+ * @fd: of the file that has it; taken over, whatever this returns
+ * @text: what reading the setting gives
+ * @writer: the process that names it
+ *
+ * Where no size was declared, the file's is. An active migration takes a reference too, when it has none; that can
+ * wait until the destination takes the size. A process that has the file mapped privately is warned of, @writer first.
+ */
+static inline int migration_set_reference(struct migration *m, int fd, const char *text, pid_t writer,
+                                          const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->set_reference(m, fd, text, writer, interrupt, err);
+}
+
+/** migration_reference_text - what the reference is called; empty when there is none */
+static inline void migration_reference_text(struct migration *m, char *out, size_t size)
+{
+    migration_operations(m)->reference_text(m, out, size);
+}
+
+/** migration_dirty_size - bytes of a whole dirty bitmap of the RAM; 0 when it does not come by reference */
+static inline uint64_t migration_dirty_size(struct migration *m)
+{
+    return migration_operations(m)->dirty_size(m);
+}
+
+/** migration_mark_dirty - send the pages of a dirty bitmap (reference_mark()), when the migration is active */
+static inline int migration_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
+                                       struct error *err)
+{
+    return migration_operations(m)->mark_dirty(m, bitmap, len, offset, err);
+}
+
+/**
+ * migration_change_settings - change them while they can be changed; may wait for a `start` that was cancelled
+ * @change: with the lock held
+ */
+int migration_change_settings(struct migration *m,
+                              int (*change)(struct settings *settings, void *arg, struct error *err), void *arg,
+                              const struct interrupt *interrupt, struct error *err);
+
+/** migration_settings - as they are now */
+void migration_settings(struct migration *m, struct settings *out);
+
+/** migration_last_error - what `error` shows; empty: nothing */
+void migration_last_error(struct migration *m, char out[ERROR_MESSAGE_MAX]);
+
+/** migration_generation - it changes with the state */
+uint64_t migration_generation(struct migration *m);
+
+/** migration_read_cause - why a read of a stream fails that will never end (file_read()'s -ECONNRESET) */
+enum cause migration_read_cause(struct migration *m);
+
+/** migration_take_snapshot - what `status` shows; 0 or -ENOMEM */
+int migration_take_snapshot(struct migration *m, struct migration_snapshot *out);
+void migration_drop_snapshot(struct migration_snapshot *snapshot);
 
 #endif

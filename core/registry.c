@@ -431,12 +431,6 @@ struct migration *registry_find_session(struct registry *registry, const char *n
     return m ? migration_get(m) : NULL;
 }
 
-static void end_waits(struct migration *m)
-{
-    SCOPED_LOCK(&m->lock);
-    migration_expect_nothing(m);
-}
-
 int registry_remove(struct registry *registry, struct migration *m, struct error *err)
 {
     pthread_mutex_lock(&registry->lock);
@@ -452,10 +446,7 @@ int registry_remove(struct registry *registry, struct migration *m, struct error
         return error_set(err, CAUSE_STATE, "the migration is %s: write 'cancel' to control first", state_names[state]);
     if (!removed)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone already");
-    if (migration_is_incoming(m))
-        incoming_release(m);
-    else
-        end_waits(m);
+    migration_operations(m)->release(m);
     migration_announce(m);
     migration_put(m);
     return 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The commands of `control`; see control.h. */
 #include "control.h"
-#include "outgoing.h"
+#include "migration.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -97,14 +97,14 @@ int control_run(struct migration *m, const struct control_line *line, const stru
         return -EIO;
     switch (line->command) {
     case COMMAND_START:
-        return outgoing_start(m, interrupt, err);
+        return migration_start(m, interrupt, err);
     case COMMAND_FLUSH:
-        return outgoing_flush(m, file, interrupt, err);
+        return migration_flush(m, file, interrupt, err);
     case COMMAND_SYNC:
-        return outgoing_sync(m, file, interrupt, err);
+        return migration_sync(m, file, interrupt, err);
     case COMMAND_STOP:
         return migration_stop(m, err);
     default:
-        return outgoing_complete(m, interrupt, err);
+        return migration_complete(m, interrupt, err);
     }
 }

@@ -4,7 +4,6 @@
 #include "cleanup.h"
 #include "control.h"
 #include "host.h"
-#include "outgoing.h"
 #include "polling.h"
 #include "setting.h"
 #include "status.h"
@@ -91,15 +90,7 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         char name[WIRE_NAME_MAX + 1];
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
-        if (migration_is_incoming(m)) {
-            ret = file_digest(file, interrupt, digest);
-            if (ret == -EINTR)
-                error_set(err, CAUSE_INTERRUPTED, "interrupted");
-            else if (ret < 0)
-                error_set_errno(err, ret, "reading '%.64s'", file_name(file, name));
-        } else {
-            ret = outgoing_digest(m, file, interrupt, digest, err);
-        }
+        ret = migration_digest(m, file, interrupt, digest, err);
         /* Meanwhile. */
         if (ret < 0 && file_is_removed(file) && !state_is_final(m->state)) {
             *err = (struct error){0};
@@ -133,9 +124,7 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size, s
             handle->generation = generation;
         return text;
     case NODE_ERROR:
-        pthread_mutex_lock(&node->m->lock);
-        snprintf(buf, sizeof(buf), "%s", node->m->last_error.message);
-        pthread_mutex_unlock(&node->m->lock);
+        migration_last_error(node->m, buf);
         return error_text(buf, size);
     case NODE_HOST_ERROR:
         host_last_error(host, buf);
@@ -147,7 +136,7 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size, s
         }
         break;
     case NODE_RAM_SOURCE:
-        outgoing_reference_text(node->m, buf, sizeof(buf) - 1);
+        migration_reference_text(node->m, buf, sizeof(buf) - 1);
         strcat(buf, *buf ? "\n" : "");
         break;
     case NODE_SETTING:
@@ -163,20 +152,10 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size, s
 /* One at a time takes the digests of a migration: it reads all of the memory. */
 static char *take_digests(struct migration *m, const struct interrupt *interrupt, size_t *size, struct error *err)
 {
-    pthread_mutex_lock(&m->lock);
-    while (m->digesting && !interrupt_is_hit(interrupt))
-        pthread_cond_wait(&m->changed, &m->lock);
-    bool mine = !m->digesting;
-    m->digesting = true;
-    pthread_mutex_unlock(&m->lock);
-    if (!mine) {
-        error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    if (migration_begin_digests(m, interrupt, err) < 0)
         return NULL;
-    }
     char *text = digest_lines(m, interrupt, size, err);
-    SCOPED_LOCK(&m->lock);
-    m->digesting = false;
-    pthread_cond_broadcast(&m->changed);
+    migration_end_digests(m);
     return text;
 }
 

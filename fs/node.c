@@ -2,7 +2,6 @@
 /* The tree; see node.h. */
 #include "node.h"
 #include "cleanup.h"
-#include "outgoing.h"
 #include "setting.h"
 
 #include <assert.h>
@@ -210,7 +209,7 @@ void node_stat(struct host *host, const struct node *node, struct stat *st)
     else if (node->kind == NODE_RECEIVED)
         st->st_size = (off_t)file_received_map_size(migration_file(node->m, WIRE_RAM));
     else if (node->kind == NODE_DIRTY)
-        st->st_size = (off_t)outgoing_dirty_size(node->m);
+        st->st_size = (off_t)migration_dirty_size(node->m);
     else if (node->kind == NODE_CONTROL)
         st->st_size = WIRE_PAGE_SIZE; /* a write within the size needs no exclusive lock on the inode */
 }

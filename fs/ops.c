@@ -17,9 +17,7 @@
 #include "control.h"
 #include "errno_table.h"
 #include "handle.h"
-#include "incoming.h"
 #include "loop.h"
-#include "outgoing.h"
 #include "parking.h"
 #include "polling.h"
 #include "ram_source.h"
@@ -182,7 +180,7 @@ static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struc
         return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
     if (wait_begin(req, &waiting, NULL, node->m, err) < 0)
         return -EIO;
-    int ret = outgoing_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
+    int ret = migration_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
     wait_end(req, &waiting);
     return ret;
 }
@@ -311,7 +309,7 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     }
     int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
-        ret = outgoing_remove_device(dir->m, name, &waiting.interrupt, &err);
+        ret = migration_remove_device(dir->m, name, &waiting.interrupt, &err);
         wait_end(req, &waiting);
     }
     if (ret < 0)
@@ -342,7 +340,7 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
     }
     int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
-        ret = outgoing_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt, &err);
+        ret = migration_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt, &err);
         wait_end(req, &waiting);
     }
     if (ret < 0)
@@ -383,14 +381,14 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
     /* First: a stream that is emptied to be written again does not end in between. */
     if (writes) {
         handle->writer = true;
-        outgoing_open_writer(node->m, node_file(node));
+        migration_open_writer(node->m, node_file(node));
     }
     if (!(flags & O_TRUNC))
         return 0;
     if (truncate_node(req, node, 0, err) < 0)
         return -EIO;
     if (writes)
-        outgoing_begin_anew(node_file(node));
+        migration_begin_anew(node->m, node_file(node));
     return 0;
 }
 
@@ -413,7 +411,7 @@ static struct fuse_open_out open_out(const struct handle *handle)
 static void abandon(struct handle *handle)
 {
     if (handle->writer)
-        outgoing_close_writer(handle->node->m, node_file(handle->node));
+        migration_close_writer(handle->node->m, node_file(handle->node));
     if (handle->counted)
         file_close_reader(node_file(handle->node));
     handle_free(handle);
@@ -491,7 +489,7 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     }
     int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
-        ret = outgoing_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
+        ret = migration_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
         wait_end(req, &waiting);
     }
     if (ret < 0) {
@@ -546,7 +544,7 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
     }
     int ret = wait_begin(req, &waiting, handle_of(fi)->user, node->m, &err);
     if (ret == 0) {
-        ret = outgoing_sync(node->m, file, &waiting.interrupt, &err);
+        ret = migration_sync(node->m, file, &waiting.interrupt, &err);
         wait_end(req, &waiting);
     }
     if (ret < 0)
@@ -603,14 +601,8 @@ static enum cause cause_of_read(struct migration *m, ssize_t code)
 {
     if (code == -EAGAIN)
         return CAUSE_AGAIN;
-    if (code == -ECONNRESET) {
-        SCOPED_LOCK(&m->lock);
-        if (m->role == ROLE_OUTGOING)
-            return CAUSE_UNSUPPORTED;
-        if (m->role == ROLE_NONE) /* it was removed, or the daemon goes away */
-            return m->removed ? CAUSE_CANCELLED : CAUSE_SHUTDOWN;
-        return error_is_set(&m->failure) ? m->failure.cause : CAUSE_RESET;
-    }
+    if (code == -ECONNRESET)
+        return migration_read_cause(m);
     return error_cause_of_errno((int)code);
 }
 
@@ -658,7 +650,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
         reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset, fi->flags);
-    else if (node->m->role == ROLE_OUTGOING)
+    else if (migration_is_outgoing(node->m))
         reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))
         reply_looking(req, CAUSE_UNSUPPORTED); /* nothing has arrived; who wants to wait reads `wait` */
@@ -701,8 +693,8 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
     };
     struct node *node = handle->node;
     char text[SETTING_VALUE_MAX];
-    struct reference *ref = NULL;
     struct waiting waiting;
+    CLEANUP_FD int fd = -1;
 
     if (text_line(buf, size, text, sizeof(text), err) < 0)
         return -EIO;
@@ -713,19 +705,14 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
         caller.groups = groups;
         caller.group_count = count > 0 && fuse_req_getgroups(req, count, groups) == count ? count : 0;
-        int fd = ram_source_open(&caller, text, err);
-        ref = fd < 0 ? NULL : reference_new(fd, text, err);
-        if (!ref)
+        fd = ram_source_open(&caller, text, err);
+        if (fd < 0)
             return -EIO;
     }
-    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0) {
-        reference_free(ref);
+    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
         return -EIO;
-    }
-    int ret = outgoing_set_reference(node->m, ref, &waiting.interrupt, err);
+    int ret = migration_set_reference(node->m, steal_fd(&fd), text, ctx->pid, &waiting.interrupt, err);
     wait_end(req, &waiting);
-    if (ret == 0)
-        outgoing_check_sharing(node->m, ctx->pid);
     return ret;
 }
 
@@ -747,7 +734,7 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     if (node->kind == NODE_RAM_SOURCE)
         return write_ram_source(req, handle, buf, size, err);
     if (node->kind == NODE_DIRTY)
-        return outgoing_mark_dirty(node->m, buf, size, (uint64_t)offset, err);
+        return migration_mark_dirty(node->m, buf, size, (uint64_t)offset, err);
     if (node->kind != NODE_CONTROL)
         return error_set(err, CAUSE_DENIED, "this file cannot be written");
     if (control_parse(buf, size, &line, err) < 0)
@@ -761,57 +748,55 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     return ret;
 }
 
+/* A write to a file of data, while it is taken. */
+struct data_write {
+    fuse_req_t req;
+    size_t size;
+};
+
+/* From here on the handle and the node can go. */
+static void on_accepted(void *arg)
+{
+    const struct data_write *write = arg;
+
+    fuse_req_interrupt_func(write->req, NULL, NULL);
+    fuse_reply_write(write->req, write->size);
+}
+
 /* @data: in memory; or in a pipe, and can go out of it. */
-static void write_outgoing(fuse_req_t req, struct handle *handle, const struct fuse_buf *data, off_t offset)
+static void write_data(fuse_req_t req, struct handle *handle, const struct fuse_buf *data, off_t offset)
 {
     struct node *node = handle->node;
-    /* The handle and the node can go as soon as the writer is answered. */
     struct migration *m = migration_get(node->m);
-    struct sender_write write;
+    bool waits = !migration_is_incoming(m); /* what a completed image is written to is memory */
+    struct data_write taken = {req, data->size};
     struct waiting waiting;
     struct error err = {0};
+    bool piped = data->flags & FUSE_BUF_IS_FD;
+    struct file_write write = {
+        .file = node_file(node),
+        .buf = piped ? NULL : data->mem,
+        .pipe = piped ? data->fd : -1,
+        .len = data->size,
+        .offset = (uint64_t)offset,
+        .interrupt = waits ? &waiting.interrupt : NULL,
+        .accepted = on_accepted,
+        .arg = &taken,
+    };
 
-    if (wait_begin(req, &waiting, handle->user, m, &err) < 0) {
+    if (waits && wait_begin(req, &waiting, handle->user, m, &err) < 0) {
         reply_error(req, m, &err);
         migration_put(m);
         return;
     }
-    int ret = data->flags & FUSE_BUF_IS_FD
-                  ? outgoing_splice_begin(m, node_file(node), data->fd, data->size, (uint64_t)offset,
-                                          &waiting.interrupt, &write, &err)
-                  : outgoing_write_begin(m, node_file(node), data->mem, data->size, (uint64_t)offset,
-                                         &waiting.interrupt, &write, &err);
-    fuse_req_interrupt_func(req, NULL, NULL);
-    if (ret < 0) {
+    if (migration_write(m, &write, &err) < 0) {
+        fuse_req_interrupt_func(req, NULL, NULL);
         reply_error(req, m, &err);
-    } else {
-        fuse_reply_write(req, data->size);
-        sender_finish(&write);
     }
     /* Now: what was accepted can wait to be sent. */
-    admission_leave(&waiting.admission);
+    if (waits)
+        admission_leave(&waiting.admission);
     migration_put(m);
-}
-
-/* A completed image belongs to the user. */
-static void write_completed(fuse_req_t req, struct node *node, const char *buf, size_t size, off_t offset)
-{
-    struct file *file = node_file(node);
-    struct error err = {0};
-
-    /* It may have been opened before a peer came. */
-    if (node->kind == NODE_DEVICE)
-        error_set(&err, CAUSE_READ_ONLY, "a device's stream is written at the source");
-    else if (node->m->state != STATE_COMPLETED)
-        error_set(&err, CAUSE_STATE, "the image can be written when the migration has completed");
-    else if ((uint64_t)offset + size > file_received_size(file))
-        error_set(&err, CAUSE_TOO_BIG, "a received image does not grow");
-    else
-        memory_write(&file->memory, (uint64_t)offset, buf, size, &err);
-    if (error_is_set(&err))
-        reply_error(req, node->m, &err);
-    else
-        fuse_reply_write(req, size);
 }
 
 static void write_memory(fuse_req_t req, struct node *node, const struct fuse_buf *data, off_t offset,
@@ -820,10 +805,7 @@ static void write_memory(fuse_req_t req, struct node *node, const struct fuse_bu
     struct error err = {0};
 
     if (node_file(node)) {
-        if (migration_is_incoming(node->m))
-            write_completed(req, node, data->mem, data->size, offset);
-        else
-            write_outgoing(req, handle_of(fi), data, offset);
+        write_data(req, handle_of(fi), data, offset);
     } else if (write_text(req, handle_of(fi), data->mem, data->size, offset, &err) < 0) {
         reply_error(req, node->m, &err);
     } else {
@@ -838,8 +820,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     struct node *node = node_of(ino);
     struct file *file = node_file(node);
     const struct fuse_buf *data = &in->buf[0];
-    bool splices = file && !migration_is_incoming(node->m) &&
-                   outgoing_splices(node->m, file, data->size, (uint64_t)offset);
+    bool splices = file && migration_splices(node->m, file, data->size, (uint64_t)offset);
     bool piped = data->flags & FUSE_BUF_IS_FD;
 
     if (host_of(req)->splices && data->size >= SPLICE_MIN)
@@ -847,7 +828,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     if (!piped) {
         write_memory(req, node, data, offset, fi);
     } else if (splices) {
-        write_outgoing(req, handle_of(fi), data, offset);
+        write_data(req, handle_of(fi), data, offset);
     } else {
         struct fuse_bufvec out = FUSE_BUFVEC_INIT(data->size);
         out.buf[0].mem = loop_buffer();
@@ -881,9 +862,9 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
         return;
     }
     if (clears)
-        ret = outgoing_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
+        ret = migration_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
     if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > atomic_load(&file->size))
-        ret = outgoing_truncate(node->m, file, end, &waiting.interrupt, &err);
+        ret = migration_truncate(node->m, file, end, &waiting.interrupt, &err);
     wait_end(req, &waiting);
     if (ret < 0)
         reply_error(req, node->m, &err);

@@ -20,19 +20,15 @@ static unsigned ready_events(struct handle *handle)
     struct node *node = handle->node;
     struct migration *m = node->m;
     char verdict[MIGRATION_VERDICT_MAX];
-    bool ready = true;
 
     switch (node->kind) {
     case NODE_STATUS:
     case NODE_STATUS_JSON:
-        pthread_mutex_lock(&m->lock);
-        ready = m->generation != handle->generation;
-        pthread_mutex_unlock(&m->lock);
-        return ready ? POLLIN | POLLRDNORM | POLLPRI : 0;
+        return migration_generation(m) != handle->generation ? POLLIN | POLLRDNORM | POLLPRI : 0;
     case NODE_WAIT:
         return migration_is_over(m, verdict) ? POLLIN | POLLRDNORM : 0;
     case NODE_DEVICE:
-        if (m->role == ROLE_OUTGOING || (handle->writer && !migration_is_incoming(m)))
+        if (migration_is_outgoing(m) || (handle->writer && !migration_is_incoming(m)))
             return POLLOUT | POLLWRNORM;
         return file_readable(node_file(node), handle->position) ? POLLIN | POLLRDNORM : 0;
     default:
@@ -49,7 +45,7 @@ static bool is_changing(const struct node *node)
     case NODE_WAIT:
         return true;
     case NODE_DEVICE:
-        return node->m->role != ROLE_OUTGOING;
+        return !migration_is_outgoing(node->m);
     default:
         return false;
     }

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The table of settings; see setting.h. */
 #include "setting.h"
-#include "cleanup.h"
 #include "compression.h"
 #include "control.h"
-#include "outgoing.h"
 
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int parse_number(const char *text, const char *what, unsigned long min, unsigned long max,
@@ -210,30 +209,36 @@ const struct setting settings_table[] = {
 static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX, "there is a place for each setting");
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
 
+/* A line that was written to a setting. */
+struct assignment {
+    const struct setting *setting;
+    const char *text;
+};
+
+static int assign(struct settings *settings, void *arg, struct error *err)
+{
+    const struct assignment *assignment = arg;
+
+    return assignment->setting->parse(settings, assignment->text, err);
+}
+
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
                   const struct interrupt *interrupt, struct error *err)
 {
     char line[SETTING_VALUE_MAX];
+    struct assignment assignment = {setting, line};
 
     if (text_line(text, len, line, sizeof(line), err) < 0)
         return -EIO;
-    pthread_mutex_lock(&m->lock);
-    int ret = outgoing_setting_writable(m, interrupt, err);
-    if (ret == 0)
-        ret = setting->parse(&m->settings, line, err);
-    if (ret == 0 && m->settings.uri.text[0])
-        migration_become_outgoing(m);
-    pthread_mutex_unlock(&m->lock);
-    if (ret == 0)
-        migration_announce(m);
-    return ret;
+    return migration_change_settings(m, assign, &assignment, interrupt, err);
 }
 
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size)
 {
-    pthread_mutex_lock(&m->lock);
-    setting->format(&m->settings, out, size - 1);
-    pthread_mutex_unlock(&m->lock);
+    struct settings settings;
+
+    migration_settings(m, &settings);
+    setting->format(&settings, out, size - 1);
     if (*out)
         strcat(out, "\n");
 }

@@ -7,38 +7,14 @@
  * counters run on while they are read; after a barrier they stand still.
  */
 #include "status.h"
-#include "cleanup.h"
 #include "clock.h"
-#include "incoming.h"
-#include "outgoing.h"
+#include "migration.h"
 #include "text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const char *const role_names[] = {
-    [ROLE_NONE] = "none",
-    [ROLE_OUTGOING] = "outgoing",
-    [ROLE_INCOMING] = "incoming",
-};
-
-struct snapshot {
-    enum state state;
-    enum role role;
-    struct milestones times;
-    struct settings settings;
-    struct error failure;
-    char warning[ERROR_MESSAGE_MAX];
-    uint64_t generation, rounds;
-    struct round round;
-    bool stopped;
-    struct file **files; /* each with a reference */
-    int file_count;
-    struct channel_record *records; /* of each channel, and of all together */
-    unsigned channels;
-};
 
 struct writer {
     FILE *out;
@@ -105,7 +81,7 @@ static uint64_t span(int64_t from, int64_t to)
     return from && to > from ? (uint64_t)(to - from) : 0;
 }
 
-static void put_times(struct writer *w, const struct snapshot *s, uint64_t transferred)
+static void put_times(struct writer *w, const struct migration_snapshot *s, uint64_t transferred)
 {
     int64_t end = s->times.ended ? s->times.ended : clock_ms();
     uint64_t moving = span(s->times.active, end);
@@ -116,54 +92,28 @@ static void put_times(struct writer *w, const struct snapshot *s, uint64_t trans
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
 }
 
-/* What was sent with and without a copy. */
-struct copies {
-    struct zerocopy_counters counters;
-    uint64_t spliced;
-};
-
-static struct copies add_up_copies(struct migration *m, unsigned first, unsigned end)
-{
-    struct copies sum = {0};
-
-    for (unsigned c = first; c < end; c++) {
-        uint64_t spliced;
-        struct zerocopy_counters one = outgoing_zerocopy(m, c, &spliced);
-        sum.counters.sends += one.sends;
-        sum.counters.bytes += one.bytes;
-        sum.counters.copied_sends += one.copied_sends;
-        sum.counters.copied_bytes += one.copied_bytes;
-        sum.counters.kernel_copied_sends += one.kernel_copied_sends;
-        sum.counters.kernel_copied_bytes += one.kernel_copied_bytes;
-        sum.counters.refused += one.refused;
-        sum.counters.missed += one.missed;
-        sum.spliced += spliced;
-    }
-    return sum;
-}
-
-static void put_copies(struct writer *w, const struct copies *copies)
+static void put_copies(struct writer *w, const struct channel_record *record)
 {
     const struct {
         const char *name;
         uint64_t value;
     } values[] = {
-        {"zero-copy-sends", copies->counters.sends},
-        {"zero-copy-bytes", copies->counters.bytes},
-        {"copied-sends", copies->counters.copied_sends},
-        {"copied-bytes", copies->counters.copied_bytes},
-        {"kernel-copied-sends", copies->counters.kernel_copied_sends},
-        {"kernel-copied-bytes", copies->counters.kernel_copied_bytes},
-        {"zero-copy-refused", copies->counters.refused},
-        {"spliced-bytes", copies->spliced},
-        {"dirty-sync-missed-zero-copy", copies->counters.missed},
+        {"zero-copy-sends", record->copies.sends},
+        {"zero-copy-bytes", record->copies.bytes},
+        {"copied-sends", record->copies.copied_sends},
+        {"copied-bytes", record->copies.copied_bytes},
+        {"kernel-copied-sends", record->copies.kernel_copied_sends},
+        {"kernel-copied-bytes", record->copies.kernel_copied_bytes},
+        {"zero-copy-refused", record->copies.refused},
+        {"spliced-bytes", record->spliced_bytes},
+        {"dirty-sync-missed-zero-copy", record->copies.missed},
     };
 
     for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++)
         put_number(w, values[i].name, values[i].value);
 }
 
-static void put_channel(struct writer *w, struct migration *m, const struct snapshot *s, unsigned c)
+static void put_channel(struct writer *w, const struct migration_snapshot *s, unsigned c)
 {
     struct channel_record sums = s->records[c];
 
@@ -174,39 +124,37 @@ static void put_channel(struct writer *w, struct migration *m, const struct snap
     put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
     put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
     put_number(w, "device-bytes", sums.devices.bytes);
-    if (s->role != ROLE_INCOMING) {
-        struct copies copies = add_up_copies(m, c, c + 1);
-        put_copies(w, &copies);
-    }
+    if (!s->incoming)
+        put_copies(w, &sums);
 }
 
 /* Lines that begin with the channel's number, or an array of objects. */
-static void put_channels(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
+static void put_channels(struct writer *w, const struct migration_snapshot *s)
 {
     if (w->json) {
         key(w, "channels");
         fputc('[', w->out);
     }
-    for (unsigned c = 0; c < channels; c++) {
+    for (unsigned c = 0; c < s->channels; c++) {
         if (w->json)
             fputs(c ? ",\n    {" : "\n    {", w->out);
         w->first = true;
         w->channel = (int)c;
-        put_channel(w, m, s, c);
+        put_channel(w, s, c);
         if (w->json)
             fputs("\n    }", w->out);
     }
     w->channel = -1;
     w->first = false;
     if (w->json)
-        fputs(channels ? "\n  ]" : "]", w->out);
+        fputs(s->channels ? "\n  ]" : "]", w->out);
 }
 
 /* The last round, and what it lets one expect: the next one may dirty as much and be sent as fast. */
-static void put_rounds(struct writer *w, struct migration *m, const struct snapshot *s)
+static void put_rounds(struct writer *w, const struct migration_snapshot *s)
 {
     const struct round *round = &s->round;
-    uint64_t queued = outgoing_queued(m);
+    uint64_t queued = s->figures.queued;
     uint64_t time = round->time_ms > 0 ? (uint64_t)round->time_ms : 1;
 
     put_number(w, "dirty-sync-count", s->rounds);
@@ -215,103 +163,55 @@ static void put_rounds(struct writer *w, struct migration *m, const struct snaps
     put_number(w, "last-round-time", (uint64_t)round->time_ms);
     put_number(w, "dirty-pages-rate", round->pages * 1000 / time);
     put_number(w, "remaining", queued);
-    put_number(w, "verified-bytes", outgoing_verified(m));
+    put_number(w, "verified-bytes", s->figures.verified);
     put_number(w, "expected-downtime",
                round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
 }
 
-static void put_counters(struct writer *w, struct migration *m, const struct snapshot *s, unsigned channels)
+static void put_counters(struct writer *w, const struct migration_snapshot *s)
 {
-    bool outgoing = s->role != ROLE_INCOMING;
-    uint64_t main_bytes = outgoing ? outgoing_wire_bytes(m, -1) : 0;
-    struct channel_record sums = s->records[s->channels];
-    struct file *ram = s->file_count ? s->files[WIRE_RAM] : NULL;
+    const struct channel_record *sums = &s->records[s->channels];
+    uint64_t transferred = sums->wire_bytes + s->figures.main_bytes;
 
-    put_times(w, s, sums.wire_bytes + main_bytes);
-    put_number(w, "transferred", sums.wire_bytes + main_bytes);
-    put_number(w, "multifd-bytes", sums.wire_bytes);
+    put_times(w, s, transferred);
+    put_number(w, "transferred", transferred);
+    put_number(w, "multifd-bytes", sums->wire_bytes);
     put_number(w, "page-size", WIRE_PAGE_SIZE);
-    put_number(w, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
-    put_number(w, "normal", sums.ram.pages);
-    put_number(w, "normal-bytes", sums.ram.bytes);
-    put_number(w, "duplicate", sums.ram.zero_pages);
-    put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
-    put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
-    put_number(w, "device-bytes", sums.devices.bytes);
-    put_number(w, "devices", s->file_count ? (uint64_t)s->file_count - 1 : 0);
-    put_number(w, "ram-size", !ram ? 0 : outgoing ? atomic_load(&ram->size) : file_received_size(ram));
-    if (outgoing) {
-        struct copies copies = add_up_copies(m, 0, channels);
-        put_rounds(w, m, s);
-        put_copies(w, &copies);
+    put_number(w, "accepted-bytes", sums->ram.accepted + sums->devices.accepted);
+    put_number(w, "normal", sums->ram.pages);
+    put_number(w, "normal-bytes", sums->ram.bytes);
+    put_number(w, "duplicate", sums->ram.zero_pages);
+    put_number(w, "zero-bytes", sums->ram.zero_pages * WIRE_PAGE_SIZE);
+    put_number(w, "discarded-bytes", sums->ram.discarded_bytes + sums->devices.discarded_bytes);
+    put_number(w, "device-bytes", sums->devices.bytes);
+    put_number(w, "devices", s->devices);
+    put_number(w, "ram-size", s->figures.ram_size);
+    if (s->incoming) {
+        put_number(w, "first-arrivals", sums->ram.first_pages);
+        put_number(w, "barrier-idle-time", s->figures.barrier_ns / 1000000);
+    } else {
+        put_rounds(w, s);
+        put_copies(w, sums);
     }
-    if (!outgoing) {
-        put_number(w, "first-arrivals", sums.ram.first_pages);
-        put_number(w, "barrier-idle-time", incoming_barrier_ns(m) / 1000000);
-    }
-    put_channels(w, m, s, channels);
-}
-
-static int take_snapshot(struct migration *m, struct snapshot *out)
-{
-    struct file **files;
-    int count = migration_files(m, &files, NULL);
-
-    if (count < 0)
-        return count;
-    pthread_mutex_lock(&m->lock);
-    *out = (struct snapshot){
-        .state = m->state,
-        .role = m->role,
-        .times = m->times,
-        .settings = m->settings,
-        .failure = m->failure,
-        .generation = m->generation,
-        .rounds = m->rounds,
-        .round = m->last_round,
-        .files = files,
-        .file_count = count,
-    };
-    strcpy(out->warning, m->warning);
-    pthread_mutex_unlock(&m->lock);
-    /* After the state, so that a final state has the final sums. */
-    int ret = migration_records(m, &out->channels, &out->records);
-    if (ret < 0)
-        migration_put_files(files, count);
-    return ret;
-}
-
-static void drop_snapshot(struct snapshot *s)
-{
-    migration_put_files(s->files, s->file_count);
-    free(s->records);
-}
-
-/* How many channels are told apart. */
-static unsigned channels_of(struct migration *m, const struct snapshot *s)
-{
-    unsigned outgoing = s->role == ROLE_INCOMING ? s->channels : outgoing_channels(m);
-
-    /* A peer may have come since the snapshot was made. */
-    return outgoing < s->channels ? outgoing : s->channels;
+    put_channels(w, s);
 }
 
 char *status_text(struct migration *m, bool json, size_t *size, uint64_t *generation)
 {
-    struct snapshot s;
+    struct migration_snapshot s;
     char *text = NULL;
 
-    if (take_snapshot(m, &s) < 0)
+    if (migration_take_snapshot(m, &s) < 0)
         return NULL;
     struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true, .channel = -1};
     if (!w.out) {
-        drop_snapshot(&s);
+        migration_drop_snapshot(&s);
         return NULL;
     }
     if (json)
         fputc('{', w.out);
     put_text(&w, "status", state_names[s.state]);
-    put_text(&w, "role", role_names[s.role]);
+    put_text(&w, "role", s.role);
     put_text(&w, "name", m->name);
     if (error_is_set(&s.failure) && (s.state == STATE_FAILED || s.state == STATE_CANCELLED))
         put_text(&w, "error-desc", s.failure.message);
@@ -321,24 +221,19 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "uri", s.settings.uri.text);
     put_number(&w, json ? "channel-count" : "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
-    if (s.role == ROLE_INCOMING || s.times.started)
+    if (s.incoming || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
-    if (s.role != ROLE_INCOMING)
+    if (!s.incoming)
         put_text(&w, "verify", s.settings.verify ? "on" : "off");
-    if (s.role != ROLE_INCOMING)
+    if (!s.incoming)
         put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
-    const char *way = s.role == ROLE_INCOMING ? NULL : outgoing_path(m);
-    if (way)
-        put_text(&w, "path", way);
-    if (s.role == ROLE_INCOMING) {
-        char path[4096];
-        incoming_ram_path(m, path, sizeof(path));
-        if (*path)
-            put_text(&w, "ram-path", path);
-    }
-    put_counters(&w, m, &s, channels_of(m, &s));
-    drop_snapshot(&s);
+    if (s.figures.path)
+        put_text(&w, "path", s.figures.path);
+    if (*s.figures.ram_path)
+        put_text(&w, "ram-path", s.figures.ram_path);
+    put_counters(&w, &s);
+    migration_drop_snapshot(&s);
     if (json)
         fputs("\n}\n", w.out);
     if (fclose(w.out)) {

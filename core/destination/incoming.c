@@ -1779,12 +1779,209 @@ static void leave(struct migration *m, const struct error *reason)
     (void)reason;
 }
 
+static void count(struct migration *m, unsigned channel, struct channel_record *record)
+{
+    record->wire_bytes = incoming_wire_bytes(m, channel);
+}
+
+static void figures(struct migration *m, struct migration_figures *out)
+{
+    struct file *ram = migration_file(m, WIRE_RAM);
+
+    *out = (struct migration_figures){
+        .ram_size = ram ? file_received_size(ram) : 0,
+        .barrier_ns = incoming_barrier_ns(m),
+    };
+    incoming_ram_path(m, out->ram_path, sizeof(out->ram_path));
+}
+
+static int digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                  uint8_t out[DIGEST_SIZE], struct error *err)
+{
+    char name[WIRE_NAME_MAX + 1];
+    int ret = file_digest(file, interrupt, out);
+
+    (void)m;
+    if (ret == -EINTR)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    return ret < 0 ? error_set_errno(err, ret, "reading '%.64s'", file_name(file, name)) : 0;
+}
+
+/* A completed image is the user's. */
+static int write_file(struct migration *m, const struct file_write *write, struct error *err)
+{
+    struct file *file = write->file;
+
+    /* It may have been opened before a peer came. */
+    if (file->id != WIRE_RAM)
+        return error_set(err, CAUSE_READ_ONLY, "a device's stream is written at the source");
+    if (m->state != STATE_COMPLETED)
+        return error_set(err, CAUSE_STATE, "the image can be written when the migration has completed");
+    if (write->offset + write->len > file_received_size(file))
+        return error_set(err, CAUSE_TOO_BIG, "a received image does not grow");
+    if (memory_write(&file->memory, write->offset, write->buf, write->len, err) < 0)
+        return -EIO;
+    write->accepted(write->arg);
+    return 0;
+}
+
+static bool splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
+{
+    (void)m;
+    (void)file;
+    (void)len;
+    (void)offset;
+    return false;
+}
+
+/*
+ * What is for the source to do. A user can have begun before a peer came.
+ */
+
+static int refuse(struct error *err)
+{
+    return error_set(err, CAUSE_READ_ONLY, "the migration is incoming: this is for the source to do");
+}
+
+static int refuse_settings(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)interrupt;
+    return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
+}
+
+static int refuse_command(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static int refuse_barrier(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)file;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static int refuse_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
+                          const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)file;
+    (void)offset;
+    (void)len;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static int refuse_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
+                           struct error *err)
+{
+    (void)m;
+    (void)file;
+    (void)size;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static int refuse_create(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
+                         struct file **out, struct error *err)
+{
+    (void)m;
+    (void)name;
+    (void)exclusive;
+    (void)interrupt;
+    (void)out;
+    return refuse(err);
+}
+
+static int refuse_remove(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)name;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static int refuse_rename(struct migration *m, const char *from, const char *to, bool exclusive,
+                         const struct interrupt *interrupt, struct error *err)
+{
+    (void)m;
+    (void)from;
+    (void)to;
+    (void)exclusive;
+    (void)interrupt;
+    return refuse(err);
+}
+
+static void ignore_writer(struct migration *m, struct file *file)
+{
+    (void)m;
+    (void)file;
+}
+
+static int refuse_reference(struct migration *m, int fd, const char *text, pid_t writer,
+                            const struct interrupt *interrupt, struct error *err)
+{
+    (void)text;
+    (void)writer;
+    if (fd >= 0)
+        close(fd);
+    return refuse_settings(m, interrupt, err);
+}
+
+static void no_reference_text(struct migration *m, char *out, size_t size)
+{
+    (void)m;
+    (void)size;
+    *out = '\0';
+}
+
+static uint64_t no_dirty_size(struct migration *m)
+{
+    (void)m;
+    return 0;
+}
+
+static int refuse_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)
+{
+    (void)m;
+    (void)bitmap;
+    (void)len;
+    (void)offset;
+    return refuse(err);
+}
+
 const struct role_operations incoming_operations = {
     .free = free_role,
     .ended = ended,
     .kick = kick,
     .is_committing = is_committing,
     .leave = leave,
+    .release = incoming_release,
     .channels = incoming_channels,
-    .wire_bytes = incoming_wire_bytes,
+    .count = count,
+    .figures = figures,
+    .may_change_settings = refuse_settings,
+    .start = refuse_command,
+    .flush = refuse_barrier,
+    .sync = refuse_barrier,
+    .complete = refuse_command,
+    .digest = digest,
+    .write = write_file,
+    .splices = splices,
+    .discard = refuse_discard,
+    .truncate = refuse_truncate,
+    .create_device = refuse_create,
+    .remove_device = refuse_remove,
+    .rename_device = refuse_rename,
+    .open_writer = ignore_writer,
+    .close_writer = ignore_writer,
+    .begin_anew = ignore_writer,
+    .set_reference = refuse_reference,
+    .reference_text = no_reference_text,
+    .dirty_size = no_dirty_size,
+    .mark_dirty = refuse_dirty,
 };

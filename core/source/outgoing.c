@@ -530,14 +530,73 @@ unsigned outgoing_channels(struct migration *m)
     return conn ? conn->channel_count : 0;
 }
 
+/*
+ * The role
+ */
+
 static void free_role(struct migration *m)
 {
     outgoing_free(m->out);
 }
 
-static uint64_t wire_bytes_of(struct migration *m, unsigned channel)
+/* Who waits for a peer to fill a device waits in vain. */
+static void release(struct migration *m)
 {
-    return outgoing_wire_bytes(m, (int)channel);
+    SCOPED_LOCK(&m->lock);
+    migration_expect_nothing(m);
+}
+
+static void count(struct migration *m, unsigned channel, struct channel_record *record)
+{
+    struct channel *ch = &source_connection(&m->out->source)->channels[channel];
+
+    SCOPED_LOCK(&ch->lock);
+    record->wire_bytes = ch->wire_bytes;
+    record->copies = ch->zerocopy.counters;
+    record->spliced_bytes = ch->spliced_bytes;
+}
+
+static void figures(struct migration *m, struct migration_figures *out)
+{
+    *out = (struct migration_figures){
+        .ram_size = atomic_load(&m->files[WIRE_RAM]->size),
+        .main_bytes = outgoing_wire_bytes(m, -1),
+        .queued = outgoing_queued(m),
+        .verified = outgoing_verified(m),
+        .path = outgoing_path(m),
+    };
+}
+
+static int write_file(struct migration *m, const struct file_write *request, struct error *err)
+{
+    struct sender_write write;
+    int ret = request->buf ? outgoing_write_begin(m, request->file, request->buf, request->len, request->offset,
+                                                  request->interrupt, &write, err)
+                           : outgoing_splice_begin(m, request->file, request->pipe, request->len, request->offset,
+                                                   request->interrupt, &write, err);
+
+    if (ret < 0)
+        return ret;
+    request->accepted(request->arg);
+    sender_finish(&write);
+    return 0;
+}
+
+static void begin_anew(struct migration *m, struct file *file)
+{
+    (void)m;
+    outgoing_begin_anew(file);
+}
+
+static int set_reference(struct migration *m, int fd, const char *text, pid_t writer,
+                         const struct interrupt *interrupt, struct error *err)
+{
+    struct reference *ref = fd < 0 ? NULL : reference_new(fd, text, err);
+
+    if ((fd >= 0 && !ref) || outgoing_set_reference(m, ref, interrupt, err) < 0)
+        return -EIO;
+    outgoing_check_sharing(m, writer);
+    return 0;
 }
 
 const struct role_operations outgoing_operations = {
@@ -546,6 +605,28 @@ const struct role_operations outgoing_operations = {
     .kick = kick,
     .is_committing = is_committing,
     .leave = leave,
+    .release = release,
     .channels = outgoing_channels,
-    .wire_bytes = wire_bytes_of,
+    .count = count,
+    .figures = figures,
+    .may_change_settings = outgoing_setting_writable,
+    .start = outgoing_start,
+    .flush = outgoing_flush,
+    .sync = outgoing_sync,
+    .complete = outgoing_complete,
+    .digest = outgoing_digest,
+    .write = write_file,
+    .splices = outgoing_splices,
+    .discard = outgoing_discard,
+    .truncate = outgoing_truncate,
+    .create_device = outgoing_create_device,
+    .remove_device = outgoing_remove_device,
+    .rename_device = outgoing_rename_device,
+    .open_writer = outgoing_open_writer,
+    .close_writer = outgoing_close_writer,
+    .begin_anew = begin_anew,
+    .set_reference = set_reference,
+    .reference_text = outgoing_reference_text,
+    .dirty_size = outgoing_dirty_size,
+    .mark_dirty = outgoing_mark_dirty,
 };

@@ -8,9 +8,11 @@
 #include "peer.h"
 #include "rig.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct registry *make(unsigned max_migrations)
 {
@@ -362,6 +364,89 @@ Test(registry, nothing_of_a_source_once_it_is_incoming)
     cr_expect(zero(ptr, (void *)outgoing_path(m)));
     outgoing_close_writer(m, device);
     migration_kick(m);
+    m->state = STATE_FAILED;
+    migration_put(shown);
+    migration_put(m);
+    end(registry);
+}
+
+static void not_accepted(void *arg)
+{
+    (void)arg;
+    cr_expect(false, "it must not be accepted");
+}
+
+static int change_channels(struct settings *settings, void *arg, struct error *err)
+{
+    (void)err;
+    settings->channels = *(unsigned *)arg;
+    return 0;
+}
+
+/* What users ask of a migration goes to its role: the source's as long as it is expected, then the destination's. */
+Test(registry, roles)
+{
+    struct registry *registry = make(10);
+    struct migration *m = add(registry, "vm"), *peer, *shown = NULL;
+    struct file *ram = migration_file(m, WIRE_RAM), *device = NULL, *other = NULL;
+    struct file_write write = {.file = ram, .buf = "x", .pipe = -1, .len = 1, .accepted = not_accepted};
+    struct settings settings;
+    uint8_t digest[DIGEST_SIZE];
+    unsigned three = 3, four = 4;
+    char text[16] = "?";
+    struct error err;
+
+    cr_expect(not(migration_is_incoming(m)));
+    cr_expect(not(migration_is_outgoing(m)), "it is not decided");
+    CHECK_OK(migration_change_settings(m, change_channels, &three, NULL, &err));
+    migration_settings(m, &settings);
+    cr_expect(eq(uint, settings.channels, 3));
+    CHECK_OK(migration_truncate(m, ram, 1 << 20, NULL, &err));
+    cr_expect(eq(u64, ram->declared, 1 << 20));
+    CHECK_OK(migration_create_device(m, "vga", true, NULL, &device, &err));
+    file_put(device); /* it stays in the table */
+    CHECK_OK(migration_rename_device(m, "vga", "nic", true, NULL, &err));
+    CHECK_FAILS(migration_remove_device(m, "vga", NULL, &err), CAUSE_NOT_FOUND);
+    CHECK_FAILS(migration_write(m, &write, &err), CAUSE_NOT_STARTED);
+    CHECK_FAILS(migration_start(m, NULL, &err), CAUSE_SYNTAX);
+    CHECK_OK(migration_set_reference(m, -1, "", 0, NULL, &err));
+    migration_reference_text(m, text, sizeof(text));
+    cr_expect(eq(str, text, ""));
+    peer = come(registry, "vm");
+    peer->state = STATE_SETUP;
+    CHECK_OK(registry_arrive(registry, peer, &shown, &err));
+    migration_put(peer);
+
+    cr_expect(migration_is_incoming(m));
+    int fd = dup(0);
+    strcpy(text, "?");
+    CHECK_FAILS(migration_start(m, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_flush(m, NULL, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_sync(m, ram, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_complete(m, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_discard(m, ram, 0, 1, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_truncate(m, ram, 5, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_create_device(m, "new", true, NULL, &other, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_remove_device(m, "nic", NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_rename_device(m, "nic", "vga", false, NULL, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_mark_dirty(m, "\1\0\0\0\0\0\0\0", 8, 0, &err), CAUSE_READ_ONLY);
+    CHECK_FAILS(migration_change_settings(m, change_channels, &four, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(migration_set_reference(m, fd, "fd:0", 0, NULL, &err), CAUSE_STATE);
+    cr_expect(eq(int, fcntl(fd, F_GETFD), -1), "the descriptor was taken over");
+    CHECK_FAILS(migration_write(m, &write, &err), CAUSE_STATE);
+    write.file = device;
+    CHECK_FAILS(migration_write(m, &write, &err), CAUSE_READ_ONLY);
+    cr_expect(not(migration_splices(m, ram, WIRE_STRIPE_SIZE, 0)));
+    cr_expect(eq(u64, migration_dirty_size(m), 0));
+    migration_reference_text(m, text, sizeof(text));
+    cr_expect(eq(str, text, ""));
+    cr_expect(lt(int, migration_digest(m, ram, NULL, digest, &err), 0), "nothing has been announced");
+    migration_open_writer(m, device);
+    migration_begin_anew(m, device);
+    migration_close_writer(m, device);
+    cr_expect(eq(uint, device->writers, 0));
+    migration_settings(m, &settings);
+    cr_expect(eq(uint, settings.channels, 2), "the source's");
     m->state = STATE_FAILED;
     migration_put(shown);
     migration_put(m);
