@@ -4,7 +4,6 @@
 #include "cleanup.h"
 #include "control.h"
 #include "host.h"
-#include "polling.h"
 #include "setting.h"
 #include "status.h"
 #include "user.h"
@@ -55,7 +54,6 @@ void handle_free(struct handle *handle)
     if (handle->next)
         handle->next->prev = handle->prev;
     pthread_mutex_unlock(&all_lock);
-    poll_forget(handle);
     if (handle->node->m)
         atomic_fetch_sub(&handle->node->m->opens, 1);
     pthread_mutex_destroy(&handle->lock);

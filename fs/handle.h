@@ -35,9 +35,10 @@ struct handle {
 
 /** handle_new - an open file; @uid, @gid: who opens it. NULL when memory runs out */
 struct handle *handle_new(struct node *node, uid_t uid, gid_t gid);
+/** handle_free - nobody polls it any more: poll_forget() comes before */
 void handle_free(struct handle *handle);
 
-/** handle_free_all - at the end, when the kernel is gone and cannot close them any more */
+/** handle_free_all - at the end, when the kernel is gone and cannot close them any more; after poll_forget_all() */
 void handle_free_all(void);
 
 /**

@@ -18,7 +18,6 @@
 #include "loop.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "ops.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -41,8 +40,8 @@
 #define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
 
 #define HUGE_PAGE    (2u << 20)
-#define LARGE        (OPS_MAX_WRITE / 4) /* a request that shows that a huge page pays */
-#define PIPE_SIZE    (2u << 20) /* slots for OPS_MAX_WRITE bytes, which need not begin with a page, and a header */
+#define LARGE        (LOOP_WRITE_MAX / 4) /* a request that shows that a huge page pays */
+#define PIPE_SIZE    (2u << 20) /* slots for LOOP_WRITE_MAX bytes, which need not begin with a page, and a header */
 #define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct worker {
@@ -75,10 +74,10 @@ struct loop {
     struct worker *finished; /* has left the list, and is to be joined */
 };
 
-#define BUFFER_SIZE  (WRITE_HEADER + OPS_MAX_WRITE)
+#define BUFFER_SIZE  (WRITE_HEADER + LOOP_WRITE_MAX)
 #define MAPPING_SIZE (2 * HUGE_PAGE) /* in it, a huge page and the page before it; the rest is never touched */
 
-static_assert(OPS_MAX_WRITE <= HUGE_PAGE, "the data of a write is in one huge page");
+static_assert(LOOP_WRITE_MAX <= HUGE_PAGE, "the data of a write is in one huge page");
 
 static _Thread_local struct worker *current;
 

@@ -8,6 +8,9 @@
 
 struct loop;
 
+/* The largest write that the kernel is asked to send at once, and that a worker has room for; it cuts longer ones. */
+#define LOOP_WRITE_MAX (1u << 20)
+
 /**
  * loop_start - make the first worker; more come as requests do
  * @se: mounted; the caller's, and in use until loop_stop() returns
@@ -52,7 +55,7 @@ void loop_prefer_pipe(bool prefer);
 /**
  * loop_buffer - memory for a write that came in a pipe; for operations
  *
- * The calling worker's, with room for OPS_MAX_WRITE bytes, until the operation returns.
+ * The calling worker's, with room for LOOP_WRITE_MAX bytes, until the operation returns.
  */
 void *loop_buffer(void);
 

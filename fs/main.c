@@ -230,6 +230,7 @@ static int start(struct fuse_args *args, const struct options *options)
     } else {
         ret = run(options, &registry, listener, se);
     }
+    poll_forget_all();
     handle_free_all();
     node_forget_all();
     listener_free(listener);

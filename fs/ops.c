@@ -116,8 +116,8 @@ static void reply_cause(fuse_req_t req, struct migration *m, enum cause cause, c
 static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
     (void)userdata;
-    conn->max_write = OPS_MAX_WRITE;
-    conn->max_readahead = OPS_MAX_WRITE;
+    conn->max_write = LOOP_WRITE_MAX;
+    conn->max_readahead = LOOP_WRITE_MAX;
     /* Releases and asynchronous writes share this: one slow migration is not to hold up the others. */
     conn->max_background = OPS_MAX_BACKGROUND;
     conn->congestion_threshold = OPS_MAX_BACKGROUND / 4 * 3;
@@ -414,6 +414,7 @@ static void abandon(struct handle *handle)
         migration_close_writer(handle->node->m, node_file(handle->node));
     if (handle->counted)
         file_close_reader(node_file(handle->node));
+    poll_forget(handle);
     handle_free(handle);
 }
 
@@ -832,7 +833,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     } else {
         struct fuse_bufvec out = FUSE_BUFVEC_INIT(data->size);
         out.buf[0].mem = loop_buffer();
-        ssize_t n = data->size <= OPS_MAX_WRITE ? fuse_buf_copy(&out, in, 0) : -EIO;
+        ssize_t n = data->size <= LOOP_WRITE_MAX ? fuse_buf_copy(&out, in, 0) : -EIO;
         if (n == (ssize_t)data->size)
             write_memory(req, node, &out.buf[0], offset, fi);
         else

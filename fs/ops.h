@@ -7,9 +7,6 @@
 
 #include <fuse_lowlevel.h>
 
-/* The largest write that the kernel is asked to send at once; it cuts longer ones. */
-#define OPS_MAX_WRITE (1u << 20)
-
 /*
  * Requests that the kernel sends without somebody waiting for each. Asynchronous reads and writes can wait
  * here, and closing a file, which may not wait for them, is one of these requests, too: so there are more than may

@@ -101,6 +101,13 @@ void poll_forget(struct handle *handle)
     unlist(handle);
 }
 
+void poll_forget_all(void)
+{
+    SCOPED_LOCK(&poll_lock);
+    while (waiting)
+        unlist(waiting);
+}
+
 void poll_changed(struct migration *m)
 {
     if (!atomic_load(&count))

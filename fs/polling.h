@@ -23,6 +23,9 @@ unsigned poll_check(struct handle *handle, struct fuse_pollhandle *ph);
 /** poll_forget - the handle is being closed */
 void poll_forget(struct handle *handle);
 
+/** poll_forget_all - at the end, when the kernel is gone */
+void poll_forget_all(void);
+
 /** poll_changed - something about a migration has changed: tell those who are ready now */
 void poll_changed(struct migration *m);
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # The layers: fs includes core and transport, core includes transport, transport includes neither. What only the source
-# has and what only the destination has do not include each other. FUSE's headers are for fs/ alone, verbs for
+# has and what only the destination has do not include each other. fs asks the migration, which knows no role. FUSE's headers are for fs/ alone, verbs for
 # transport/rdma*. And the checker does find an include that goes the wrong way.
 . "$(dirname "$0")/functions.sh"
 
@@ -37,6 +37,8 @@ check() {
 				print FILENAME ": " name ": " place[1] "/ does not include " home[part[n]] "/"
 			if (mine && side[part[n]] && side[part[n]] != mine)
 				print FILENAME ": " name ": " mine "/ does not include " side[part[n]] "/"
+			if ((place[1] == "fs" || FILENAME ~ /^core\/(migration|host)\.[ch]$/) && part[n] ~ /^(outgoing|incoming)\.h$/)
+				print FILENAME ": " name ": the migration is asked, not its role"
 			if (quoted && !(part[n] in home))
 				print FILENAME ": " name ": no such header"
 		}' fs/*.[ch] core/*.[ch] core/*/*.[ch] transport/*.[ch])
@@ -67,6 +69,9 @@ finds core/host.c '#include <fuse3/fuse.h>'
 finds transport/socket.c '#include <linux/fuse.h>'
 finds transport/tcp.c '#include <infiniband/verbs.h>'
 finds core/source/channel.c '#include <rdma/rdma_cma.h>'
+finds fs/ops.c '#include "outgoing.h"'
+finds fs/status.c '#include "incoming.h"'
+finds core/migration.c '#include "incoming.h"'
 finds fs/main.c '#include "missing.h"'
 finds fs/main.c '#include <infiniband/verbs.h>'
 mkdir -p copy
