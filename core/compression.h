@@ -4,7 +4,7 @@
  *
  * The source has a few contexts for all channels of a migration, about as many
  * as compress at once on this machine, and buffers for what waits to be sent; both
- * are reused. Who gets a context compresses for all who wait for one, before it is
+ * are reused. A thread that gets a context compresses for all that wait for one, before it is
  * given back: to hand it from thread to thread leaves processors idle.
  */
 #ifndef MIGFS_COMPRESSION_H

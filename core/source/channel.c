@@ -85,7 +85,8 @@ static void push(struct channel *ch, struct channel_entry *entry)
 int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
 {
     size_t total = packets * sizeof(struct wire_packet) + bytes;
-    /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of its own. */
+    /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of
+     * its own. */
     size_t worst = CHANNEL_CHUNK - ch->copy_max - sizeof(struct wire_packet);
     size_t needed = packets ? total / worst + packets / SLICES + 2 : 0;
 
@@ -133,7 +134,8 @@ static struct channel_entry *slice_for(struct channel *ch, size_t size)
     }
     struct channel_entry *slice = &chunk->slice[chunk->slices++];
     chunk->live++;
-    *slice = (struct channel_entry){.place = CHANNEL_SLICE, .chunk = chunk, .payload = chunk->data + chunk->used};
+    *slice =
+        (struct channel_entry){.place = CHANNEL_SLICE, .chunk = chunk, .payload = chunk->data + chunk->used};
     push(ch, slice);
     ch->open_slice = slice;
     return slice;
@@ -200,12 +202,14 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
 uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
                           struct channel_entry *entry)
 {
-    *entry = (struct channel_entry){.place = CHANNEL_PIPE, .pipe = pipe, .length = packet->length, .bytes = bytes};
+    *entry =
+        (struct channel_entry){.place = CHANNEL_PIPE, .pipe = pipe, .length = packet->length, .bytes = bytes};
     push_own(ch, packet, entry);
     return wire_packet_encode(packet, &entry->header);
 }
 
-void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry)
+void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes,
+                        struct channel_entry *entry)
 {
     *entry = (struct channel_entry){.place = CHANNEL_MEMORY, .bytes = bytes, .unmade = true};
     push_own(ch, packet, entry);
@@ -262,8 +266,8 @@ static void take_batch(struct channel *ch, struct batch *batch)
     batch->bytes = batch->large = batch->uncopied = 0;
     batch->piped = NULL;
     batch->zerocopy = NULL;
-    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH && !batch->piped &&
-           !batch->zerocopy) {
+    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH &&
+           !batch->piped && !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
         bool zerocopy = is_large(ch, entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
@@ -364,7 +368,7 @@ static void fail(struct channel *ch, int code)
 }
 
 /*
- * Called with the lock held, which is given up meanwhile, by somebody who waits
+ * Called with the lock held, which is given up meanwhile, by a thread that waits
  * for what is in flight while nobody else reaps: asks the transport once.
  */
 static void reap(struct channel *ch)
@@ -405,7 +409,7 @@ static void pass_reaping(struct channel *ch)
         pthread_cond_broadcast(&ch->progress);
 }
 
-/* Called with the lock held, by one who waits on progress: until something has happened. */
+/* Called with the lock held, by a thread that waits on progress: until something has happened. */
 static void await_progress(struct channel *ch)
 {
     if (ch->zerocopy.in_flight && !ch->reaping) {

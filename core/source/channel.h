@@ -4,14 +4,14 @@
  * of a connection.
  *
  * Theory of operation
- *   There is no sending thread. Whoever adds a packet and finds nobody sending
- *   becomes the sender; whoever finds one only waits until its buffer is free
+ *   There is no sending thread. A thread that adds a packet and finds nobody sending
+ *   becomes the sender; one that finds a sender only waits until its buffer is free
  *   (a large packet, sent from the writer's own buffer) or does not wait at all
  *   (a small packet, which is copied). A sender stays until its own packets are
  *   out, and then hands its role to the next waiting owner; with no owner
  *   waiting it goes on, so that nothing that was accepted is ever left behind.
  *   Small packets that arrive while somebody sends travel together; and when nobody
- *   does, whoever adds one may linger for a moment, so that more of them come: a
+ *   does, a thread that adds one may linger for a moment, so that more of them come: a
  *   packet of its own costs much more than its share of a full send does. One
  *   lingers for all, until there is enough, the time is over, or somebody waits.
  *
@@ -22,7 +22,7 @@
  *
  *   A large payload can be sent without a copy (zerocopy.h). Then it has left, and
  *   its owner waits on, until the transport says that the buffer is free: it is in
- *   flight. What comes after it goes on being sent. One of those who wait, the
+ *   flight. What comes after it goes on being sent. One of those that wait, the
  *   reaper, asks the transport. No buffer in flight is ever given up: also on a
  *   dead channel its owner waits for the transport, which after transport_shutdown()
  *   does not take long, and the connection is closed when nothing is in flight.
@@ -47,7 +47,7 @@
 #define CHANNEL_COPY_MAX                                                                                     \
     (16u << 10) /* no larger packet is copied, whatever the transport says: chunks hold several */
 #define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
-#define CHANNEL_SPARE     4 /* chunks that a channel keeps for the next time */
+#define CHANNEL_SPARE     4           /* chunks that a channel keeps for the next time */
 #define CHANNEL_ENOUGH    (48u << 10) /* nobody lingers for more */
 #define CHANNEL_LINGER_US 1000
 #define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
@@ -80,15 +80,15 @@ struct channel_entry {
     const void *payload;         /* CHANNEL_MEMORY, and the bytes of a CHANNEL_SLICE */
     int pipe;                    /* CHANNEL_PIPE */
     uint32_t length;             /* of the payload, or of the slice */
-    uint64_t bytes;         /* what the gate is given back when it is sent */
-    uint64_t last_sequence; /* of its last packet */
+    uint64_t bytes;              /* what the gate is given back when it is sent */
+    uint64_t last_sequence;      /* of its last packet */
     /* Guarded by channel.lock: */
-    bool unmade; /* its owner still makes the payload: nothing from here on is sent */
-    bool in_flight; /* sent, but for the buffer, which is not back */
-    uint64_t ticket; /* with which it comes back; 0: it is not out */
-    bool done;    /* sent and back, or dropped */
-    bool waiting; /* the owner sleeps on wake */
-    bool chosen;  /* the owner is the sender now */
+    bool unmade;         /* its owner still makes the payload: nothing from here on is sent */
+    bool in_flight;      /* sent, but for the buffer, which is not back */
+    uint64_t ticket;     /* with which it comes back; 0: it is not out */
+    bool done;           /* sent and back, or dropped */
+    bool waiting;        /* the owner sleeps on wake */
+    bool chosen;         /* the owner is the sender now */
     pthread_cond_t wake; /* initialised while waiting */
 };
 
@@ -102,16 +102,16 @@ struct channel {
     void *failed_arg;
 
     pthread_mutex_t lock; /* guards the rest */
-    /* sent_sequence moved, something came back, nobody reaps, the channel closed, or a waiter was interrupted */
+    /* sent_sequence moved, something came back, nobody reaps, it was closed, or a waiter was interrupted */
     pthread_cond_t progress;
-    unsigned flushers;       /* waiting on progress */
-    pthread_cond_t more;     /* the one who lingers is to look again */
-    bool lingering;          /* somebody does, and will send what is queued */
-    bool hurry;              /* somebody waits for what is queued */
+    unsigned flushers;   /* waiting on progress */
+    pthread_cond_t more; /* the thread that lingers is to look again */
+    bool lingering;      /* somebody does, and will send what is queued */
+    bool hurry;          /* somebody waits for what is queued */
     enum channel_closed closed;
-    bool busy; /* somebody is the sender */
-    bool lost; /* something was dropped */
-    bool reaping; /* somebody asks the transport what is back */
+    bool busy;                                         /* somebody is the sender */
+    bool lost;                                         /* something was dropped */
+    bool reaping;                                      /* somebody asks the transport what is back */
     struct channel_entry *in_flight, **in_flight_tail; /* sent, in their order */
     struct zerocopy zerocopy;
     struct channel_entry *head, **tail;
@@ -130,7 +130,8 @@ struct channel {
  * channel_init - make a channel of a connection
  * @transport: the channel's from now on
  * @gate: where accepted bytes are given back
- * @failed: told when sending fails, by the thread that noticed; -EOPNOTSUPP and -ENOBUFS are zerocopy_verdict()'s
+ * @failed: told when sending fails, by the thread that noticed; -EOPNOTSUPP and -ENOBUFS are
+ * zerocopy_verdict()'s
  */
 void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
                   void (*failed)(void *arg, unsigned index, int code), void *failed_arg);
@@ -176,7 +177,7 @@ uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const voi
 
 /**
  * channel_add - give a packet its place whose payload stays where it is
- * @entry: the caller's, who leaves it and the payload alone until channel_finish_entry()
+ * @entry: the caller's, which leaves it and the payload alone until channel_finish_entry()
  *
  * As channel_add_copied().
  */
@@ -198,9 +199,11 @@ uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, u
  * As channel_add(). The owner makes the payload without waiting for anything, since
  * all that comes after it waits.
  */
-void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes, struct channel_entry *entry);
+void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t bytes,
+                        struct channel_entry *entry);
 
-/** channel_made - the payload is made; the caller holds the channel's lock. Return: the check of the header. */
+/** channel_made - the payload is made; the caller holds the channel's lock. Return: the check of the header.
+ */
 uint64_t channel_made(const struct packet *packet, const void *payload, struct channel_entry *entry);
 
 /**

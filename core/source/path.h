@@ -15,7 +15,7 @@
 
 struct context;
 
-/* Where the bytes of a write are, and who has paid for them. */
+/* Where the bytes of a write are, and whether the gate has counted them. */
 struct path_bytes {
     const char *buf; /* those of packets that are copied, kept or made */
     uint64_t offset; /* what the first of them stands for */

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A plan: the packets of one write, in the order of their offsets. Bytes go in, packets come out; a plan
- * knows no migration, no channel and no thread.
+ * A plan: the packets of one write, in the order of their offsets. Bytes go in, packets come out;
+ * a plan knows no migration, no channel and no thread.
  *
  * Theory of operation
- *   A write is cut at the stripes, since a stripe has a home channel. Where zero pages are looked for, each
- * piece is cut once more: what comes before its first whole page (its head), the whole pages in runs of data
- * and of zero pages, and what comes after its last whole page (its tail). Runs of data that touch are one
- * packet. What will be compressed is not cut at its zero pages, since many short frames compress badly: one
- * packet has a bit for each page.
+ *   A write is cut at the stripes, since a stripe has a home channel. Where zero pages are looked
+ *   for, each piece is cut once more: what comes before its first whole page (its head), the whole
+ *   pages in runs of data and of zero pages, and what comes after its last whole page (its tail).
+ *   Runs of data that touch are one packet. What will be compressed is not cut at its zero pages,
+ *   since many short frames compress badly: one packet has a bit for each page.
  *
- *   Each packet takes one way to its channel, its path (enum plan_path). The plan chooses it, from nothing
- * but the rules and the packet; path.h has what each of them does. A new one, which places payloads in the
- * peer's memory, would be one more value for plan_rules.large, and one more entry there.
+ *   Each packet takes one way to its channel, its path (enum plan_path). The plan chooses it, from
+ *   nothing but the rules and the packet; path.h has what each of them does. A new one, which
+ *   places payloads in the peer's memory, would be one more value for plan_rules.large, and one
+ *   more entry there.
  */
 #ifndef MIGFS_PLAN_H
 #define MIGFS_PLAN_H
@@ -26,8 +27,7 @@
 /* The largest write that is planned at once. */
 #define PLAN_WRITE_MAX (4 * (size_t)WIRE_STRIPE_SIZE)
 
-/* Each packet has a page, or part of one, to itself; a write that begins and ends within pages touches one
- * more. */
+/* Each packet has a page, or a part of one, to itself; a write that begins within a page touches one more. */
 #define PLAN_PACKETS_MAX (PLAN_WRITE_MAX / WIRE_PAGE_SIZE + 1)
 
 /* Which way a packet takes to its channel. */

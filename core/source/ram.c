@@ -4,7 +4,6 @@
 #include "cleanup.h"
 #include "log.h"
 #include "private_map.h"
-#include "writes.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +23,7 @@ int ram_check_file(const struct source *source, const struct reference *ref, str
 int ram_start(const struct source *source, struct reference *ref, struct connection *conn, struct error *err)
 {
     struct file *ram = source->m->files[WIRE_RAM];
-    const struct plan_rules rules = writes_rules(source, conn, ram);
+    const struct plan_rules rules = source_rules(source, conn, ram);
 
     return reference_start(ref, conn, ram, &rules, err);
 }

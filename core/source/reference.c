@@ -125,23 +125,21 @@ static enum page_kind page_kind(const struct look *look, uint64_t page)
     return look->resident[page] & 1 ? PAGE_RESIDENT : PAGE_ABSENT;
 }
 
-/*
- * Reads part of the stripe to its place in the buffer. Holes stay holes, which they would not if the mapping
- * were read.
- */
-static void read_part(struct look *look, uint64_t at, size_t len)
+/* Reads all of it, and makes no pages. Return: 0, -ENODATA when the file is shorter, or another negative
+ * errno. */
+static int read_file(int fd, char *buf, size_t len, uint64_t offset)
 {
-    while (len > 0 && look->ret == 0) {
-        ssize_t n = pread(look->ref->fd, look->buffer + at, len, (off_t)(look->offset + at));
+    while (len > 0) {
+        ssize_t n = pread(fd, buf, len, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0) {
-            look->ret = n < 0 ? -errno : -ENODATA;
-            return;
-        }
-        at += (uint64_t)n;
+        if (n <= 0)
+            return n < 0 ? -errno : -ENODATA;
+        buf += n;
+        offset += (uint64_t)n;
         len -= (size_t)n;
     }
+    return 0;
 }
 
 /* Copies the resident pages of a packet that will be copied; the others are in the buffer. */
@@ -177,8 +175,8 @@ static void look_at_stripe(void *arg)
             continue;
         size_t len = at + run > end ? end - at : run;
         bool in_place = kind == PAGE_RESIDENT && plan->rules.large == PLAN_MAPPED;
-        if (kind == PAGE_ABSENT)
-            read_part(look, at, len);
+        if (kind == PAGE_ABSENT) /* holes stay holes, which they would not if the mapping were read */
+            look->ret = read_file(look->ref->fd, look->buffer + at, len, look->offset + at);
         else if (!in_place) /* what is compressed or checked must not change meanwhile */
             memcpy(look->buffer + at, stripe + at, len);
         if (plan->rules.zero_pages || kind == PAGE_ABSENT)
@@ -463,7 +461,7 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
 
 static bool is_covered(const struct reference *ref, uint64_t asked)
 {
-    /* After the end there is nobody who could have. */
+    /* After the end no scanner is left that could have. */
     if (ref->count == 0)
         return false;
     for (unsigned i = 0; i < ref->count; i++) {
@@ -517,15 +515,8 @@ ssize_t reference_read(const struct reference_reader *reader, uint64_t offset, v
 
     if (reader->seeks && is_hole(reader->fd, offset, len))
         return fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size >= offset + len ? 0 : -ENODATA;
-    for (size_t got = 0; got < len;) {
-        ssize_t n = pread(reader->fd, (char *)buf + got, len - got, (off_t)(offset + got));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -ENODATA;
-        got += (size_t)n;
-    }
-    return (ssize_t)len;
+    int ret = read_file(reader->fd, buf, len, offset);
+    return ret < 0 ? ret : (ssize_t)len;
 }
 
 void reference_seal(struct reference *ref, bool sealed)

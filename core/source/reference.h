@@ -108,7 +108,7 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
  */
 int reference_drain(struct reference *ref, const struct interrupt *interrupt);
 
-/* The file, for somebody who reads it when reference_close() may come. */
+/* The file, for a thread that reads it when reference_close() may come. */
 struct reference_reader {
     int fd;     /* -1: there is none */
     bool seeks; /* its position is not the VMM's: holes can be looked for */

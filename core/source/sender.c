@@ -3,41 +3,43 @@
  * Packets to channels; see sender.h.
  *
  * The order, and its proof
- *   Claim (contract 2.1): once the writer of U has been answered, what a later write V says of the same bytes
- * lands after what U says of them; and of two writes that overlap in time, the same one comes last
- * everywhere.
+ *   Claim (contract 2.1): once the writer of U has been answered, what a later write V says of the
+ *   same bytes lands after what U says of them; and of two writes that overlap in time, the same
+ *   one comes last everywhere.
  *
- *   One home. All that is said of a stripe (data, zero pages, its part of a hole or of a truncation) goes to
- * one channel, file_home(): it depends on the file's number and the offset alone, and neither changes while a
- * migration runs. A plan cuts at the stripes, so a packet has one home. A hole and a truncation are told to
- * all channels that are concerned, and each applies them to its own stripes.
+ *   One home. All that is said of a stripe (data, zero pages, its part of a hole or of a
+ *   truncation) goes to one channel, file_home(): it depends on the file's number and the offset
+ *   alone, and neither changes while a migration runs. A plan cuts at the stripes, so a packet has
+ *   one home. A hole and a truncation are told to all channels that are concerned, and each applies
+ *   them to its own stripes.
  *
  *   One place. A packet gets its place, a sequence number, under its channel's lock, and before
- * sender_accept() returns: before the writer is answered. So V, which begins after that, finds U's numbers
- * taken. A caller takes the locks of all channels that it needs before it gives the first place, in the order
- * of their index (so no two wait for one another), and gives none back before the last place: of two that
- * share a channel, one has all its places before the other one has any. Room for what is copied is reserved
- * before, so that nothing can fail in the middle: a write is in the order as a whole, or not at all. A device
- * is removed, and a file's size changes, under the locks of all its channels, so both have a place in this
- * order, too.
+ *   sender_accept() returns: before the writer is answered. So V, which begins after that, finds
+ *   U's numbers taken. A caller takes the locks of all channels that it needs before it gives the
+ *   first place, in the order of their index (so no two wait for one another), and gives none back
+ *   before the last place: of two that share a channel, one has all its places before the other one
+ *   has any. Room for what is copied is reserved first, so that nothing can fail in the middle: a
+ *   write is in the order as a whole, or not at all. A device is removed, and a truncation sets the
+ *   size, under the locks of all its channels, so both have a place in this order, too.
  *
- *   Sent in that order. A channel takes packets off the head of its queue alone, and has one thread that
- * sends. A packet that is still to be made stays where it is, and what is behind it waits. So that this ends,
- * sender_finish() makes all packets of its write before it waits for any: the first packet that is not made
- * yet has an owner who waits for no other packet (the lease of a context is given to those who make packets,
- * too: compression.h).
+ *   Sent in that order. A channel takes packets off the head of its queue alone, and has one thread
+ *   that sends. A packet that is still to be made stays where it is, and what is behind it waits.
+ *   So that this ends, sender_finish() makes all packets of its write before it waits for any: the
+ *   thread that owes the first packet that is not made waits for no other packet, nor does a thread
+ *   that has the context which it may need (compression.h).
  *
- *   Received in that order. A channel is one connection, and TCP as well as a queue pair keeps its order:
- * also between a header that is copied and a payload that comes out of a pipe, is sent without a copy, or was
- * placed before its header was sent. At the other end one thread applies a packet before it takes the next
- * one.
+ *   Received in that order. A channel is one connection, and TCP as well as a queue pair keeps its
+ *   order: also between a header that is copied and a payload that comes out of a pipe, is sent
+ *   without a copy, or was placed before its header was sent. At the other end one thread applies a
+ *   packet before it takes the next one.
  *
- *   And these are the bytes of that write. A buffer is its writer's again when sender_finish() returns: not
- * before the kernel has given it back, since it may have to send it again. RAM by reference has no such
- * buffer: a page that changes in flight may go out as it was, as it is, or as half of each. Then it is dirty,
- * its next version is another packet, in a later place on the same channel, and so lands after it; and a
- * round ends when every buffer is back (channel_flush()). A write to the RAM waits until all that was asked
- * for by reference before has its place.
+ *   And these are the bytes of that write. A buffer is its writer's again when sender_finish()
+ *   returns: not before the kernel has given it back, since it may have to send it again. RAM by
+ *   reference has no such buffer: a page that changes in flight may go out as it was, as it is, or
+ *   as half of each. Then it is dirty, its next version is another packet, in a later place on the
+ *   same channel, and so lands after it; and a round ends when every buffer is back
+ *   (channel_flush()). A write to the RAM waits until all that was asked for by reference before
+ *   has its place.
  */
 #include "sender.h"
 

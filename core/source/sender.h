@@ -23,8 +23,9 @@ struct sender_write {
 /**
  * sender_accept - give all packets of a plan their places, in one step
  * @bytes: left alone, but for what is mapped, until sender_finish()
- * @write: filled in on success; must be finished. Where its count is 0 all was copied: then channel_send_copied()
- *         of its channels will do, once for several writes. A file that has been removed takes nothing
+ * @write: filled in on success; must be finished. Where its count is 0 all was copied: then
+ * channel_send_copied() of its channels will do, once for several writes. A file that has been removed takes
+ * nothing
  *
  * Waits until the gate has room. Once it has returned, nothing that is accepted later comes before these
  * packets. Later failures are the connection's: connection.failed.

@@ -23,6 +23,18 @@ void source_fini(struct source *source)
     source_close_cancel(source);
 }
 
+struct plan_rules source_rules(const struct source *source, const struct connection *conn,
+                               const struct file *file)
+{
+    return (struct plan_rules){
+        .compress = conn->compressor,
+        .checksum = migration_checks(source->m, file),
+        .zero_pages = source->m->settings.zero_pages && file->id == WIRE_RAM,
+        .copy_max = conn->channels[0].copy_max, /* they are all alike */
+        .large = PLAN_KEPT,
+    };
+}
+
 int source_allows(struct source *source, enum command command, struct error *err)
 {
     SCOPED_LOCK(&source->m->lock);

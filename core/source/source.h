@@ -11,6 +11,7 @@
 
 #include "connection.h"
 #include "migration.h"
+#include "plan.h"
 #include "reference.h"
 
 struct source {
@@ -50,6 +51,10 @@ static inline struct connection *source_connection(const struct source *source)
 {
     return atomic_load_explicit(&source->connection, memory_order_acquire);
 }
+
+/** source_rules - by which rules a file's bytes become packets of a connection */
+struct plan_rules source_rules(const struct source *source, const struct connection *conn,
+                               const struct file *file);
 
 /** source_allows - migration_allows() for a caller without the lock */
 int source_allows(struct source *source, enum command command, struct error *err);

@@ -6,18 +6,6 @@
 #include <assert.h>
 #include <errno.h>
 
-struct plan_rules writes_rules(const struct source *source, const struct connection *conn,
-                               const struct file *file)
-{
-    return (struct plan_rules){
-        .compress = conn->compressor,
-        .checksum = migration_checks(source->m, file),
-        .zero_pages = source->m->settings.zero_pages && file->id == WIRE_RAM,
-        .copy_max = conn->channels[0].copy_max, /* they are all alike */
-        .large = PLAN_KEPT,
-    };
-}
-
 /* Data is allowed, so that the connection is there. */
 static int check_active(struct source *source, struct error *err)
 {
@@ -108,7 +96,7 @@ int writes_begin(struct source *source, struct file *file, const void *buf, size
         return accept_nothing(source, file, write, err);
     if (admit(source, file, len, offset, interrupt, err) < 0)
         return -EIO;
-    struct plan_rules rules = writes_rules(source, source_connection(source), file);
+    struct plan_rules rules = source_rules(source, source_connection(source), file);
     plan_write(&plan, &rules, buf, len, offset);
     return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
 }
@@ -119,7 +107,7 @@ bool writes_can_splice(const struct source *source, const struct file *file, siz
 
     if (!conn || !conn->splices)
         return false;
-    struct plan_rules rules = writes_rules(source, conn, file);
+    struct plan_rules rules = source_rules(source, conn, file);
     return plan_can_splice(&rules, len, offset);
 }
 
@@ -133,7 +121,7 @@ int writes_begin_splice(struct source *source, struct file *file, int pipe, size
         return accept_nothing(source, file, write, err);
     if (admit(source, file, len, offset, interrupt, err) < 0)
         return -EIO;
-    struct plan_rules rules = writes_rules(source, source_connection(source), file);
+    struct plan_rules rules = source_rules(source, source_connection(source), file);
     plan_pipe(&plan, &rules, len, offset);
     return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
 }

@@ -9,10 +9,6 @@
 #include "sender.h"
 #include "source.h"
 
-/** writes_rules - by which rules a file's bytes become packets of a connection */
-struct plan_rules writes_rules(const struct source *source, const struct connection *conn,
-                               const struct file *file);
-
 /**
  * writes_begin - accept a write
  * @buf: left alone by the caller until sender_finish()
