@@ -185,8 +185,8 @@ struct migration {
     bool listed;            /* whether it is in the list; guarded by registry.lock */
     bool visible;           /* whether users are shown it; guarded by registry.lock */
     /*
-     * Written with the lock held, and once from none to what it then stays. Who sees the role without
-     * the lock sees what belongs to it, too; who sees none checks again with the lock held.
+     * Written with the lock held, and once from none to what it then stays. A thread that sees the role without
+     * the lock sees what belongs to it, too; one that sees none checks again with the lock held.
      */
     _Atomic enum role role;
     /*

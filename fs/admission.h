@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who may have a worker for a request that can wait: for room, for a peer, for an
+ * Which request that can wait may have a worker, to wait in it: for room, for a peer, for an
  * answer. So many at most that there are always workers for what never waits: looking
  * at names and states, `cancel`, closing, and the interrupts of what waits.
  *

@@ -3,8 +3,8 @@
  * The workers; see loop.h.
  *
  * All read the session's descriptor, which blocks and wakes one of them for a
- * request: the one that has slept for the longest time. Who takes the last idle
- * worker's place makes a new one before it serves its request, and who finds too
+ * request: the one that has slept for the longest time. A worker that takes the last
+ * idle one's place makes a new one before it serves its request, and one that finds too
  * many idle ends, so that there are as many as operations that block at a time.
  *
  * libfuse's own loop tells nobody that the connection has ended while a worker

@@ -12,15 +12,15 @@
  * be mapped.
  */
 #include "ops.h"
-#include "admission.h"
 #include "cleanup.h"
 #include "control.h"
-#include "errno_table.h"
 #include "handle.h"
+#include "listing.h"
 #include "loop.h"
 #include "parking.h"
 #include "polling.h"
 #include "ram_source.h"
+#include "request.h"
 #include "setting.h"
 
 #include <errno.h>
@@ -32,85 +32,9 @@
 /* Whether requests come in pipes is decided by writes from here on. */
 #define SPLICE_MIN (64u << 10)
 
-static struct registry *registry_of(fuse_req_t req)
-{
-    return fuse_req_userdata(req);
-}
-
-static struct host *host_of(fuse_req_t req)
-{
-    return &registry_of(req)->host;
-}
-
 static struct handle *handle_of(struct fuse_file_info *fi)
 {
     return (struct handle *)(uintptr_t)fi->fh;
-}
-
-/* Ties a request to what it waits for. */
-struct waiting {
-    struct interrupt interrupt;
-    struct admission admission;
-};
-
-static void on_interrupt(fuse_req_t req, void *data)
-{
-    struct waiting *waiting = data;
-
-    (void)req;
-    atomic_store(&waiting->interrupt.hit, true);
-    migration_kick(waiting->admission.m);
-}
-
-/*
- * Before whatever can wait. Not before what cannot: that is never refused.
- * @user: who has opened the file; NULL: who makes the request
- */
-static int wait_begin(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m,
-                      struct error *err)
-{
-    if (!user)
-        user = user_get(fuse_req_ctx(req)->uid);
-    if (!user)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (admission_enter(&waiting->admission, user, m, err) < 0)
-        return -EIO;
-    atomic_init(&waiting->interrupt.hit, false);
-    fuse_req_interrupt_func(req, on_interrupt, waiting);
-    return 0;
-}
-
-/* Nobody waits any more, and after this the interrupt cannot come any more. */
-static void wait_end(fuse_req_t req, struct waiting *waiting)
-{
-    fuse_req_interrupt_func(req, NULL, NULL);
-    admission_leave(&waiting->admission);
-}
-
-/* Answers a request that only looks: it leaves no sentence, whoever makes it. */
-static void reply_looking(fuse_req_t req, enum cause cause)
-{
-    fuse_reply_err(req, errno_of(cause));
-}
-
-/* Answers a request that would have changed something with an error, and keeps its sentence for `error`. */
-static void reply_error(fuse_req_t req, struct migration *m, const struct error *err)
-{
-    bool noteworthy = err->cause != CAUSE_INTERRUPTED && err->cause != CAUSE_AGAIN;
-
-    if (m && noteworthy)
-        migration_note_error(m, err);
-    else if (noteworthy)
-        host_note_error(host_of(req), err->message);
-    fuse_reply_err(req, errno_of(err->cause));
-}
-
-static void reply_cause(fuse_req_t req, struct migration *m, enum cause cause, const char *text)
-{
-    struct error err = {0};
-
-    error_set(&err, cause, "%s", text);
-    reply_error(req, m, &err);
 }
 
 static void op_init(void *userdata, struct fuse_conn_info *conn)
@@ -130,7 +54,7 @@ static int fill_entry(fuse_req_t req, struct node *node, struct fuse_entry_param
         return -ENOMEM;
     memset(entry, 0, sizeof(*entry));
     entry->ino = node_id(node);
-    node_stat(host_of(req), node, &entry->attr);
+    node_stat(request_host(req), node, &entry->attr);
     return 0;
 }
 
@@ -138,7 +62,7 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
     struct fuse_entry_param entry;
     struct node *node;
-    int ret = node_lookup(registry_of(req), node_of(parent), name, &node);
+    int ret = node_lookup(request_registry(req), node_of(parent), name, &node);
 
     if (ret < 0) {
         fuse_reply_err(req, -ret);
@@ -167,7 +91,7 @@ static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     struct stat st;
 
     (void)fi;
-    node_stat(host_of(req), node_of(ino), &st);
+    node_stat(request_host(req), node_of(ino), &st);
     fuse_reply_attr(req, &st, 0);
 }
 
@@ -178,15 +102,15 @@ static int truncate_node(fuse_req_t req, struct node *node, uint64_t size, struc
 
     if (migration_is_incoming(node->m))
         return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
-    if (wait_begin(req, &waiting, NULL, node->m, err) < 0)
+    if (request_wait(req, &waiting, NULL, node->m, err) < 0)
         return -EIO;
     int ret = migration_truncate(node->m, node_file(node), size, &waiting.interrupt, err);
-    wait_end(req, &waiting);
+    request_end_wait(req, &waiting);
     return ret;
 }
 
 /*
- * Who may change what has been checked by the kernel (default_permissions), but by what it knew when
+ * The kernel has checked who may change what (default_permissions), but by what it knew when
  * it looked `control` up: that has many inodes, and the others do not hear of a new owner.
  */
 static bool may_change(fuse_req_t req, const struct node *node, const struct stat *now)
@@ -228,18 +152,18 @@ static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to
     unsigned what = changes_of(node, attr, to_set, &to);
 
     (void)fi;
-    node_stat(host_of(req), node, &st);
+    node_stat(request_host(req), node, &st);
     if (what & (ATTRIBUTE_UID | ATTRIBUTE_GID | ATTRIBUTE_MODE) && !may_change(req, node, &st)) {
         fuse_reply_err(req, EPERM);
         return;
     }
     if ((to_set & FUSE_SET_ATTR_SIZE && node_file(node) &&
          truncate_node(req, node, (uint64_t)attr->st_size, &err) < 0) ||
-        (what && node_change(host_of(req), node, what, &to, &err) < 0)) {
-        reply_error(req, node->m, &err);
+        (what && node_change(request_host(req), node, what, &to, &err) < 0)) {
+        request_reply_error(req, node->m, &err);
         return;
     }
-    node_stat(host_of(req), node, &st);
+    node_stat(request_host(req), node, &st);
     fuse_reply_attr(req, &st, 0);
 }
 
@@ -252,11 +176,11 @@ static void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t
     struct migration *m;
 
     if (dir->kind != NODE_ROOT) {
-        reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory has the files that it has");
+        request_reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory has the files that it has");
         return;
     }
-    if (registry_add_outgoing(registry_of(req), name, ctx->uid, ctx->gid, &m, &err) < 0) {
-        reply_error(req, NULL, &err);
+    if (registry_add_outgoing(request_registry(req), name, ctx->uid, ctx->gid, &m, &err) < 0) {
+        request_reply_error(req, NULL, &err);
         return;
     }
     struct node *node = node_get(NODE_MIGRATION, m, NULL, 0);
@@ -275,16 +199,16 @@ static void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     struct error err = {0};
 
     if (dir->kind != NODE_ROOT) {
-        reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory keeps the files that it has");
+        request_reply_cause(req, dir->m, CAUSE_DENIED, "a migration's directory keeps the files that it has");
         return;
     }
-    struct migration *m = registry_find(registry_of(req), name);
+    struct migration *m = registry_find(request_registry(req), name);
     if (!m) {
         fuse_reply_err(req, ENOENT);
         return;
     }
-    if (registry_remove(registry_of(req), m, &err) < 0)
-        reply_error(req, m, &err);
+    if (registry_remove(request_registry(req), m, &err) < 0)
+        request_reply_error(req, m, &err);
     else
         fuse_reply_err(req, 0);
     migration_put(m);
@@ -303,17 +227,17 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     struct error err = {0};
 
     if (!is_changeable(dir)) {
-        reply_cause(req, dir->m, CAUSE_DENIED,
+        request_reply_cause(req, dir->m, CAUSE_DENIED,
                     "only devices are removed, at the source: rmdir ends a migration");
         return;
     }
-    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    int ret = request_wait(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
         ret = migration_remove_device(dir->m, name, &waiting.interrupt, &err);
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
     }
     if (ret < 0)
-        reply_error(req, dir->m, &err);
+        request_reply_error(req, dir->m, &err);
     else
         fuse_reply_err(req, 0);
 }
@@ -326,10 +250,10 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
     struct error err = {0};
 
     if (!is_changeable(dir) || !is_changeable(node_of(newparent))) {
-        reply_cause(req, dir->m, CAUSE_DENIED, "only devices can be renamed, at the source");
+        request_reply_cause(req, dir->m, CAUSE_DENIED, "only devices can be renamed, at the source");
         return;
     }
-    /* Who is told so copies. */
+    /* A caller that is told so copies. */
     if (parent != newparent) {
         fuse_reply_err(req, EXDEV);
         return;
@@ -338,13 +262,13 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
         fuse_reply_err(req, EINVAL);
         return;
     }
-    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    int ret = request_wait(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
         ret = migration_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt, &err);
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
     }
     if (ret < 0)
-        reply_error(req, dir->m, &err);
+        request_reply_error(req, dir->m, &err);
     else
         fuse_reply_err(req, 0);
 }
@@ -430,7 +354,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     }
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
         abandon(handle);
-        reply_error(req, node->m, &err);
+        request_reply_error(req, node->m, &err);
         return;
     }
     struct fuse_open_out out = open_out(handle);
@@ -467,7 +391,7 @@ static void claim_device(fuse_req_t req, const struct node *dir, struct file *fi
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
     struct stat st;
 
-    node_stat(host_of(req), dir, &st);
+    node_stat(request_host(req), dir, &st);
     attributes_claim(&dir->m->attributes, &file->attributes, ctx->uid ? ctx->uid : st.st_uid,
                      ctx->uid ? ctx->gid : st.st_gid, mode & ATTRIBUTES_RAM_MODE);
 }
@@ -481,20 +405,20 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct stat st;
 
     if (dir->kind != NODE_DEVICE_STATE) {
-        reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
+        request_reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
         return;
     }
     if (migration_is_incoming(dir->m)) {
-        reply_cause(req, dir->m, CAUSE_READ_ONLY, "devices are made at the source");
+        request_reply_cause(req, dir->m, CAUSE_READ_ONLY, "devices are made at the source");
         return;
     }
-    int ret = wait_begin(req, &waiting, NULL, dir->m, &err);
+    int ret = request_wait(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
         ret = migration_create_device(dir->m, name, fi->flags & O_EXCL, &waiting.interrupt, &file, &err);
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
     }
     if (ret < 0) {
-        reply_error(req, dir->m, &err);
+        request_reply_error(req, dir->m, &err);
         return;
     }
     claim_device(req, dir, file, mode);
@@ -507,14 +431,14 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
             abandon(handle);
         if (node)
             node_forget(node, 1);
-        reply_error(req, dir->m, &err);
+        request_reply_error(req, dir->m, &err);
         return;
     }
     struct {
         struct fuse_entry_out entry;
         struct fuse_open_out open;
     } out = {.entry = {.nodeid = node_id(node)}, .open = open_out(handle)};
-    node_stat(host_of(req), node, &st);
+    node_stat(request_host(req), node, &st);
     out.entry.attr = attr_out(&st);
     if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) < 0) {
         abandon(handle);
@@ -543,13 +467,13 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
         fuse_reply_err(req, 0);
         return;
     }
-    int ret = wait_begin(req, &waiting, handle_of(fi)->user, node->m, &err);
+    int ret = request_wait(req, &waiting, handle_of(fi)->user, node->m, &err);
     if (ret == 0) {
         ret = migration_sync(node->m, file, &waiting.interrupt, &err);
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
     }
     if (ret < 0)
-        reply_error(req, node->m, &err);
+        request_reply_error(req, node->m, &err);
     else
         fuse_reply_err(req, 0);
 }
@@ -571,18 +495,18 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
     struct waiting waiting;
     struct error err = {0};
 
-    if (waits && wait_begin(req, &waiting, handle->user, handle->node->m, &err) < 0) {
-        reply_looking(req, err.cause);
+    if (waits && request_wait(req, &waiting, handle->user, handle->node->m, &err) < 0) {
+        request_reply_looking(req, err.cause);
         return;
     }
-    int n = handle_read_text(handle, host_of(req), (uint64_t)offset, size, waits ? &waiting.interrupt : NULL,
+    int n = handle_read_text(handle, request_host(req), (uint64_t)offset, size, waits ? &waiting.interrupt : NULL,
                              &text, &err);
     if (waits)
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
     if (n < 0 && err.cause == CAUSE_AGAIN && !(flags & O_NONBLOCK))
         parking_park(req, handle, size, offset, flags, read_again);
     else if (n < 0)
-        reply_looking(req, err.cause);
+        request_reply_looking(req, err.cause);
     else
         fuse_reply_buf(req, text, (size_t)n);
 }
@@ -622,7 +546,7 @@ static void read_data(fuse_req_t req, struct handle *handle, size_t size, off_t 
         return;
     }
     if (n < 0) {
-        reply_looking(req, cause_of_read(node->m, n));
+        request_reply_looking(req, cause_of_read(node->m, n));
         return;
     }
     atomic_store(&handle->position, (uint64_t)offset + (uint64_t)n);
@@ -634,7 +558,7 @@ static void read_again(fuse_req_t req, struct handle *handle, size_t size, off_t
                        enum cause cause)
 {
     if (cause != CAUSE_NONE)
-        reply_looking(req, cause);
+        request_reply_looking(req, cause);
     else if (handle->node->kind == NODE_WAIT)
         read_text(req, handle, size, offset, flags);
     else
@@ -648,13 +572,13 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     if (node->kind == NODE_RECEIVED)
         read_received(req, node, size, offset);
     else if (node->kind == NODE_DIRTY)
-        reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
+        request_reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset, fi->flags);
     else if (migration_is_outgoing(node->m))
-        reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
+        request_reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))
-        reply_looking(req, CAUSE_UNSUPPORTED); /* nothing has arrived; who wants to wait reads `wait` */
+        request_reply_looking(req, CAUSE_UNSUPPORTED); /* nothing has arrived; who wants to wait reads `wait` */
     else
         read_data(req, handle_of(fi), size, offset, fi->flags);
 }
@@ -666,7 +590,7 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, s
     struct stat st;
 
     (void)fi;
-    node_stat(host_of(req), node, &st);
+    node_stat(request_host(req), node, &st);
     int64_t found = offset >= st.st_size ? -ENXIO : whence == SEEK_DATA ? offset : st.st_size;
     if (file && migration_is_incoming(node->m))
         found = file_seek(file, (uint64_t)offset, whence == SEEK_DATA);
@@ -710,10 +634,10 @@ static int write_ram_source(fuse_req_t req, const struct handle *handle, const c
         if (fd < 0)
             return -EIO;
     }
-    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
+    if (request_wait(req, &waiting, handle->user, node->m, err) < 0)
         return -EIO;
     int ret = migration_set_reference(node->m, steal_fd(&fd), text, ctx->pid, &waiting.interrupt, err);
-    wait_end(req, &waiting);
+    request_end_wait(req, &waiting);
     return ret;
 }
 
@@ -726,10 +650,10 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
     int ret;
 
     if (node->kind == NODE_SETTING) {
-        if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
+        if (request_wait(req, &waiting, handle->user, node->m, err) < 0)
             return -EIO;
         ret = setting_write(node->m, &settings_table[node->index], buf, size, &waiting.interrupt, err);
-        wait_end(req, &waiting);
+        request_end_wait(req, &waiting);
         return ret;
     }
     if (node->kind == NODE_RAM_SOURCE)
@@ -742,10 +666,10 @@ static int write_text(fuse_req_t req, const struct handle *handle, const char *b
         return -EIO;
     if (!control_waits(&line))
         return control_run(node->m, &line, NULL, err);
-    if (wait_begin(req, &waiting, handle->user, node->m, err) < 0)
+    if (request_wait(req, &waiting, handle->user, node->m, err) < 0)
         return -EIO;
     ret = control_run(node->m, &line, &waiting.interrupt, err);
-    wait_end(req, &waiting);
+    request_end_wait(req, &waiting);
     return ret;
 }
 
@@ -785,14 +709,14 @@ static void write_data(fuse_req_t req, struct handle *handle, const struct fuse_
         .arg = &taken,
     };
 
-    if (waits && wait_begin(req, &waiting, handle->user, m, &err) < 0) {
-        reply_error(req, m, &err);
+    if (waits && request_wait(req, &waiting, handle->user, m, &err) < 0) {
+        request_reply_error(req, m, &err);
         migration_put(m);
         return;
     }
     if (migration_write(m, &write, &err) < 0) {
         fuse_req_interrupt_func(req, NULL, NULL);
-        reply_error(req, m, &err);
+        request_reply_error(req, m, &err);
     }
     /* Now: what was accepted can wait to be sent. */
     if (waits)
@@ -808,7 +732,7 @@ static void write_memory(fuse_req_t req, struct node *node, const struct fuse_bu
     if (node_file(node)) {
         write_data(req, handle_of(fi), data, offset);
     } else if (write_text(req, handle_of(fi), data->mem, data->size, offset, &err) < 0) {
-        reply_error(req, node->m, &err);
+        request_reply_error(req, node->m, &err);
     } else {
         fuse_reply_write(req, data->size);
     }
@@ -824,7 +748,7 @@ static void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *in,
     bool splices = file && migration_splices(node->m, file, data->size, (uint64_t)offset);
     bool piped = data->flags & FUSE_BUF_IS_FD;
 
-    if (host_of(req)->splices && data->size >= SPLICE_MIN)
+    if (request_host(req)->splices && data->size >= SPLICE_MIN)
         loop_prefer_pipe(splices);
     if (!piped) {
         write_memory(req, node, data, offset, fi);
@@ -854,21 +778,21 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
     (void)fi;
     if (!file || migration_is_incoming(node->m) || offset < 0 || length <= 0 ||
         mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
-        reply_cause(req, node->m, CAUSE_UNSUPPORTED, "this kind of fallocate is not supported here");
+        request_reply_cause(req, node->m, CAUSE_UNSUPPORTED, "this kind of fallocate is not supported here");
         return;
     }
     uint64_t end = (uint64_t)offset + (uint64_t)length;
-    if (wait_begin(req, &waiting, handle_of(fi)->user, node->m, &err) < 0) {
-        reply_error(req, node->m, &err);
+    if (request_wait(req, &waiting, handle_of(fi)->user, node->m, &err) < 0) {
+        request_reply_error(req, node->m, &err);
         return;
     }
     if (clears)
         ret = migration_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
     if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > atomic_load(&file->size))
         ret = migration_truncate(node->m, file, end, &waiting.interrupt, &err);
-    wait_end(req, &waiting);
+    request_end_wait(req, &waiting);
     if (ret < 0)
-        reply_error(req, node->m, &err);
+        request_reply_error(req, node->m, &err);
     else
         fuse_reply_err(req, 0);
 }
@@ -877,40 +801,9 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
  * Directories
  */
 
-struct listing {
-    fuse_req_t req; /* while it is being made */
-    char *buf;
-    size_t size;
-};
-
-static int list_name(void *arg, const char *name, mode_t type)
-{
-    struct listing *listing = arg;
-    struct stat st = {.st_mode = type, .st_ino = 0xffffffff /* unknown */};
-    size_t size = listing->size + fuse_add_direntry(listing->req, NULL, 0, name, NULL, 0);
-    char *buf = realloc(listing->buf, size);
-
-    if (!buf)
-        return -ENOMEM;
-    listing->buf = buf;
-    fuse_add_direntry(listing->req, buf + listing->size, size - listing->size, name, &st, (off_t)size);
-    listing->size = size;
-    return 0;
-}
-
-static int make_listing(fuse_req_t req, struct node *dir, struct listing *listing)
-{
-    listing->req = req;
-    listing->size = 0;
-    int ret = list_name(listing, ".", S_IFDIR);
-    if (ret == 0)
-        ret = list_name(listing, "..", S_IFDIR);
-    return ret == 0 ? node_list(registry_of(req), dir, list_name, listing) : ret;
-}
-
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    struct listing *listing = calloc(1, sizeof(*listing));
+    struct listing *listing = listing_new();
 
     if (!listing) {
         fuse_reply_err(req, ENOMEM);
@@ -919,40 +812,25 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     (void)ino;
     fi->fh = (uint64_t)(uintptr_t)listing;
     if (fuse_reply_open(req, fi) < 0)
-        free(listing);
+        listing_free(listing);
 }
 
 /* The kernel reads a directory from one thread at a time. */
 static void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi)
 {
     struct listing *listing = (struct listing *)(uintptr_t)fi->fh;
-    int ret = offset == 0 ? make_listing(req, node_of(ino), listing) : 0;
+    int ret = offset == 0 ? listing_make(listing, req, request_registry(req), node_of(ino)) : 0;
 
-    if (ret < 0) {
+    if (ret < 0)
         fuse_reply_err(req, -ret);
-        return;
-    }
-    size_t left = (size_t)offset < listing->size ? listing->size - (size_t)offset : 0;
-    if (size > left)
-        size = left;
-    /* A copy: as soon as the answer is out, the directory can be closed. */
-    CLEANUP_FREE char *copy = malloc(size + 1);
-    if (!copy) {
-        fuse_reply_err(req, ENOMEM);
-        return;
-    }
-    if (size)
-        memcpy(copy, listing->buf + offset, size);
-    fuse_reply_buf(req, copy, size);
+    else
+        listing_reply(listing, req, size, (size_t)offset);
 }
 
 static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    struct listing *listing = (struct listing *)(uintptr_t)fi->fh;
-
     (void)ino;
-    free(listing->buf);
-    free(listing);
+    listing_free((struct listing *)(uintptr_t)fi->fh);
     fuse_reply_err(req, 0);
 }
 
@@ -964,7 +842,7 @@ static void op_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, s
 
 static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 {
-    const struct host *host = host_of(req);
+    const struct host *host = request_host(req);
     uint64_t limit = host->accounts.memory.limit / WIRE_PAGE_SIZE;
     uint64_t used = atomic_load_explicit(&host->accounts.memory.used, memory_order_relaxed) / WIRE_PAGE_SIZE;
     struct statvfs st = {

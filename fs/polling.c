@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who waits in poll(2); see polling.h.
+ * The handles that wait in poll(2); see polling.h.
  *
  * Locks: poll_lock, then whatever the readiness of a file takes
  * (migration.lock, file.lock). A waiter is listed before it is looked at, and
