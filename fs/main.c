@@ -95,14 +95,7 @@ static void bound_descriptors(struct limits *limits)
     limits->max_peer_descriptors = (uint32_t)((all - reserve) / 4 * 3);
 }
 
-/* By whoever comes first. */
-static void unmount(struct fuse_session *se)
-{
-    static atomic_flag begun = ATOMIC_FLAG_INIT;
-
-    if (!atomic_flag_test_and_set(&begun))
-        fuse_session_unmount(se);
-}
+static atomic_flag unmounting = ATOMIC_FLAG_INIT; /* whoever comes first does it */
 
 /* Whoever asks a second time does not want to wait: the mount is taken away, and nothing else. */
 static void *fuse_hurry(void *arg)
@@ -117,19 +110,21 @@ static void *fuse_hurry(void *arg)
     while (sigwait(&set, &signal) != 0)
         ;
     log_error("told to end for the second time: ending at once");
-    unmount(arg);
+    /* Not by libfuse, which closes the descriptor that the workers read. */
+    if (!atomic_flag_test_and_set(&unmounting))
+        mountpoint_detach(arg);
     _exit(EXIT_FAILED);
 }
 
 /* Without the thread one waits for as long as it takes. */
-static void watch_for_hurry(struct fuse_session *se)
+static void watch_for_hurry(char *mountpoint)
 {
     pthread_attr_t attr;
     pthread_t thread;
 
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    pthread_create(&thread, &attr, fuse_hurry, se);
+    pthread_create(&thread, &attr, fuse_hurry, mountpoint);
     pthread_attr_destroy(&attr);
 }
 
@@ -154,7 +149,7 @@ static int await_end(const struct loop *loop)
     return 0;
 }
 
-static int serve(struct host *host, struct listener *listener, struct fuse_session *se)
+static int serve(const struct options *options, struct host *host, struct listener *listener, struct fuse_session *se)
 {
     struct error err = {0};
     struct loop *loop;
@@ -176,7 +171,7 @@ static int serve(struct host *host, struct listener *listener, struct fuse_sessi
     ret = await_end(loop);
     if (ret < 0)
         log_error("cannot watch for signals: %s", strerror(-ret));
-    watch_for_hurry(se);
+    watch_for_hurry(options->mountpoint);
     /* What blocks in an operation fails now, and lets its worker go. */
     host_shutdown(host);
     int lost = loop_stop(loop);
@@ -201,9 +196,10 @@ static int run(const struct options *options, struct host *host, struct listener
     }
     if (!options->foreground)
         log_to_journal();
-    int ret = serve(host, listener, se);
+    int ret = serve(options, host, listener, se);
     host_shutdown(host);
-    unmount(se);
+    if (!atomic_flag_test_and_set(&unmounting))
+        fuse_session_unmount(se);
     return ret;
 }
 

@@ -179,6 +179,12 @@ static int end_dead(int fd, const char *path)
     return unmount_as_user(path);
 }
 
+void mountpoint_detach(const char *path)
+{
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
+        unmount_as_user(path);
+}
+
 static int is_dead(const struct mount *mount, struct error *err)
 {
     return error_set(err, CAUSE_STATE,

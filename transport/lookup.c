@@ -96,13 +96,14 @@ static int await(const struct lookup *lookup, const struct transport_wait *wait)
         {.fd = lookup->done_fd, .events = POLLIN},
         {.fd = wait->cancel_fd, .events = POLLIN},
     };
+    eventfd_t done;
 
     for (;;) {
         int n = poll(fds, 2, clock_poll_timeout(wait->deadline_ms));
         if (n < 0 && errno != EINTR)
             return -errno;
         if (n > 0 && fds[0].revents)
-            return 0;
+            return eventfd_read(lookup->done_fd, &done) < 0 ? -errno : 0;
         if (n > 0 && fds[1].revents)
             return -ECANCELED;
         if (clock_ms() >= wait->deadline_ms)

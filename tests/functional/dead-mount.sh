@@ -104,7 +104,9 @@ say "root may end it, and another user may not"
 kill_theirs
 limited "$MIGFS" "$dir/theirs"
 [ "$(mounts theirs)" = 1 ]
+pid=$(processes_with "$dir/theirs")
 umount theirs
+eventually "its daemon is gone" gone "$pid"
 migfs theirs -o allow_other
 crash theirs
 says 32 "'$dir/theirs' .fuse.migfs. is dead.*fusermount3 -u" as_user bin/migfs "$dir/theirs"
