@@ -316,11 +316,21 @@ static int enlist_arriving(struct host *host, struct migration *m, struct migrat
     if (check_arrival(host, stale && !old->out ? NULL : stale ? again : old, m->name, err) < 0)
         return -EIO;
     if (stale)
-        make_way(host, old, gone);
+        unlist(host, old);
+    if (make_room(host, m->maker, gone, err) < 0) {
+        /* It goes on saying why it has failed. */
+        if (stale) {
+            add_to_list(host, old, true);
+            migration_put(old);
+        }
+        return -EIO;
+    }
+    if (stale) {
+        old->next = *gone;
+        *gone = old;
+    }
     if (stale && again)
         add_to_list(host, again, true);
-    if (make_room(host, m->maker, gone, err) < 0)
-        return -EIO;
     add_to_list(host, m, false);
     old = find(host, m->name);
     if (old) {

@@ -220,7 +220,10 @@ static bool is_answer_due(const struct outgoing *out)
 {
     const struct attempt *attempt = &out->attempt;
 
-    return out->waiters || attempt->changes || (attempt->question.id && !attempt->question.there) ||
+    /* A question whose asker has left is in the way of the next one. */
+    bool asked = attempt->question.id && (!attempt->question.there || !attempt->question.digests);
+
+    return attempt->syncs || attempt->changes || asked ||
            (attempt->announced.file && !attempt->announced.there) ||
            (attempt->manifest_id && attempt->prepared_id != attempt->manifest_id);
 }
@@ -1663,27 +1666,29 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
 /*
  * Asks the destination about the contents of a file, when no question is open any more: it answers one at a
  * time, and one that nobody waits for is still open. Returns the question's id; 0 when the migration has left
- * @during, or the wait was interrupted. @digests stays until await_digests() has returned.
+ * @during, the file was removed, or the wait was interrupted. @digests stays until await_digests() has returned.
  */
-static uint64_t ask_digests(struct migration *m, enum state during, enum wire_message_type type, const void *body,
-                            uint32_t length, uint8_t *digests, size_t size, const struct interrupt *interrupt)
+static uint64_t ask_digests(struct migration *m, const struct file *file, enum state during,
+                            enum wire_message_type type, const void *body, uint32_t length, uint8_t *digests,
+                            size_t size, const struct interrupt *interrupt)
 {
     struct outgoing *out = m->out;
 
     pthread_mutex_lock(&m->lock);
     while (m->state == during && out->attempt.question.id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? ++out->attempt.last_id : 0;
+    bool asks = m->state == during && !interrupt_is_hit(interrupt) && !file_is_removed(file);
+    uint64_t id = asks ? ++out->attempt.last_id : 0;
     if (id) {
         out->attempt.question.id = id;
         out->attempt.question.type = type;
         out->attempt.question.there = false;
         out->attempt.question.digests = digests;
         out->attempt.question.size = size;
+        /* With the lock held, before the news that the file is removed. */
+        session_send(&out->session, type, id, body, length);
     }
     pthread_mutex_unlock(&m->lock);
-    if (id)
-        session_send(&out->session, type, id, body, length);
     return id;
 }
 
@@ -1723,11 +1728,13 @@ int outgoing_digest(struct migration *m, struct file *file, const struct interru
     if (check_command(m, COMMAND_SYNC, err) < 0)
         return -EIO;
     wire_write_u32(&body, file->id);
-    uint64_t id = ask_digests(m, STATE_ACTIVE, WIRE_DIGEST, buf, sizeof(buf), digest, DIGEST_SIZE, interrupt);
+    uint64_t id = ask_digests(m, file, STATE_ACTIVE, WIRE_DIGEST, buf, sizeof(buf), digest, DIGEST_SIZE, interrupt);
     if (id)
         return await_digests(m, file, id, false, interrupt, err);
     if (check_command(m, COMMAND_SYNC, err) < 0)
         return -EIO;
+    if (file_is_removed(file))
+        return error_set(err, CAUSE_NOT_FOUND, "the device has been removed");
     return error_set(err, CAUSE_INTERRUPTED, "interrupted");
 }
 
@@ -1779,7 +1786,7 @@ static int verify_pieces(struct verification *v, const struct digest_source *sou
     wire_write_u32(&body, WIRE_RAM);
     wire_write_u32(&body, count);
     wire_write_u64(&body, first);
-    uint64_t id = ask_digests(m, STATE_COMPLETING, WIRE_VERIFY, buf, sizeof(buf), theirs,
+    uint64_t id = ask_digests(m, ram, STATE_COMPLETING, WIRE_VERIFY, buf, sizeof(buf), theirs,
                               (size_t)count * DIGEST_SIZE, v->interrupt);
     if (!id)
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");

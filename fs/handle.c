@@ -168,11 +168,12 @@ static char *take_digests(struct migration *m, const struct interrupt *interrupt
     pthread_mutex_lock(&m->lock);
     while (m->digesting && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    bool mine = !m->digesting;
-    m->digesting = true;
+    /* Those that wait would take theirs one after the other while the daemon is to end. */
+    bool closed = atomic_load(&m->host->closed), mine = !m->digesting && !closed;
+    m->digesting = m->digesting || mine;
     pthread_mutex_unlock(&m->lock);
     if (!mine) {
-        error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        error_set(err, closed ? CAUSE_SHUTDOWN : CAUSE_INTERRUPTED, closed ? "the daemon is going away" : "interrupted");
         return NULL;
     }
     char *text = digest_lines(m, interrupt, size, err);

@@ -97,6 +97,14 @@ static void bound_descriptors(struct limits *limits)
 
 static atomic_flag unmounting = ATOMIC_FLAG_INIT; /* whoever comes first does it */
 
+static int own_mount; /* constant, once it is mounted */
+
+/* After umount -l, somebody else can be mounted there, whom we are not to take away. */
+static bool is_still_there(const char *mountpoint)
+{
+    return own_mount < 0 || mountpoint_id(mountpoint) == own_mount;
+}
+
 /* Whoever asks a second time does not want to wait: the mount is taken away, and nothing else. */
 static void *fuse_hurry(void *arg)
 {
@@ -111,7 +119,7 @@ static void *fuse_hurry(void *arg)
         ;
     log_error("told to end for the second time: ending at once");
     /* Not by libfuse, which closes the descriptor that the workers read. */
-    if (!atomic_flag_test_and_set(&unmounting))
+    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(arg))
         mountpoint_detach(arg);
     _exit(EXIT_FAILED);
 }
@@ -189,6 +197,7 @@ static int run(const struct options *options, struct host *host, struct listener
         log_info("listening at %s", listener_address(listener, i));
     if (fuse_session_mount(se, options->mountpoint) != 0)
         return EXIT_FAILED;
+    own_mount = mountpoint_id(options->mountpoint);
     log_info("mounted at %s", options->mountpoint);
     if (fuse_daemonize(options->foreground) != 0) {
         fuse_session_unmount(se);
@@ -198,7 +207,7 @@ static int run(const struct options *options, struct host *host, struct listener
         log_to_journal();
     int ret = serve(options, host, listener, se);
     host_shutdown(host);
-    if (!atomic_flag_test_and_set(&unmounting))
+    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(options->mountpoint))
         fuse_session_unmount(se);
     return ret;
 }

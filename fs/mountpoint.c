@@ -69,6 +69,13 @@ static int mount_id(int fd)
     return id;
 }
 
+int mountpoint_id(const char *path)
+{
+    CLEANUP_FD int fd = open(path, O_PATH | O_CLOEXEC);
+
+    return fd < 0 ? -1 : mount_id(fd);
+}
+
 /* A line of /proc/self/mountinfo; see proc(5). Whether it is that of mount @id. */
 static bool parse_mount(const char *line, int id, struct mount *mount)
 {

@@ -426,7 +426,10 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     }
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
         abandon(handle);
-        reply_error(req, node->m, &err);
+        if ((fi->flags & O_ACCMODE) == O_RDONLY && !(fi->flags & O_TRUNC))
+            reply_looking(req, err.cause);
+        else
+            reply_error(req, node->m, &err);
         return;
     }
     struct fuse_open_out out = open_out(handle);

@@ -758,3 +758,30 @@ Test(host, a_failure_stays)
     migration_put(m);
     end(host);
 }
+
+/* Who is refused for a quota does not take a failed migration's reason away. */
+Test(host, reason_stays_when_the_next_is_refused)
+{
+    struct limits limits = rig_limits();
+    struct host host;
+    struct hello vm = peer_hello("vm", 1), other = peer_hello("other", 1);
+    struct migration *failed, *running, *refused;
+    struct error err;
+
+    limits.max_peer_migrations = 1;
+    host_init(&host, &limits, NULL);
+    CHECK_OK(host_add_incoming(&host, "a", &vm, &failed, &err));
+    failed->visible = true;
+    failed->state = STATE_FAILED;
+    CHECK_OK(host_add_incoming(&host, "b", &other, &running, &err));
+    CHECK_FAILS(host_add_incoming(&host, "b", &vm, &refused, &err), CAUSE_QUOTA);
+    struct migration *found = host_find(&host, "vm");
+    cr_expect(eq(ptr, found, failed));
+    migration_put(found);
+    running->state = STATE_FAILED;
+    migration_put(failed);
+    migration_put(running);
+    host_shutdown(&host);
+    host_drain(&host, HOST_FOREVER);
+    host_fini(&host);
+}
