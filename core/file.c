@@ -45,17 +45,25 @@ struct file *file_new(uint32_t id, const char *name)
     return file;
 }
 
-/* Nobody uses it any more, or yet. */
+/* Called with file->lock held. */
+static void discharge(struct file *file)
+{
+    if (file->budgets.memory)
+        budget_release(file->budgets.memory, file->charged);
+    file->charged = 0;
+}
+
+/* Nobody uses it any more, or yet; but the migration's thread may settle it meanwhile. */
 static void forget_storage(struct file *file)
 {
+    SCOPED_LOCK(&file->lock);
     if (file->has_memory) {
         memory_fini(&file->memory, file->kept);
         if (file->account)
             budget_release(&file->account->descriptors, 1);
     }
     file->has_memory = false;
-    /* A migration that makes way is discharged by another thread. */
-    file_receive_discharge(file);
+    discharge(file);
     budget_release(file->budgets.windows, file->window);
     file->window = 0;
     if (file->account)
@@ -710,9 +718,7 @@ void file_close_reader(struct file *file)
 void file_receive_discharge(struct file *file)
 {
     SCOPED_LOCK(&file->lock);
-    if (file->budgets.memory)
-        budget_release(file->budgets.memory, file->charged);
-    file->charged = 0;
+    discharge(file);
 }
 
 uint64_t file_received_size(const struct file *file)

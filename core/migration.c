@@ -588,6 +588,9 @@ int migration_begin_digests(struct migration *m, const struct interrupt *interru
     SCOPED_LOCK(&m->lock);
     while (m->digesting && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
+    /* Those that wait would take theirs one after the other while the daemon is to end. */
+    if (atomic_load(&m->host->closed))
+        return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (m->digesting)
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     m->digesting = true;

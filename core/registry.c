@@ -284,11 +284,21 @@ static int enlist_arriving(struct registry *registry, struct migration *m, struc
     if (check_arrival(registry, stale && !old->out ? NULL : stale ? again : old, m->name, err) < 0)
         return -EIO;
     if (stale)
-        make_way(registry, old, gone);
+        unlist(registry, old);
+    if (make_room(registry, m->maker, gone, err) < 0) {
+        /* It goes on saying why it has failed. */
+        if (stale) {
+            add_to_list(registry, old, true);
+            migration_put(old);
+        }
+        return -EIO;
+    }
+    if (stale) {
+        old->next = *gone;
+        *gone = old;
+    }
     if (stale && again)
         add_to_list(registry, again, true);
-    if (make_room(registry, m->maker, gone, err) < 0)
-        return -EIO;
     add_to_list(registry, m, false);
     old = find(registry, m->name);
     if (old) {

@@ -95,13 +95,14 @@ static void bound_descriptors(struct limits *limits)
     limits->max_peer_descriptors = (uint32_t)((all - reserve) / 4 * 3);
 }
 
-/* By whoever comes first. */
-static void unmount(struct fuse_session *se)
-{
-    static atomic_flag begun = ATOMIC_FLAG_INIT;
+static atomic_flag unmounting = ATOMIC_FLAG_INIT; /* whoever comes first does it */
 
-    if (!atomic_flag_test_and_set(&begun))
-        fuse_session_unmount(se);
+static int own_mount; /* constant, once it is mounted */
+
+/* After umount -l, somebody else can be mounted there, whom we are not to take away. */
+static bool is_still_there(const char *mountpoint)
+{
+    return own_mount < 0 || mountpoint_id(mountpoint) == own_mount;
 }
 
 /* Whoever asks a second time does not want to wait: the mount is taken away, and nothing else. */
@@ -117,19 +118,21 @@ static void *fuse_hurry(void *arg)
     while (sigwait(&set, &signal) != 0)
         ;
     log_error("told to end for the second time: ending at once");
-    unmount(arg);
+    /* Not by libfuse, which closes the descriptor that the workers read. */
+    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(arg))
+        mountpoint_detach(arg);
     _exit(EXIT_FAILED);
 }
 
 /* Without the thread one waits for as long as it takes. */
-static void watch_for_hurry(struct fuse_session *se)
+static void watch_for_hurry(char *mountpoint)
 {
     pthread_attr_t attr;
     pthread_t thread;
 
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    pthread_create(&thread, &attr, fuse_hurry, se);
+    pthread_create(&thread, &attr, fuse_hurry, mountpoint);
     pthread_attr_destroy(&attr);
 }
 
@@ -154,7 +157,8 @@ static int await_end(const struct loop *loop)
     return 0;
 }
 
-static int serve(struct registry *registry, struct listener *listener, struct fuse_session *se)
+static int serve(const struct options *options, struct registry *registry, struct listener *listener,
+                 struct fuse_session *se)
 {
     struct error err = {0};
     struct loop *loop;
@@ -176,7 +180,7 @@ static int serve(struct registry *registry, struct listener *listener, struct fu
     ret = await_end(loop);
     if (ret < 0)
         log_error("cannot watch for signals: %s", strerror(-ret));
-    watch_for_hurry(se);
+    watch_for_hurry(options->mountpoint);
     /* What blocks in an operation fails now, and lets its worker go. */
     registry_shutdown(registry);
     int lost = loop_stop(loop);
@@ -194,6 +198,7 @@ static int run(const struct options *options, struct registry *registry, struct 
         log_info("listening at %s", listener_address(listener, i));
     if (fuse_session_mount(se, options->mountpoint) != 0)
         return EXIT_FAILED;
+    own_mount = mountpoint_id(options->mountpoint);
     log_info("mounted at %s", options->mountpoint);
     if (fuse_daemonize(options->foreground) != 0) {
         fuse_session_unmount(se);
@@ -201,9 +206,10 @@ static int run(const struct options *options, struct registry *registry, struct 
     }
     if (!options->foreground)
         log_to_journal();
-    int ret = serve(registry, listener, se);
+    int ret = serve(options, registry, listener, se);
     registry_shutdown(registry);
-    unmount(se);
+    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(options->mountpoint))
+        fuse_session_unmount(se);
     return ret;
 }
 

@@ -69,6 +69,13 @@ static int mount_id(int fd)
     return id;
 }
 
+int mountpoint_id(const char *path)
+{
+    CLEANUP_FD int fd = open(path, O_PATH | O_CLOEXEC);
+
+    return fd < 0 ? -1 : mount_id(fd);
+}
+
 /* A line of /proc/self/mountinfo; see proc(5). Whether it is that of mount @id. */
 static bool parse_mount(const char *line, int id, struct mount *mount)
 {
@@ -177,6 +184,12 @@ static int end_dead(int fd, const char *path)
     if (umount2(self, MNT_DETACH) == 0)
         return 0;
     return unmount_as_user(path);
+}
+
+void mountpoint_detach(const char *path)
+{
+    if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0)
+        unmount_as_user(path);
 }
 
 static int is_dead(const struct mount *mount, struct error *err)

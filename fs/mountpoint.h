@@ -22,6 +22,12 @@
  */
 int mountpoint_claim(const char *path, bool stack, char **out, struct error *err);
 
+/** mountpoint_detach - take away what is mounted at @path, whoever uses it; it may be in vain */
+void mountpoint_detach(const char *path);
+
+/** mountpoint_id - the number of the mount that @path is in now; -1: it cannot be told. It asks no daemon. */
+int mountpoint_id(const char *path);
+
 /** mountpoint_blame - say which mount it is that makes a look at @path fail with ENOTCONN, and how to end it */
 int mountpoint_blame(const char *path, struct error *err);
 

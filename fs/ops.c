@@ -354,7 +354,10 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     }
     if (node_file(node) && open_data(req, handle, fi->flags, &err) < 0) {
         abandon(handle);
-        request_reply_error(req, node->m, &err);
+        if ((fi->flags & O_ACCMODE) == O_RDONLY && !(fi->flags & O_TRUNC))
+            request_reply_looking(req, err.cause);
+        else
+            request_reply_error(req, node->m, &err);
         return;
     }
     struct fuse_open_out out = open_out(handle);

@@ -40,7 +40,11 @@
 
 #include <errno.h>
 
-/* For each user and each migration; and for all together, of which everybody leaves as much as he has. */
+/*
+ * For each user and each migration; and for all together, of which everybody leaves as much as he has. Of
+ * what a migration has, and of DIRECT_MAX, a user takes twice as much as is left at most, so that
+ * one who may only look does not keep its owner from waiting.
+ */
 #define SHARE_MAX 4096u
 #define TOTAL_MAX (4 * SHARE_MAX)
 /* Reads with O_DIRECT can be asynchronous, and then hold one of the kernel's places for what is. */
@@ -97,6 +101,12 @@ static bool unfollow(struct parked *p)
     return p->file ? file_unfollow(p->file, &p->follower) : migration_unfollow(p->m, &p->follower);
 }
 
+/* Whether a user who has @mine and takes one of @left leaves enough for the others. */
+static bool leaves(unsigned mine, unsigned left)
+{
+    return left && mine + 1 <= 2 * (left - 1);
+}
+
 /* Whether there is room for one more. */
 static enum cause enlist(struct parked *p)
 {
@@ -106,10 +116,12 @@ static enum cause enlist(struct parked *p)
     if (stopping)
         return CAUSE_SHUTDOWN;
     unsigned share = TOTAL_MAX - count < SHARE_MAX ? TOTAL_MAX - count : SHARE_MAX;
-    if (user->parked >= share || p->m->parked >= share || (p->direct && directs >= DIRECT_MAX))
+    if (user->parked >= share || p->m->parked >= share || !leaves(user->parked, SHARE_MAX - p->m->parked) ||
+        (p->direct && !leaves(user->directs, DIRECT_MAX - directs)))
         return CAUSE_QUOTA;
     count++;
     directs += p->direct;
+    user->directs += p->direct;
     user->parked++;
     p->m->parked++;
     p->next = all;
@@ -132,6 +144,7 @@ static void finish(struct parked *p, enum cause cause)
         p->next->prev = p->prev;
     count--;
     directs -= p->direct;
+    p->handle->user->directs -= p->direct;
     p->handle->user->parked--;
     p->m->parked--;
     pthread_mutex_unlock(&parking_lock);

@@ -11,6 +11,7 @@ struct user {
     uid_t uid;
     atomic_uint waiting; /* requests that hold a worker; see admission.h */
     atomic_uint parked;  /* requests that hold none; see parking.h */
+    atomic_uint directs; /* those of them with O_DIRECT */
 };
 
 /** user_get - the record of a user, which stays for ever; NULL when memory runs out */

@@ -147,6 +147,15 @@ struct change *catalog_rename(struct catalog *catalog, uint64_t id, uint32_t num
     return change;
 }
 
+bool catalog_is_coming(const struct catalog *catalog, const char *name)
+{
+    const struct change *change = catalog->first;
+
+    while (change && (change->type != CHANGE_RENAME || strcmp(change->name, name)))
+        change = change->next;
+    return change;
+}
+
 struct change *catalog_take(struct catalog *catalog)
 {
     struct change *change = catalog->first;

@@ -85,6 +85,9 @@ struct change *catalog_remove(struct catalog *catalog, uint64_t id, uint32_t num
 struct change *catalog_rename(struct catalog *catalog, uint64_t id, uint32_t number, const char *name,
                               uint32_t replaced, struct error *err);
 
+/** catalog_is_coming - whether a change that is still to be made gives a file this name */
+bool catalog_is_coming(const struct catalog *catalog, const char *name);
+
 /** catalog_take - the next change that can be made, which is the caller's to make and free; NULL: there is none */
 struct change *catalog_take(struct catalog *catalog);
 

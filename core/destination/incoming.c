@@ -25,6 +25,7 @@
 #define SESSION_DESCRIPTORS 2  /* a connection and an eventfd */
 #define BARRIERS_FREE       64 /* may wait without being charged each */
 #define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
+#define TIMEOUT_MAX    (3600u * 1000) /* as long as the setting can be, whatever the source says */
 #define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
 
 /* A data channel. Its thread's, but for what is marked. */
@@ -1085,10 +1086,13 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
     struct file *expected = expected_file(m, id, name), *file = expected;
     bool hidden;
-    if (expected && file_is_receiving(expected)) {
-        /* It has the name until a change is made that is on its way. */
+    if (expected && (file_is_receiving(expected) || catalog_is_coming(&in->catalog, name))) {
+        /* It has the name until a change is made that is on its way; one that is expected goes then. */
+        bool refused = id == WIRE_RAM;
         file_put(expected);
         file = expected = NULL;
+        if (refused)
+            return error_set(err, CAUSE_STATE, "the RAM has been refused before");
     }
     if (expected)
         file_set_id(file, id);
@@ -1101,6 +1105,9 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
                            id == WIRE_RAM ? m->name : name, &budgets, err) < 0 ||
         migration_settle_file(m, file, err) < 0) {
+        /* One that was made here stays in its directory; what it was given does not. */
+        if (file)
+            file_receive_drop(file);
         file_put(file);
         return -EIO;
     }
@@ -1640,7 +1647,7 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     if (session_init(&in->session, transport, (int)m->settings.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     uint32_t longer = m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
-    in->patience_ms = PATIENCE * longer;
+    in->patience_ms = PATIENCE * (longer < TIMEOUT_MAX ? longer : TIMEOUT_MAX);
     stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
     in->session.budget = &in->account->memory;
     in->has_session = true;

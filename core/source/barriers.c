@@ -186,5 +186,5 @@ void barriers_on_ack(struct barriers *barriers, uint64_t id)
 
 bool barriers_is_answer_due(const struct barriers *barriers)
 {
-    return barriers->waiters;
+    return barriers->unanswered;
 }

@@ -21,10 +21,11 @@ struct wording {
 
 /*
  * Asks, when no question is open any more. Returns the question's id; 0 when the migration has left @during,
- * or the wait was interrupted. @digests stays until await_answer() has returned.
+ * the file was removed, or the wait was interrupted. @digests stays until await_answer() has returned.
  */
-static uint64_t ask(struct question *question, enum state during, const struct wording *wording,
-                    uint8_t *digests, size_t size, const struct interrupt *interrupt)
+static uint64_t ask(struct question *question, const struct file *file, enum state during,
+                    const struct wording *wording, uint8_t *digests, size_t size,
+                    const struct interrupt *interrupt)
 {
     struct migration *m = question->source->m;
     struct connection *conn = source_connection(question->source);
@@ -32,17 +33,18 @@ static uint64_t ask(struct question *question, enum state during, const struct w
     pthread_mutex_lock(&m->lock);
     while (m->state == during && question->id && !interrupt_is_hit(interrupt))
         pthread_cond_wait(&m->changed, &m->lock);
-    uint64_t id = m->state == during && !interrupt_is_hit(interrupt) ? connection_next_id(conn) : 0;
+    bool asks = m->state == during && !interrupt_is_hit(interrupt) && !file_is_removed(file);
+    uint64_t id = asks ? connection_next_id(conn) : 0;
     if (id) {
         question->id = id;
         question->type = wording->type;
         question->there = false;
         question->digests = digests;
         question->size = size;
+        /* With the lock held, before the news that the file is removed. */
+        session_send(&conn->main, wording->type, id, wording->body, wording->length);
     }
     pthread_mutex_unlock(&m->lock);
-    if (id)
-        session_send(&conn->main, wording->type, id, wording->body, wording->length);
     return id;
 }
 
@@ -83,11 +85,13 @@ int question_digest(struct question *question, struct file *file, const struct i
     if (source_allows(question->source, COMMAND_SYNC, err) < 0)
         return -EIO;
     wire_write_u32(&body, file->id);
-    uint64_t id = ask(question, STATE_ACTIVE, &wording, digest, DIGEST_SIZE, interrupt);
+    uint64_t id = ask(question, file, STATE_ACTIVE, &wording, digest, DIGEST_SIZE, interrupt);
     if (id)
         return await_answer(question, file, id, false, interrupt, err);
     if (source_allows(question->source, COMMAND_SYNC, err) < 0)
         return -EIO;
+    if (file_is_removed(file))
+        return error_set(err, CAUSE_NOT_FOUND, "the device has been removed");
     return error_set(err, CAUSE_INTERRUPTED, "interrupted");
 }
 
@@ -141,7 +145,7 @@ static int verify_pieces(struct verification *v, const struct digest_source *ima
     wire_write_u32(&body, count);
     wire_write_u64(&body, first);
     uint64_t id =
-        ask(question, STATE_COMPLETING, &wording, theirs, (size_t)count * DIGEST_SIZE, v->interrupt);
+        ask(question, ram, STATE_COMPLETING, &wording, theirs, (size_t)count * DIGEST_SIZE, v->interrupt);
     if (!id)
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     /* Both ends compute at the same time. */
@@ -229,5 +233,6 @@ int question_on_answer(struct question *question, const struct message *message,
 
 bool question_is_answer_due(const struct question *question)
 {
-    return question->id && !question->there;
+    /* A question whose asker has left is in the way of the next one. */
+    return question->id && (!question->there || !question->digests);
 }

@@ -5,18 +5,7 @@
 requires_root
 helper mapping
 
-wanted=16 # huge pages of 2 MiB
-grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || skip "no huge pages of 2 MiB"
-free_pages() { awk '$1 == "HugePages_Free:" { print $2 }' /proc/meminfo; }
-if [ "$(free_pages)" -lt $wanted ]; then
-	had=$(cat /proc/sys/vm/nr_hugepages)
-	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
-	{ echo $((had + wanted)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || skip "the number of huge pages cannot be set"
-	[ "$(free_pages)" -ge $wanted ] || skip "there are not $wanted huge pages"
-fi
-mkdir store
-mount -t hugetlbfs none store || skip "hugetlbfs cannot be mounted"
-at_exit "umount -l $dir/store"
+hugetlbfs store 16 >why || skip "$(cat why)"
 
 pair -o backing=store
 random image 12M

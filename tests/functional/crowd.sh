@@ -84,12 +84,12 @@ not wait "$crowd_pid" 2>/dev/null
 
 say "more than may wait"
 crowd_in_background 4200 read src/vm/wait
-eventually "4096 of them wait" all_wait 4096
-nobody_else_notices src 4096
+eventually "2730 of them wait" all_wait 2730
+nobody_else_notices src 2730
 [ "$("${as_user[@]}" "$attempt" read src/vm/wait 0 1)" = EDQUOT ]
 exec {stream}>&-
 tell src/vm complete
-crowd_says "$(printf '4096 ok\n104 EDQUOT')"
+crowd_says "$(printf '2730 ok\n1470 EDQUOT')"
 exec {frontier}<&-
 forget src/vm dst/vm
 

@@ -70,6 +70,23 @@ says 32 'already' "$MIGFS" "$dir/mnt"
 [ -d mnt/vm ]
 umount mnt
 
+say "one that was unmounted while it is in use, and ends when another one is there"
+migfs mnt
+expect ok mkdir mnt/old
+(
+	exec 7<mnt/old/status
+	umount -l mnt
+	"$MIGFS" -o "fsname=second" "$dir/mnt"
+	expect ok mkdir mnt/new
+	kill -TERM "${daemon[mnt]}"
+	eventually "the first one is gone" gone "${daemon[mnt]}"
+	[ -d mnt/new ] || fail "the mount of the second one is gone"
+)
+unset "daemon[mnt]"
+second=$(processes_with fsname=second)
+umount mnt
+eventually "the second one is gone" gone "$second"
+
 say "in the way"
 mkdir -p mnt outside
 migfs mnt
@@ -104,7 +121,9 @@ say "root may end it, and another user may not"
 kill_theirs
 limited "$MIGFS" "$dir/theirs"
 [ "$(mounts theirs)" = 1 ]
+pid=$(processes_with "$dir/theirs")
 umount theirs
+eventually "its daemon is gone" gone "$pid"
 migfs theirs -o allow_other
 crash theirs
 says 32 "'$dir/theirs' .fuse.migfs. is dead.*fusermount3 -u" as_user bin/migfs "$dir/theirs"

@@ -103,7 +103,7 @@ limited mount.fuse3 foo "$mount_point" -t fuse.migfs -o ro
 grep -q "^foo $mount_point fuse.migfs ro," /proc/self/mounts
 [ "$( (mkdir mnt/vm) 2>&1)" != '' ]
 end
-limited bin/migfs -o defaults,auto,nofail,_netdev,users,group,owner,comment=x,x-systemd.requires=a,X-mount.y,nouser mnt
+limited bin/migfs -o defaults,auto,nofail,_netdev,users,group,owner,comment=x,x-systemd.requires=a,X-mount.y,nouser,relatime,nodiratime,lazytime,silent mnt
 grep -q "^migfs $mount_point " /proc/self/mounts
 end
 limited bin/migfs -o 'fsname=a b' mnt

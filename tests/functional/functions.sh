@@ -192,6 +192,29 @@ eventually() {
 
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
+# huge_pages N: so many free huge pages of 2 MiB, until the test ends; false when they cannot be had, and says why. Only
+# one test at a time has any: their number is the machine's.
+huge_pages() {
+	local had
+	grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || { echo "no huge pages of 2 MiB"; return 1; }
+	exec {huge_lock}>/tmp/migfs-test-huge-pages.lock
+	flock -w 300 "$huge_lock" || { echo "another test has the huge pages"; return 1; }
+	had=$(cat /proc/sys/vm/nr_hugepages)
+	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
+	{ echo $((had + $1)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null ||
+		{ echo "the number of huge pages cannot be set"; return 1; }
+	[ "$(awk '/^HugePages_Free:/ { free = $2 } /^HugePages_Rsvd:/ { print free - $2 }' /proc/meminfo)" -ge "$1" ] ||
+		{ echo "there are not $1 huge pages"; return 1; }
+}
+
+# hugetlbfs DIR N: a mount with so many free huge pages; the same
+hugetlbfs() {
+	huge_pages "$2" || return
+	mkdir -p "$1"
+	mount -t hugetlbfs none "$1" || { echo "hugetlbfs cannot be mounted"; return 1; }
+	at_exit "umount -l '$dir/$1' 2>/dev/null"
+}
+
 # helper NAME: sets $helper to the program of NAME.c, built if need be
 helper() {
 	local libs=()

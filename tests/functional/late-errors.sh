@@ -9,8 +9,10 @@ mkdir full
 mount -t tmpfs -o size=16k none full
 at_exit "umount -l '$dir/full' 2>/dev/null"
 
-# The RAM's directory is full to its last byte, and the declared RAM takes all of the budget for the devices.
-pair -o "backing=$dir/full,max-memory=1M"
+# The RAM's directory is full to its last byte, and the budget has room for the channels and the declared RAM, but for no
+# byte of a device as far out as that.
+pair -o "backing=$dir/full,max-memory=16M"
+printf x >one
 head -c 16384 /dev/zero >full/fill || fail "there is room for less"
 
 # tell_of WHAT FILE ERRNO OPERATION...: a byte of FILE is written and closed, and OPERATION is the first to tell
@@ -22,8 +24,7 @@ tell_of() { # WHAT FILE ERRNO OPERATION...
 	expect ok truncate src/vm/ram 1048576
 	tell src/vm start
 	expect ok open "src/vm/$file" creat,wronly
-	printf x >"$dir/one"
-	overwrite one "src/vm/$file" || fail "the write, or the close, tells already: that is too early to be sure of"
+	overwrite one "src/vm/$file" bs=1 seek=$at || fail "the write, or the close, tells already: that is too early to be sure of"
 	expect "$errno" "$@"
 	reaches src/vm failed
 	says_why src/vm
@@ -35,8 +36,8 @@ tell_of() { # WHAT FILE ERRNO OPERATION...
 
 for file in ram device-state/d; do
 	case $file in
-	ram) errno=ENOSPC ;;
-	*) errno=EDQUOT ;;
+	ram) errno=ENOSPC at=0 ;;
+	*) errno=EDQUOT at=$((15 << 20)) ;;
 	esac
 	tell_of "one byte of $file" $file $errno fsync "src/vm/$file"
 	tell_of "one byte of $file" $file $errno write src/vm/control "sync $file"

@@ -109,15 +109,7 @@ for store in directory tmpfs hugetlbfs; do
 		mount -t tmpfs -o size=64m none $store || continue
 		at_exit "umount -l $dir/$store 2>/dev/null"
 		;;
-	hugetlbfs)
-		grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || continue
-		had=$(cat /proc/sys/vm/nr_hugepages)
-		at_exit "echo $had > /proc/sys/vm/nr_hugepages"
-		{ echo $((had + 8)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || continue
-		[ "$(awk '$1 == "HugePages_Free:" { print $2 }' /proc/meminfo)" -ge 8 ] || continue
-		mount -t hugetlbfs none $store || continue
-		at_exit "umount -l $dir/$store 2>/dev/null"
-		;;
+	hugetlbfs) hugetlbfs $store 8 || continue ;;
 	esac
 	say "---- in $store"
 	leftovers

@@ -5,18 +5,8 @@
 requires_root
 helper reference && reference=$helper
 
-wanted=12 # huge pages of 2 MiB
-grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || skip "no huge pages of 2 MiB"
 huge() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
-if [ "$(huge Free)" -lt $((wanted + $(huge Rsvd))) ]; then
-	had=$(cat /proc/sys/vm/nr_hugepages)
-	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
-	{ echo $((had + wanted)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null || skip "the number of huge pages cannot be set"
-	[ "$(huge Free)" -ge $((wanted + $(huge Rsvd))) ] || skip "there are not $wanted huge pages"
-fi
-mkdir store
-mount -t hugetlbfs none store || skip "hugetlbfs cannot be mounted"
-at_exit "umount -l $dir/store"
+hugetlbfs store 12 >why || skip "$(cat why)"
 
 all() { head -c "$1" /dev/zero | tr '\0' '\377'; }
 pair

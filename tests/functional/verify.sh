@@ -159,7 +159,7 @@ tell src/position start
 mark_all src/position
 agrees position image $((4 * MB))
 [ "$(sed -n 's/^pos:\s*//p' "/proc/$$/fdinfo/$fd")" = "$before" ] || fail "the position of the VMM's file has moved"
-if [ "$(cat /proc/sys/vm/nr_hugepages)" -ge 8 ]; then
+if huge_pages 8; then
 	say "huge pages"
 	outgoing huge
 	expect ok write src/huge/verify on

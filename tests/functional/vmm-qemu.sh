@@ -25,6 +25,7 @@ boot() {
 	rm -f "$name.in" "$name.out" "$name.serial"
 	mkfifo "$name.in" "$name.out"
 	"${qemu[@]}" -accel tcg -machine pc -m $((ram >> 20)) -nodefaults -no-user-config -display none -no-reboot \
+		-name "$name,debug-threads=on" \
 		-drive if=floppy,format=raw,readonly=on,file=guest.img -serial file:"$name.serial" \
 		-chardev pipe,id=qmp,path="$name" -mon chardev=qmp,mode=control "$@" >"qemu-$name.log" 2>&1 &
 	vm[$name]=$!
@@ -41,13 +42,16 @@ qmp() {
 	local end=$((SECONDS + limit))
 	printf '{"execute": "%s", "arguments": %s}\n' "$2" "$(echo "${3:-{\}}" | tr '\n\t' '  ')" >&"${to[$1]}"
 	while [ $SECONDS -lt $end ]; do
-		if read -r -t 1 -u "${from[$1]}" reply; then
+		ended=no
+		kill -0 "${vm[$1]}" 2>/dev/null || ended=yes
+		# What it has said before it ended is there.
+		while read -r -t 1 -u "${from[$1]}" reply; do
 			case $reply in
 			'{"return"'*) return ;;
 			'{"error"'*) fail "the $1's QEMU, at $2: $reply" ;;
 			esac
-		fi
-		kill -0 "${vm[$1]}" 2>/dev/null || fail "the $1's QEMU has ended: $(tail -n 3 "qemu-$1.log")"
+		done
+		[ $ended = no ] || fail "the $1's QEMU has ended: $(tail -n 3 "qemu-$1.log")"
 	done
 	fail "the $1's QEMU does not answer $2"
 }
@@ -90,11 +94,16 @@ in_the_middle() {
 	qmp source migrate-set-parameters "{\"max-bandwidth\": $((16 << 20))}"
 	qmp source migrate "{\"uri\": \"file:$dir/src/vm/ram\"}"
 	eventually "QEMU has written some of its RAM" sent_more_than $((2 << 20))
+	not let_go
 }
+
+# QEMU 10.0 says that a migration has failed before its threads have ended, and does not bear a new one meanwhile.
+let_go() { ! grep -q '^mig/src/' /proc/"${vm[source]}"/task/*/comm 2>/dev/null; }
 
 # after WHAT: QEMU has noticed, and the guest lives
 after() {
 	eventually "QEMU's migration has failed after $1" migrating source failed
+	eventually "QEMU's migration has ended after $1" let_go
 	goes_on source "$1"
 }
 

@@ -1063,3 +1063,32 @@ Test(file, no_room_for_a_window)
         file_put(files[i]);
     discard_file(files[5]);
 }
+
+static struct file *racing;
+static pthread_barrier_t both;
+
+static void *unuse_racing(void *arg)
+{
+    pthread_barrier_wait(&both);
+    file_unuse(racing);
+    return arg;
+}
+
+/* Whoever looks at it last gives all back, while the migration's thread keeps the sums. */
+Test(file, settled_while_the_last_user_leaves)
+{
+    pthread_barrier_init(&both, NULL, 2);
+    for (int i = 0; i < 2000; i++) {
+        pthread_t thread;
+        racing = make(WIRE_RAM, 2, STRIPE);
+        cr_assert(file_use(racing));
+        file_receive_drop(racing);
+        pthread_create(&thread, NULL, unuse_racing, NULL);
+        pthread_barrier_wait(&both);
+        file_settle(racing);
+        pthread_join(thread, NULL);
+        discard_file(racing);
+        cr_assert(eq(u64, windows.used, 0), "round %d", i);
+        cr_assert(eq(u64, budget.used, 0), "round %d", i);
+    }
+}

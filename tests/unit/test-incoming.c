@@ -1525,3 +1525,56 @@ Test(incoming, ends_while_it_prepares)
     }
     rig_fini(&rig);
 }
+
+/* A question about a device that has been removed meanwhile is no reason to fail. */
+Test(incoming, digest_of_a_removed_device)
+{
+    uint8_t out[DIGEST_SIZE];
+    struct error err;
+
+    rig_init(&rig, place(), NULL);
+    struct migration *m = rig_start(&rig, "vm", 2, 1 << 20);
+    struct file *dev = file_get(rig_device(m, "dev"));
+    rig_write(m, dev, "hello", 5, 0);
+    CHECK_OK(outgoing_remove_device(m, "dev", NULL, &err));
+    cr_expect(lt(int, outgoing_digest(m, dev, NULL, out, &err), 0));
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    cr_expect(eq(int, (int)m->state, STATE_ACTIVE), "%s", m->failure.message);
+    file_put(dev);
+    migration_put(m);
+    rig_fini(&rig);
+}
+
+/* A device that was made here has its name taken by a renaming that is on its way, and let go of by the next one. */
+Test(incoming, expected_device_and_renamings)
+{
+    struct file *device;
+    struct error err;
+    struct migration *m;
+
+    rig_init(&rig, place(), NULL);
+    CHECK_OK(registry_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err));
+    CHECK_OK(outgoing_create_device(m, "x", true, NULL, &device, &err));
+    file_put(device);
+    peer_open(&peer, rig.address, "vm", 2);
+    cr_expect(eq(int, (int)peer_announce(&peer, WIRE_RAM, 1 << 20, "ram"), CAUSE_NONE));
+    cr_expect(eq(int, (int)peer_announce(&peer, 1, 0, "a"), CAUSE_NONE));
+    struct wire_writer w = body();
+    wire_write_u32(&w, 1);
+    counts(&w, peer.sequence[0] + 1, peer.sequence[1]);
+    wire_write_u32(&w, 0);
+    wire_write_text(&w, "x");
+    say(&peer, WIRE_FILE_RENAME, 8, &w);
+    rename_file(&peer, 1, "y", 0, false);
+    cr_expect(eq(int, (int)peer_announce(&peer, 2, 0, "x"), CAUSE_NONE));
+    struct packet zero_page = {.type = WIRE_ZERO, .file = WIRE_RAM, .range = 4096};
+    zero_page.offset = file_home(migration_file(m, WIRE_RAM), 0) == 0 ? 0 : WIRE_STRIPE_SIZE;
+    peer_packet(&peer, 0, zero_page, NULL);
+    await_change(&peer, WIRE_FILE_RENAME);
+    await_change(&peer, WIRE_FILE_RENAME);
+    cr_expect(peer_sync(&peer, 3));
+    cr_expect(eq(str, listing(m), "x y "));
+    migration_put(m);
+    peer_close(&peer);
+    rig_fini(&rig);
+}

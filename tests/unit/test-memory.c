@@ -421,7 +421,7 @@ static int huge_pages_before = -1;
 /* Tests run at the same time, and there is one number for all of them. */
 static void wait_for_others(void)
 {
-    int fd = open("/tmp/migfs-unit-huge-pages.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    int fd = open("/tmp/migfs-test-huge-pages.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 
     if (fd >= 0)
         flock(fd, LOCK_EX); /* until the end of the process */

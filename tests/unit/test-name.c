@@ -23,7 +23,7 @@ Test(name, bad)
                                         /* not UTF-8 */
                                         "\xff", "a\xc3", "\xc3(", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
                                         /* C1, separators, directions */
-                                        "a\xc2\x9b", "\xe2\x80\xa8", "x\xe2\x80\xa9", "a\xe2\x80\xae" "b",
+                                        "a\xc2\x9b", "\xe2\x80\xa8", "x\xe2\x80\xa9", "z\xe2\x80\xaez",
                                         "\xe2\x81\xa6", "\xd8\x9c", "\xe2\x80\x8f"};
     struct error err;
 

@@ -798,3 +798,26 @@ Test(registry, a_failure_stays)
     migration_put(m);
     end(registry);
 }
+
+/* A peer that is refused for a quota does not take a failed migration's reason away. */
+Test(registry, reason_stays_when_the_next_is_refused)
+{
+    struct registry *registry = make(10);
+    struct hello vm = peer_hello("vm", 1), other = peer_hello("other", 1);
+    struct migration *failed, *running, *refused;
+    struct error err;
+
+    registry->host.limits.max_peer_migrations = 1;
+    CHECK_OK(registry_add_incoming(registry, "a", &vm, &failed, &err));
+    failed->visible = true;
+    failed->state = STATE_FAILED;
+    CHECK_OK(registry_add_incoming(registry, "b", &other, &running, &err));
+    CHECK_FAILS(registry_add_incoming(registry, "b", &vm, &refused, &err), CAUSE_QUOTA);
+    struct migration *found = registry_find(registry, "vm");
+    cr_expect(eq(ptr, found, failed));
+    migration_put(found);
+    running->state = STATE_FAILED;
+    migration_put(failed);
+    migration_put(running);
+    end(registry);
+}
