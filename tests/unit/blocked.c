@@ -5,6 +5,8 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -56,4 +58,26 @@ void worker_await_sleep(struct worker *w)
         seen = tid && state_of(tid) == 'S' ? seen + 1 : 0;
         sched_yield();
     }
+}
+
+static sem_t handled;
+
+static void on_signal(int signal)
+{
+    (void)signal;
+    sem_post(&handled);
+}
+
+void worker_interrupt(struct worker *w)
+{
+    struct sigaction action = {.sa_handler = on_signal}; /* without SA_RESTART */
+
+    sem_init(&handled, 0, 0);
+    sigaction(SIGUSR1, &action, NULL);
+    worker_await_sleep(w);
+    if (atomic_load(&w->done))
+        return;
+    pthread_kill(w->thread, SIGUSR1);
+    sem_wait(&handled);
+    worker_await_sleep(w);
 }

@@ -30,4 +30,7 @@ void worker_join(struct worker *w);
 /** worker_await_sleep - wait until the thread sleeps, or is done */
 void worker_await_sleep(struct worker *w);
 
+/** worker_interrupt - once it sleeps, have its call interrupted by a signal, and wait until it sleeps again, or is done */
+void worker_interrupt(struct worker *w);
+
 #endif

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Assertions on calls that take a struct error, which is the caller's variable `err`.
- *
- * Criterion 2.4.1's gt(T, a, b) also holds when both are equal: write a > b.
  */
 #ifndef MIGFS_TEST_CHECK_H
 #define MIGFS_TEST_CHECK_H
@@ -11,6 +9,9 @@
 
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+
+/* Criterion 2.4.1's gt(T, a, b) also holds when both are equal: write a > b. */
+#pragma GCC poison gt
 
 /* The call succeeds. */
 #define CHECK_OK(call)                                                                                      \

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "clock.h"
 #include "peer.h"
+#include "rig.h"
 #include "scratch.h"
 
 #include <errno.h>
@@ -116,8 +117,8 @@ static void end(void)
     fake_close(&fake);
 }
 
-/* Sends a small packet on a channel. */
-static void send_packet(struct connection *conn, unsigned index, char byte)
+/* Gives a small packet its place on a channel. */
+static void add_packet(struct connection *conn, unsigned index, char byte)
 {
     struct channel *ch = &conn->channels[index];
     struct packet packet = {.type = WIRE_DATA, .length = 1, .raw_length = 1};
@@ -129,7 +130,12 @@ static void send_packet(struct connection *conn, unsigned index, char byte)
     cr_assert(zero(int, channel_reserve(ch, 1, 1)));
     channel_add_copied(ch, &packet, &byte, bytes);
     pthread_mutex_unlock(&ch->lock);
-    channel_send_copied(ch);
+}
+
+static void send_packet(struct connection *conn, unsigned index, char byte)
+{
+    add_packet(conn, index, byte);
+    channel_send_copied(&conn->channels[index]);
 }
 
 /* Receives it. */
@@ -558,5 +564,188 @@ Test(connection, asks_what_became_of_it)
         cr_expect(zero(int, memcmp(question.hello.session, made.session, sizeof(made.session))));
     }
     connection_free(conn);
+    end();
+}
+
+/* The locks of channels, in one step or not at all. */
+Test(connection, locks_channels)
+{
+    static const bool both[CHANNELS] = {true, true}, second[CHANNELS] = {false, true};
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+
+    for (unsigned round = 0; round < 2; round++) {
+        cr_assert(connection_lock_channels(conn, both));
+        cr_expect(eq(int, pthread_mutex_trylock(&conn->channels[0].lock), EBUSY));
+        cr_expect(eq(int, pthread_mutex_trylock(&conn->channels[1].lock), EBUSY));
+        connection_unlock_channels(conn, both);
+        cr_assert(connection_lock_channels(conn, second));
+        cr_assert(zero(int, pthread_mutex_trylock(&conn->channels[0].lock)));
+        cr_expect(eq(int, pthread_mutex_trylock(&conn->channels[1].lock), EBUSY));
+        pthread_mutex_unlock(&conn->channels[0].lock);
+        connection_unlock_channels(conn, second);
+    }
+    /* One of them is closed: none is locked. */
+    channel_close(&conn->channels[1], CHANNEL_SEALED);
+    cr_assert(not(connection_lock_channels(conn, both)));
+    cr_assert(not(connection_lock_channels(conn, second)));
+    for (unsigned c = 0; c < CHANNELS; c++) {
+        cr_assert(zero(int, pthread_mutex_trylock(&conn->channels[c].lock)));
+        pthread_mutex_unlock(&conn->channels[c].lock);
+    }
+    /* One that is not asked for does not matter. */
+    static const bool first[CHANNELS] = {true, false};
+    cr_assert(connection_lock_channels(conn, first));
+    connection_unlock_channels(conn, first);
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+Test(connection, counts)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    struct file *ram = file_new(WIRE_RAM, "ram"), *unknown = file_new(1, "dev");
+    uint64_t counts[CHANNELS] = {9, 9}, packet = sizeof(struct wire_packet) + 1;
+
+    cr_assert(zero(int, file_set_channels(ram, CHANNELS, 1)));
+    atomic_store(&ram->per_channel[0].last_sequence, 4);
+    connection_count(conn, ram, counts);
+    cr_expect(eq(u64, counts[0], 4));
+    cr_expect(zero(u64, counts[1]));
+    connection_count(conn, unknown, counts);
+    cr_expect(zero(u64, counts[0]));
+    send_packet(conn, 0, 'a');
+    send_packet(conn, 1, 'b');
+    send_packet(conn, 1, 'c');
+    connection_count(conn, NULL, counts);
+    cr_expect(eq(u64, counts[0], 1));
+    cr_expect(eq(u64, counts[1], 2));
+    for (unsigned c = 0; c < CHANNELS; c++)
+        cr_assert(zero(int, channel_flush(&conn->channels[c], counts[c], NULL)));
+    cr_expect(eq(u64, connection_channel_bytes(conn, 0), packet));
+    cr_expect(eq(u64, connection_channel_bytes(conn, 1), 2 * packet));
+    cr_expect(eq(u64, connection_wire_bytes(conn), 3 * packet));
+    cr_expect(eq(ptr, connection_home(conn, ram, 0), &conn->channels[0]));
+    close_connection(conn, &ends);
+    cr_expect(eq(u64, connection_wire_bytes(conn), 3 * packet));
+    connection_free(conn);
+    file_put(ram);
+    file_put(unknown);
+    end();
+}
+
+/* Nobody lingers over what somebody is going to wait for. */
+Test(connection, counting_hurries)
+{
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    uint64_t counts[CHANNELS];
+
+    add_packet(conn, 1, 'x');
+    cr_expect(not(conn->channels[1].hurry));
+    connection_count(conn, NULL, counts);
+    cr_expect(conn->channels[1].hurry);
+    cr_expect(not(conn->channels[0].hurry));
+    channel_send_copied(&conn->channels[1]);
+    expect_packet(&ends, 1, 1, 'x');
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+Test(connection, sizes_that_the_peer_allows)
+{
+    struct ends ends = {0};
+    struct file *ram = file_new(WIRE_RAM, "ram"), *device = file_new(1, "dev");
+    struct error err;
+
+    fake.reply.max_ram = 1000;
+    fake.reply.max_device = 10;
+    struct connection *conn = open_to(&ends);
+    CHECK_OK(connection_check_size(conn, ram, 1000, &err));
+    CHECK_FAILS(connection_check_size(conn, ram, 1001, &err), CAUSE_QUOTA);
+    cr_expect(not(zero(ptr, strstr(err.message, "1001 bytes; the destination allows 1000"))), "%s",
+              err.message);
+    CHECK_OK(connection_check_size(conn, device, 10, &err));
+    CHECK_FAILS(connection_check_size(conn, device, 11, &err), CAUSE_QUOTA);
+    close_connection(conn, &ends);
+    connection_free(conn);
+    file_put(ram);
+    file_put(device);
+    end();
+}
+
+/* What a channel says becomes a reason, and whether the main channel may know a better one. */
+Test(connection, reasons)
+{
+    static const struct {
+        enum zerocopy_mode mode;
+        int code;
+        enum cause cause;
+        const char *text;
+        bool waits;
+    } cases[] = {
+        {ZEROCOPY_REQUIRE, -EOPNOTSUPP, CAUSE_UNSUPPORTED, "the kernel copies what channel 1 sends", false},
+        {ZEROCOPY_REQUIRE, -ENOBUFS, CAUSE_NO_MEMORY, "channel 1 cannot lock memory", false},
+        {ZEROCOPY_REQUIRE, -ECONNRESET, CAUSE_RESET, "sending on channel 1", true},
+        {ZEROCOPY_AUTO, -EOPNOTSUPP, CAUSE_UNSUPPORTED, "sending on channel 1", true},
+        {ZEROCOPY_AUTO, -ENOBUFS, CAUSE_NONE, "sending on channel 1", true},
+        {ZEROCOPY_AUTO, -EFAULT, CAUSE_IO, "the RAM source cannot be read", true},
+    };
+    struct ends ends = {0};
+    struct connection *conn = open_to(&ends);
+    struct channel *ch = &conn->channels[1];
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        conn->zero_copy = cases[i].mode;
+        ch->failed(ch->failed_arg, ch->index, cases[i].code);
+        cr_expect(eq(uint, failure.count, i + 1));
+        cr_expect(not(zero(ptr, strstr(failure.reason.message, cases[i].text))), "%zu: %s", i,
+                  failure.reason.message);
+        if (cases[i].cause != CAUSE_NONE)
+            cr_expect(eq(int, (int)failure.reason.cause, (int)cases[i].cause), "%zu: %s", i,
+                      failure.reason.message);
+        cr_expect(eq(int, failure.delay_ms > 0, cases[i].waits), "%zu", i);
+    }
+    close_connection(conn, &ends);
+    connection_free(conn);
+    end();
+}
+
+/* Nothing is left open: of a connection that was hung up, of an attempt that was refused, of a question. */
+Test(connection, leaves_nothing_open)
+{
+    struct ends ends = {0};
+    struct refusal refusal = {.welcome = 2};
+    struct transport_wait wait = {.cancel_fd = -1, .deadline_ms = clock_ms() + 60000};
+    struct question question = {0};
+    struct connection *conn = open_to(&ends), *none = NULL;
+    enum wire_outcome outcome;
+    struct worker worker;
+    struct error err;
+
+    close_connection(conn, &ends);
+    connection_free(conn);
+    unsigned fds = rig_count_fds();
+    conn = open_to(&ends);
+    close_connection(conn, &ends);
+    cr_expect(eq(uint, rig_count_fds(), fds)); /* before it is freed */
+    worker_start(&worker, answer_question, &question);
+    CHECK_OK(connection_ask(conn, &wait, &outcome, &err));
+    worker_join(&worker);
+    cr_expect(eq(uint, rig_count_fds(), fds));
+    worker_start(&worker, refuse, &refusal);
+    CHECK_FAILS(connection_open(&config, &none, &err), CAUSE_REFUSED);
+    worker_join(&worker);
+    end_refusal(&refusal);
+    cr_expect(eq(uint, rig_count_fds(), fds));
+    connection_free(conn);
+    /* One that nobody has hung up. */
+    conn = open_to(&ends);
+    connection_free(conn);
+    hang_up(&ends);
+    cr_expect(eq(uint, rig_count_fds(), fds));
     end();
 }
