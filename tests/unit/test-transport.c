@@ -9,6 +9,7 @@
 #include "scratch.h"
 #include "socket.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +22,7 @@
 #include <semaphore.h>
 #include <sys/resource.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -31,6 +33,8 @@ TestSuite(transport, .init = scratch_make, .fini = scratch_remove);
 
 /* Where to listen, one after the other; "unix:" gets a path in the scratch directory. */
 static const char *const places[] = {"tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0", "unix:"};
+
+static void reap_all(struct transport *t, uint64_t ticket, struct transport_returns *returns);
 
 static const char *place(size_t i)
 {
@@ -108,6 +112,107 @@ Test(transport, ipv6_address_has_brackets)
     cr_expect(zero(int, strncmp(t->peer, "tcp:[::1]:", 10)), "%s", t->peer);
     transport_close(t);
     transport_listener_close(l);
+}
+
+static void expect_option(struct transport *t, int level, int option, int want, const char *what)
+{
+    int value = -1;
+    socklen_t len = sizeof(value);
+
+    cr_assert(zero(int, getsockopt(transport_pollfd(t), level, option, &value, &len)));
+    cr_expect(eq(int, value, want), "%s", what);
+}
+
+/* What a small message waits for, and what tells that a machine has vanished. */
+Test(transport, options_of_tcp)
+{
+    static const struct {
+        int timeout_ms, probe_s;
+    } cases[] = {{1000, 1}, {4000, 1}, {8000, 2}, {60000, 15}};
+    struct link link;
+
+    link_open(&link, "tcp:127.0.0.1:0", "");
+    expect_option(link.a, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");
+    expect_option(link.b, IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct transport *t = i % 2 ? link.a : link.b;
+        transport_set_timeout(t, cases[i].timeout_ms);
+        expect_option(t, SOL_SOCKET, SO_KEEPALIVE, 1, "SO_KEEPALIVE");
+        expect_option(t, IPPROTO_TCP, TCP_KEEPIDLE, cases[i].probe_s, "TCP_KEEPIDLE");
+        expect_option(t, IPPROTO_TCP, TCP_KEEPINTVL, cases[i].probe_s, "TCP_KEEPINTVL");
+        expect_option(t, IPPROTO_TCP, TCP_KEEPCNT, 3, "TCP_KEEPCNT");
+        expect_option(t, IPPROTO_TCP, TCP_USER_TIMEOUT, cases[i].timeout_ms, "TCP_USER_TIMEOUT");
+    }
+    link_close(&link);
+}
+
+/* Whose connection it is, for a person and for the accounts. */
+Test(transport, who_is_there)
+{
+    char want[TRANSPORT_PEER_MAX];
+
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        link_open(&link, place(i), "");
+        if (!strcmp(places[i], "unix:")) {
+            snprintf(want, sizeof(want), "unix peer (pid %d)", (int)getpid());
+            cr_expect(eq(str, link.a->peer, want));
+            cr_expect(eq(str, link.b->peer, want));
+            snprintf(want, sizeof(want), "user %u", (unsigned)getuid());
+            cr_expect(eq(str, link.a->address, want));
+            cr_expect(eq(str, link.b->address, want));
+        } else if (!strstr(places[i], "localhost")) {
+            cr_expect(eq(str, link.a->peer, (char *)transport_listener_address(link.listener)));
+            const char *host = strchr(places[i], '[') ? "::1" : "127.0.0.1";
+            cr_expect(eq(str, link.a->address, (char *)host));
+            cr_expect(eq(str, link.b->address, (char *)host));
+        }
+        link_close(&link);
+    }
+}
+
+static unsigned open_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned n = 0;
+
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+/* Whatever a connection has made for itself is gone with it. */
+Test(transport, nothing_stays_open)
+{
+    CLEANUP_FD int file = memfd_create("file", MFD_CLOEXEC);
+    unsigned before = open_descriptors();
+
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        int code = 0;
+        link_open(&link, place(i), "");
+        if (transport_zerocopy(link.a) == 0) {
+            struct transport_handed handed;
+            struct transport_returns returns = {0};
+            cr_expect(eq(int, transport_send_zerocopy(link.a, NULL, 0, "abc", 3, &handed), 0));
+            reap_all(link.a, handed.ticket, &returns);
+        } else {
+            cr_expect(eq(int, link_send(link.a, "abc", 3), 0));
+        }
+        for (off_t at = 0; at < 3;) {
+            ssize_t n = transport_recv_fd(link.b, file, at, (size_t)(3 - at), &code);
+            cr_assert(n > 0);
+            at += n;
+        }
+        link_close(&link);
+        /* A thread that has looked a name up may need a moment more. */
+        while (open_descriptors() > before)
+            sched_yield();
+        cr_expect(eq(uint, open_descriptors(), before), "%s", places[i]);
+    }
 }
 
 /* Pacing within a machine only costs: whatever the machine's default is, the sender has reno. */
