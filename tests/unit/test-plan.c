@@ -351,6 +351,7 @@ Test(plan, what_can_be_spliced)
 
 Test(plan, a_pipe_has_one_packet)
 {
+    check_write(&looking, bytes, 2 * STRIPE, 0); /* of which nothing is left */
     plan_pipe(&plan, &plain, STRIPE - 5, STRIPE + 5);
     cr_expect(eq(u32, plan.count, 1));
     expect_packet(0, WIRE_DATA, STRIPE + 5, STRIPE - 5);

@@ -22,7 +22,7 @@
 struct recorder {
     struct transport base;
     uint8_t *bytes;
-    size_t have, seen; /* recorded, and applied */
+    size_t have, seen, room; /* recorded, and applied */
     uint64_t sequence;
 };
 
@@ -42,7 +42,10 @@ static int record(struct transport *t, const struct iovec *iov, int n)
     struct recorder *r = t->own;
 
     for (int i = 0; i < n; i++) {
-        r->bytes = realloc(r->bytes, r->have + iov[i].iov_len);
+        if (r->have + iov[i].iov_len > r->room) {
+            r->room = 2 * (r->have + iov[i].iov_len);
+            r->bytes = realloc(r->bytes, r->room);
+        }
         memcpy(r->bytes + r->have, iov[i].iov_base, iov[i].iov_len);
         r->have += iov[i].iov_len;
     }
@@ -449,6 +452,7 @@ Test(sender, what_is_made_later_holds_its_place)
     /* More packets than a write has entries of its own for. */
     cr_assert(zero(int, try_write(&packing, &first, buf, sizeof(buf), 5 * PAGE - 1)));
     cr_expect(first.count > ARRAY_LENGTH(first.few));
+    cr_expect(eq(u32, first.channels, CHANNELS));
     memcpy(expected + 5 * PAGE - 1, buf, sizeof(buf));
     write_all(&packing, "newer", 5, 6 * PAGE);
     cr_expect(eq(u64, recorders[1].have, 0));
