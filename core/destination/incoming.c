@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
-#include "barrier_set.h"
+#include "arrival.h"
 #include "catalog.h"
 #include "cleanup.h"
 #include "clock.h"
@@ -19,19 +19,8 @@
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
 #define SESSION_DESCRIPTORS 2  /* a connection and an eventfd */
-#define BARRIERS_FREE       64 /* may wait without being charged each */
 #define TIMEOUT_MAX    (3600u * 1000) /* as long as the setting can be, whatever the source says */
 #define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
-
-/* What the source says it has sent. There is one at a time: a newer one takes its place. mig-in's. */
-struct manifest {
-    uint64_t id; /* 0: there is none */
-    struct barrier *barrier; /* what it is about has not been applied; NULL: it has */
-    bool prepared;
-    uint32_t entries;
-    struct manifest_entry *entry;
-    uint64_t counts[WIRE_CHANNELS_MAX];
-};
 
 /* A question about the contents of a file. */
 struct question {
@@ -50,10 +39,7 @@ struct incoming {
     struct session session;
     unsigned channel_count;
     struct receiver *receivers; /* NULL when it is over; freed with migration.lock held */
-    struct barrier_set barriers; /* mig-in's */
-    unsigned syncs;              /* of the barriers; mig-in's */
-    unsigned barrier_count;      /* of all that there are, in the set or not; mig-in's */
-    struct manifest manifest;    /* mig-in's */
+    struct arrival arrival;      /* mig-in's */
     struct catalog catalog;      /* mig-in's; receivers look up files */
     struct file *unburied;       /* removed, and a receiver has them; mig-in's */
     bool peer_aborted;             /* mig-in's */
@@ -109,6 +95,8 @@ static void packet_applied(void *arg)
         migration_announce(in->m);
 }
 
+static const struct arrival_operations arrival_operations;
+
 static const struct receiver_events receiver_events = {
     .failed = channel_failed,
     .reached = channel_reached,
@@ -118,7 +106,7 @@ static const struct receiver_events receiver_events = {
 /* What a migration is charged for from its start on, for the main channel and for each data channel. */
 static uint64_t session_memory(unsigned channels)
 {
-    return SESSION_MEMORY + BARRIERS_FREE * barrier_size(channels);
+    return SESSION_MEMORY + arrival_memory(channels);
 }
 
 static uint64_t channels_memory(unsigned channels)
@@ -196,7 +184,7 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
     if (!in->receivers || catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
-        barrier_set_init(&in->barriers, n) < 0)
+        arrival_init(&in->arrival, n, &in->catalog, &account->memory, &arrival_operations, in) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     in->account = account_hold(account);
     in->reception.descriptors = &account->descriptors;
@@ -209,25 +197,6 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     return in;
 }
 
-static void free_barrier(struct incoming *in, struct barrier *barrier)
-{
-    if (!barrier)
-        return;
-    free(barrier);
-    if (in->barrier_count-- > BARRIERS_FREE)
-        budget_release(&in->account->memory, barrier_size(in->channel_count));
-}
-
-static void forget_manifest(struct incoming *in)
-{
-    if (in->manifest.barrier) {
-        barrier_set_remove(&in->barriers, in->manifest.barrier);
-        free_barrier(in, in->manifest.barrier);
-    }
-    free(in->manifest.entry);
-    in->manifest = (struct manifest){0};
-}
-
 /* The receivers' threads are gone. */
 static void close_receivers(struct incoming *in)
 {
@@ -236,22 +205,12 @@ static void close_receivers(struct incoming *in)
         receiver_close(&in->receivers[c]);
 }
 
-static void forget_barriers(struct incoming *in)
-{
-    barrier_set_fini(&in->barriers);
-    if (in->barrier_count > BARRIERS_FREE)
-        budget_release(&in->account->memory,
-                       (in->barrier_count - BARRIERS_FREE) * barrier_size(in->channel_count));
-    in->barrier_count = 0;
-}
-
 /* The loop is over: what is left is why, and what has arrived. */
 static void end_session(struct migration *m)
 {
     struct incoming *in = m->in;
 
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     release_session(in);
     /* Others wake the session with the lock held. */
     SCOPED_LOCK(&m->lock);
@@ -263,8 +222,7 @@ void incoming_free(struct incoming *in)
     if (!in)
         return;
     close_receivers(in);
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     catalog_fini(&in->catalog);
     release_session(in);
     if (in->has_session)
@@ -278,36 +236,6 @@ void incoming_free(struct incoming *in)
  * Barriers
  */
 
-static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
-{
-    struct file *file = catalog_file(&m->in->catalog, entry->file);
-    char name[WIRE_NAME_MAX + 1];
-
-    if (!catalog_has(&m->in->catalog, entry->file))
-        return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
-    struct file_totals have = file_totals(file);
-    uint64_t size = file_received_size(file);
-    if (size != entry->size)
-        return error_set(err, CAUSE_MISMATCH, "'%.64s' has %llu bytes at the source and %llu at the destination",
-                         file_name(file, name), (unsigned long long)entry->size, (unsigned long long)size);
-    if (have.packets != entry->packets || have.bytes != entry->bytes || have.digest != entry->digest)
-        return error_set(err, CAUSE_MISMATCH,
-                         "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
-                         file_name(file, name), (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
-                         (unsigned long long)have.bytes, (unsigned long long)have.packets);
-    return 0;
-}
-
-/* Whether what has been applied is exactly what the manifest is about. More means that the source has gone on. */
-static bool is_exactly_applied(struct incoming *in)
-{
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (receiver_applied(&in->receivers[c]) != in->manifest.counts[c])
-            return false;
-    }
-    return true;
-}
-
 /* Others can reach the files that arrive: is everything still there that was stored? */
 static int check_storage(struct incoming *in, struct error *err)
 {
@@ -316,30 +244,6 @@ static int check_storage(struct incoming *in, struct error *err)
         if (file && file_receive_check(file, err) < 0)
             return -EIO;
     }
-    return 0;
-}
-
-/* Everything is applied: is it what the source says it sent? */
-static int check_manifest(struct migration *m, struct error *err)
-{
-    struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
-
-    manifest->barrier = NULL;
-    if (!is_exactly_applied(in) || manifest->entries < in->catalog.count) {
-        forget_manifest(in);
-        return 0;
-    }
-    if (in->catalog.first)
-        return error_set(err, CAUSE_PROTOCOL, "a manifest that leaves changes of names unmade");
-    for (uint32_t i = 0; i < manifest->entries; i++) {
-        if (check_manifest_entry(m, &manifest->entry[i], err) < 0)
-            return -EIO;
-    }
-    if (check_storage(in, err) < 0)
-        return -EIO;
-    manifest->prepared = true;
-    session_send(&in->session, WIRE_PREPARED, manifest->id, NULL, 0);
     return 0;
 }
 
@@ -361,16 +265,6 @@ static void bury(struct incoming *in)
         file_receive_remove(file);
         file_put(file);
     }
-}
-
-/* Forgets that the stream of @file was to end: there is newer news of it. */
-static void forget_end(struct incoming *in, struct file *file)
-{
-    if (!file->end_barrier)
-        return;
-    barrier_set_remove(&in->barriers, file->end_barrier);
-    free_barrier(in, file->end_barrier);
-    file->end_barrier = NULL;
 }
 
 /* Shows a file, where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
@@ -403,104 +297,85 @@ static void make_change(struct migration *m, const struct change *change)
     if (unfilled)
         file_receive_remove(unfilled);
     if (file) {
-        forget_end(in, file);
+        arrival_forget_end(&in->arrival, file);
         file->next_unburied = in->unburied;
         in->unburied = file;
     }
 }
 
-/* Makes all changes of names whose turn has come. */
-static void make_changes(struct migration *m)
+static uint64_t channel_applied(void *arg, unsigned channel)
 {
-    struct incoming *in = m->in;
-    struct change *change;
+    const struct incoming *in = arg;
 
-    while ((change = catalog_take(&in->catalog))) {
-        make_change(m, change);
-        if (change->type == CHANGE_REMOVE)
-            session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
-        else if (change->type == CHANGE_RENAME)
-            session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
-        free(change);
-    }
+    return receiver_applied(&in->receivers[channel]);
+}
+
+static bool aim_channel(void *arg, unsigned channel, uint64_t target)
+{
+    struct incoming *in = arg;
+
+    return receiver_aim(&in->receivers[channel], target);
+}
+
+static void acknowledge_sync(void *arg, uint64_t id)
+{
+    struct incoming *in = arg;
+
+    session_send(&in->session, WIRE_SYNC_ACK, id, NULL, 0);
+}
+
+static void end_stream(void *arg, struct file *file, const uint64_t *counts)
+{
+    struct incoming *in = arg;
+
+    file_receive_end(file, counts);
+    migration_announce(in->m);
+}
+
+static void apply_change(void *arg, const struct change *change)
+{
+    struct incoming *in = arg;
+
+    make_change(in->m, change);
+    if (change->type == CHANGE_REMOVE)
+        session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
+    else if (change->type == CHANGE_RENAME)
+        session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
+}
+
+static void changes_made(void *arg)
+{
+    struct incoming *in = arg;
+
     bury(in);
-    migration_announce(m);
+    migration_announce(in->m);
 }
 
-static int reach(struct migration *m, struct barrier *barrier, struct error *err)
+static int say_prepared(void *arg, uint64_t id, struct error *err)
 {
-    switch (barrier->type) {
-    case WIRE_SYNC:
-        m->in->syncs--;
-        session_send(&m->in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
-        return 0;
-    case WIRE_FILE_END:
-        barrier->file->end_barrier = NULL;
-        file_receive_end(barrier->file, barrier->counts);
-        migration_announce(m);
-        return 0;
-    case WIRE_FILE_REMOVE:
-    case WIRE_FILE_RENAME:
-        barrier->change->ripe = true;
-        make_changes(m);
-        return 0;
-    default:
-        return check_manifest(m, err);
-    }
-}
+    struct incoming *in = arg;
 
-/* Acts on the barriers that all receivers have passed, and tells the receivers which count is awaited next. */
-static int check_barriers(struct migration *m, struct error *err)
-{
-    struct incoming *in = m->in;
-    uint64_t applied[WIRE_CHANNELS_MAX];
-    bool again;
-
-    do {
-        struct barrier *barrier;
-        for (unsigned c = 0; c < in->channel_count; c++)
-            applied[c] = receiver_applied(&in->receivers[c]);
-        while ((barrier = barrier_set_take(&in->barriers, applied))) {
-            int ret = reach(m, barrier, err);
-            free_barrier(in, barrier);
-            if (ret < 0)
-                return ret;
-        }
-        again = false;
-        for (unsigned c = 0; c < in->channel_count; c++)
-            again |= receiver_aim(&in->receivers[c], barrier_set_target(&in->barriers, c));
-    } while (again);
+    if (check_storage(in, err) < 0)
+        return -EIO;
+    session_send(&in->session, WIRE_PREPARED, id, NULL, 0);
     return 0;
 }
 
-static struct barrier *read_barrier(struct migration *m, const struct message *message, struct wire_reader *body,
-                                    struct error *err)
-{
-    struct incoming *in = m->in;
-    unsigned n = in->channel_count;
-    bool extra = in->barrier_count >= BARRIERS_FREE;
+static const struct arrival_operations arrival_operations = {
+    .applied = channel_applied,
+    .aim = aim_channel,
+    .synced = acknowledge_sync,
+    .ended = end_stream,
+    .change = apply_change,
+    .changed = changes_made,
+    .complete = say_prepared,
+};
 
-    if (extra && budget_take(&in->account->memory, barrier_size(n), err, "%u barriers are too many", in->barrier_count) < 0)
-        return NULL;
-    struct barrier *barrier = barrier_new(n);
-    if (!barrier) {
-        if (extra)
-            budget_release(&in->account->memory, barrier_size(n));
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        return NULL;
-    }
-    in->barrier_count++;
-    barrier->type = message->type;
-    barrier->id = message->id;
-    for (unsigned c = 0; c < n; c++)
-        barrier->counts[c] = wire_read_u64(body);
-    return barrier;
-}
-
-static int add_barrier(struct migration *m, struct barrier *barrier, struct error *err)
+/* A barrier on the wire: a count for each channel. */
+static void read_counts(const struct incoming *in, struct wire_reader *body, uint64_t counts[WIRE_CHANNELS_MAX])
 {
-    barrier_set_add(&m->in->barriers, barrier);
-    return check_barriers(m, err);
+    for (unsigned c = 0; c < in->channel_count; c++)
+        counts[c] = wire_read_u64(body);
 }
 
 /* Tells the source what has arrived, and looks whether all stands still that a barrier waits for. */
@@ -655,8 +530,8 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     if (!wire_read_done(body) || id > WIRE_DEVICES_MAX || first != (id == WIRE_RAM) ||
         catalog_file(&m->in->catalog, id) || size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
-    if (m->in->manifest.prepared)
-        forget_manifest(m->in);
+    if (m->in->arrival.manifest.prepared)
+        arrival_forget_manifest(&m->in->arrival);
     make_file(m, id, size, name, &refusal);
     if (error_is_set(&refusal))
         log_error("%s: refused: %s", m->name, refusal.message);
@@ -671,119 +546,94 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
 
 static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
+    struct incoming *in = m->in;
     uint32_t id = wire_read_u32(body);
-    struct file *file = id != WIRE_RAM && catalog_has(&m->in->catalog, id) ? catalog_file(&m->in->catalog, id) : NULL;
-    struct barrier *barrier = NULL;
+    struct file *file = id != WIRE_RAM && catalog_has(&in->catalog, id) ? catalog_file(&in->catalog, id) : NULL;
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (message->type == WIRE_FILE_END) {
-        barrier = read_barrier(m, message, body, err);
-        if (!barrier)
-            return -EIO;
-        barrier->file = file;
-    }
-    if (!wire_read_done(body) || !file) {
-        free_barrier(m->in, barrier);
+    if (message->type == WIRE_FILE_END)
+        read_counts(in, body, counts);
+    if (!wire_read_done(body) || !file)
         return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
-    }
-    forget_end(m->in, file);
-    file->end_barrier = barrier;
-    if (barrier)
-        return add_barrier(m, barrier, err);
+    if (message->type == WIRE_FILE_END)
+        return arrival_end(&in->arrival, file, counts, err);
+    arrival_forget_end(&in->arrival, file);
     file_receive_resume(file);
     return 0;
 }
 
 static int on_change(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct catalog *catalog = &m->in->catalog;
+    struct incoming *in = m->in;
     uint32_t number = wire_read_u32(body), replaced = 0;
     char name[WIRE_NAME_MAX + 1] = "";
-    struct barrier *barrier = read_barrier(m, message, body, err);
+    uint64_t counts[WIRE_CHANNELS_MAX];
+    struct change *change = NULL;
 
-    if (!barrier)
-        return -EIO;
+    read_counts(in, body, counts);
     if (message->type == WIRE_FILE_RENAME) {
         replaced = wire_read_u32(body);
         wire_read_text(body, name, WIRE_NAME_MAX);
     }
     if (!wire_read_done(body))
-        error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
-    else if (message->type == WIRE_FILE_REMOVE)
-        barrier->change = catalog_remove(catalog, message->id, number, err);
+        return error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
+    if (message->type == WIRE_FILE_REMOVE)
+        change = catalog_remove(&in->catalog, message->id, number, err);
     else if (name_check_device(name, err) == 0)
-        barrier->change = catalog_rename(catalog, message->id, number, name, replaced, err);
-    if (error_is_set(err)) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    /* The source has gone on since it was prepared. */
-    forget_manifest(m->in);
-    return add_barrier(m, barrier, err);
+        change = catalog_rename(&in->catalog, message->id, number, name, replaced, err);
+    return change ? arrival_change(&in->arrival, change, counts, err) : -EIO;
 }
 
 static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct barrier *barrier = read_barrier(m, message, body, err);
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (!barrier)
-        return -EIO;
+    read_counts(m->in, body, counts);
     if (!wire_read_done(body))
-        error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
-    else if (m->in->syncs == WIRE_SYNCS_MAX)
-        error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", WIRE_SYNCS_MAX);
-    if (error_is_set(err)) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    m->in->syncs++;
-    return add_barrier(m, barrier, err);
+        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+    return arrival_sync(&m->in->arrival, message->id, counts, err);
 }
 
-static int read_manifest(struct migration *m, struct wire_reader *body, struct error *err)
+/* The entries of a manifest of @count files, or NULL. */
+static struct manifest_entry *read_entries(struct wire_reader *body, uint32_t count, struct error *err)
 {
-    struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
+    struct manifest_entry *entries = calloc(count + 1, sizeof(*entries));
 
-    manifest->entries = wire_read_u32(body);
-    if (body->bad || !manifest->id || manifest->entries > in->catalog.count ||
-        body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
-        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
-                         manifest->entries, in->catalog.count);
-    manifest->entry = calloc(manifest->entries + 1, sizeof(*manifest->entry));
-    if (!manifest->entry)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    for (uint32_t i = 0; i < manifest->entries; i++) {
-        struct manifest_entry *entry = &manifest->entry[i];
+    if (!entries) {
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return NULL;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct manifest_entry *entry = &entries[i];
         entry->file = wire_read_u32(body);
         wire_read_u32(body);
         entry->size = wire_read_u64(body);
         entry->packets = wire_read_u64(body);
         entry->bytes = wire_read_u64(body);
         entry->digest = wire_read_u64(body);
-        if (i > 0 && entry->file <= entry[-1].file)
-            return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+        if (i > 0 && entry->file <= entry[-1].file) {
+            error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+            free(entries);
+            return NULL;
+        }
     }
-    return 0;
+    return entries;
 }
 
 static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body,
                        struct error *err)
 {
     struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    forget_manifest(in);
-    struct barrier *barrier = read_barrier(m, message, body, err);
-    if (!barrier)
-        return -EIO;
-    manifest->id = message->id;
-    memcpy(manifest->counts, barrier->counts, in->channel_count * sizeof(barrier->counts[0]));
-    if (read_manifest(m, body, err) < 0) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    manifest->barrier = barrier;
-    return add_barrier(m, barrier, err);
+    read_counts(in, body, counts);
+    uint32_t count = wire_read_u32(body);
+    if (body->bad || !message->id || count > in->catalog.count ||
+        body->left != (size_t)count * WIRE_MANIFEST_ENTRY_SIZE)
+        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
+                         count, in->catalog.count);
+    struct manifest_entry *entries = read_entries(body, count, err);
+    return entries ? arrival_manifest(&in->arrival, message->id, counts, entries, count, err) : -EIO;
 }
 
 /* The digests that a question is about. */
@@ -898,8 +748,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 
     /* From here on the image is the user's, and nothing may be stored in it. */
     end_receivers(m);
-    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->catalog.count ||
-        !is_exactly_applied(in))
+    if (!arrival_is_complete(&in->arrival, id))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* It may have been a while since it was prepared, and what has got shorter must not be made longer again. */
     if (check_storage(in, err) < 0)
@@ -1038,7 +887,7 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
         return -EIO;
     int ret = session_step(&in->session, deadline, handle_message, in, err);
     if (ret == 0 && !setup)
-        ret = check_barriers(in->m, err);
+        ret = arrival_check(&in->arrival, err);
     if (ret == 0 && in->m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
         ret = look(in->m, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
@@ -1059,8 +908,7 @@ static void settle(struct migration *m, bool failed)
     struct incoming *in = m->in;
     uint64_t barrier_ns = incoming_barrier_ns(m);
 
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     if (migration_keep_records(m, !failed) < 0)
         return;
     for (uint32_t i = 0; i < in->catalog.size; i++) {
