@@ -1,24 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A migration, in either role.
+ * A migration, in either role: what both have of it, and what users ask of it, which it asks its role.
  *
- * Threads (those that nobody joins are detached and hold a reference; registry_drain() waits for all):
- *   name        made by               waits for                          ends when
- *   mig-out     `start`               messages, wake-ups, heartbeat      the state is final and goodbyes are said
- *   mig-ref-N   `start`, ram-source   bitmaps; channel N                 reference_stop(); joined by mig-out
- *   mig-in      the listener          the same as mig-out                the same
- *   mig-digest  mig-in                nothing: it reads and computes             the answer is sent
- *   mig-prepare mig-in                nothing: it touches memory             all of the RAM is there, or the receivers end; joined by mig-in
- *   mig-recv-N  mig-in                packets of channel N               its connection is shut down; joined by mig-in
- *   mig-listen  the daemon            connections and hellos             listener_free()
- * Everything else runs in the threads of whoever calls: FUSE's workers.
+ * It knows neither role. What was made here has the operations of the source's until a peer comes for it; what a
+ * peer makes has those of the destination's from the beginning. docs/HACKING.md has the threads, host.h the order of
+ * the locks. Detached threads hold a reference, and registry_drain() waits for all of them.
  */
 #ifndef MIGFS_MIGRATION_H
 #define MIGFS_MIGRATION_H
 
 #include "attributes.h"
 #include "file.h"
-#include "gate.h"
 #include "interrupt.h"
 #include "session.h"
 #include "state.h"
@@ -209,7 +201,7 @@ struct migration {
     /* Written with the lock held; the data path reads it without. */
     _Atomic enum state state;
     bool was_active;
-    struct follower *followers; /* who wants to know when it is over */
+    struct follower *followers; /* they are told when it is over */
     bool digesting;          /* somebody takes the digests of its files for a reader; the others wait */
     bool removed;            /* rmdir has taken it away: it cannot be started any more */
     uint64_t generation;     /* counts the changes of state */

@@ -234,7 +234,7 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
  * What was prepared here was for a peer that has failed: the same once more, for the next peer. Its
  * devices are those that were made here. NULL when memory runs out.
  */
-static struct migration *prepare_again(struct registry *registry, struct migration *old)
+static struct migration *expect_again(struct registry *registry, struct migration *old)
 {
     struct migration *m = make_here(registry, old->name, 0, 0);
 
@@ -351,7 +351,7 @@ int registry_add_incoming(struct registry *registry, const char *address, const 
     }
     struct migration *old = registry_find(registry, hello->name);
     if (old && old->out && has_failed(old))
-        again = prepare_again(registry, old);
+        again = expect_again(registry, old);
     int ret = enlist_arriving(registry, m, again, &gone, err);
     migration_put(old);
     migration_put(again);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
-#include "barrier_set.h"
+#include "arrival.h"
 #include "catalog.h"
 #include "cleanup.h"
 #include "clock.h"
@@ -9,60 +9,18 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "receiver.h"
 #include "stall.h"
-#include "xxh3.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
 #define LINGER_MS      2000
-#define BUFFER_SIZE    (256u << 10)
-#define PIPE_DESCRIPTORS    2
 #define SESSION_DESCRIPTORS 2  /* a connection and an eventfd */
-#define BARRIERS_FREE       64 /* may wait without being charged each */
-#define DIRECT_MIN     (64u << 10) /* a payload from this size on is worth a pipe */
 #define TIMEOUT_MAX    (3600u * 1000) /* as long as the setting can be, whatever the source says */
 #define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
-
-/* A data channel. Its thread's, but for what is marked. */
-struct receiver {
-    struct migration *m;
-    unsigned index;
-    struct transport *transport;
-    pthread_t thread;
-    bool running; /* mig-in's: the thread exists */
-    /*
-     * Packets applied, and the count that mig-in waits for (0: none). Both
-     * sequentially consistent: the receiver publishes its count and then looks
-     * at the target, mig-in sets the target and then looks at the count; one of
-     * them sees the other.
-     */
-    _Atomic uint64_t applied, target;
-    struct file *_Atomic using; /* the file of the packet that is applied; see begin_using() */
-    _Atomic uint64_t wire_bytes; /* relaxed */
-    _Atomic uint64_t barrier_ns; /* relaxed: how long this receiver was blocked at barriers */
-    XXH3_state_t *checker;
-    uint8_t *packed; /* payloads that are needed whole; made when the first one arrives */
-    struct decompressor *decompressor; /* while a packet is unpacked and stored */
-    bool has_pipe, no_pipe; /* a pipe has been charged, or there is nothing left to charge it to */
-    size_t start, end; /* of what is in the buffer */
-    size_t ahead;      /* how much to read when a header is wanted */
-    uint8_t *buffer;
-};
-
-/* What the source says it has sent. There is one at a time: a newer one takes its place. mig-in's. */
-struct manifest {
-    uint64_t id; /* 0: there is none */
-    struct barrier *barrier; /* what it is about has not been applied; NULL: it has */
-    bool prepared;
-    uint32_t entries;
-    struct manifest_entry *entry;
-    uint64_t counts[WIRE_CHANNELS_MAX];
-};
 
 /* A question about the contents of a file. */
 struct question {
@@ -73,18 +31,15 @@ struct question {
 };
 
 struct incoming {
-    struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over */
+    struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over, before there are receivers */
     const struct incoming_owner_operations *owner_operations;
     void *owner;         /* who has made it; constant, like its operations */
-    uint64_t max_ram;    /* the largest RAM; constant once there are receivers */
+    struct reception reception; /* constant once there are receivers */
     struct account *account; /* whose limits it counts against; constant */
     struct session session;
     unsigned channel_count;
     struct receiver *receivers; /* NULL when it is over; freed with migration.lock held */
-    struct barrier_set barriers; /* mig-in's */
-    unsigned syncs;              /* of the barriers; mig-in's */
-    unsigned barrier_count;      /* of all that there are, in the set or not; mig-in's */
-    struct manifest manifest;    /* mig-in's */
+    struct arrival arrival;      /* mig-in's */
     struct catalog catalog;      /* mig-in's; receivers look up files */
     struct file *unburied;       /* removed, and a receiver has them; mig-in's */
     bool peer_aborted;             /* mig-in's */
@@ -105,15 +60,58 @@ struct incoming {
     int64_t suspect_until;
 };
 
+/*
+ * What the receivers tell
+ */
+
+static void channel_failed(void *arg, unsigned channel, const struct error *reason)
+{
+    struct incoming *in = arg;
+    struct migration *m = in->m;
+
+    pthread_mutex_lock(&m->lock);
+    if (!error_is_set(&in->suspect)) {
+        in->suspect = *reason;
+        error_prefix(&in->suspect, "channel %u", channel);
+        /* What the connection says may be explained on the main channel; what the data says needs no explanation. */
+        in->suspect_until = clock_ms() + (reason->cause == CAUSE_RESET ? SUSPECT_MS : 0);
+    }
+    pthread_mutex_unlock(&m->lock);
+    session_wake(&in->session);
+}
+
+static void channel_reached(void *arg)
+{
+    struct incoming *in = arg;
+
+    session_wake(&in->session);
+}
+
+static void packet_applied(void *arg)
+{
+    struct incoming *in = arg;
+
+    if (atomic_load(&in->m->watchers))
+        migration_announce(in->m);
+}
+
+static const struct arrival_operations arrival_operations;
+
+static const struct receiver_events receiver_events = {
+    .failed = channel_failed,
+    .reached = channel_reached,
+    .applied = packet_applied,
+};
+
 /* What a migration is charged for from its start on, for the main channel and for each data channel. */
 static uint64_t session_memory(unsigned channels)
 {
-    return SESSION_MEMORY + BARRIERS_FREE * barrier_size(channels);
+    return SESSION_MEMORY + arrival_memory(channels);
 }
 
 static uint64_t channels_memory(unsigned channels)
 {
-    return (uint64_t)channels * (BUFFER_SIZE + COMPRESSION_RAW_MAX);
+    return (uint64_t)channels * RECEIVER_MEMORY;
 }
 
 uint64_t incoming_memory(unsigned channels)
@@ -175,70 +173,36 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     in->m = m;
     in->owner_operations = operations;
     in->owner = owner;
-    in->max_ram = m->host->limits.max_ram;
+    in->reception = (struct reception){
+        .events = &receiver_events,
+        .owner = in,
+        .catalog = &in->catalog,
+        .decompressors = &m->host->decompressors,
+        .max_ram = m->host->limits.max_ram,
+        .max_device = m->host->limits.max_device,
+    };
     in->channel_count = n;
     in->receivers = calloc(n, sizeof(*in->receivers));
     if (!in->receivers || catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
-        barrier_set_init(&in->barriers, n) < 0)
+        arrival_init(&in->arrival, n, &in->catalog, &account->memory, &arrival_operations, in) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     in->account = account_hold(account);
+    in->reception.descriptors = &account->descriptors;
     if (error_is_set(err) || take_share(in, err) < 0) {
         incoming_free(in);
         return NULL;
     }
-    for (unsigned c = 0; c < n; c++) {
-        in->receivers[c].m = m;
-        in->receivers[c].index = c;
-    }
+    for (unsigned c = 0; c < n; c++)
+        receiver_init(&in->receivers[c], &in->reception, c);
     return in;
-}
-
-static void free_barrier(struct incoming *in, struct barrier *barrier)
-{
-    if (!barrier)
-        return;
-    free(barrier);
-    if (in->barrier_count-- > BARRIERS_FREE)
-        budget_release(&in->account->memory, barrier_size(in->channel_count));
-}
-
-static void forget_manifest(struct incoming *in)
-{
-    if (in->manifest.barrier) {
-        barrier_set_remove(&in->barriers, in->manifest.barrier);
-        free_barrier(in, in->manifest.barrier);
-    }
-    free(in->manifest.entry);
-    in->manifest = (struct manifest){0};
 }
 
 /* The receivers' threads are gone. */
 static void close_receivers(struct incoming *in)
 {
     release_channels(in);
-    for (unsigned c = 0; in->receivers && c < in->channel_count; c++) {
-        struct receiver *r = &in->receivers[c];
-        if (r->has_pipe)
-            budget_release(&in->account->descriptors, PIPE_DESCRIPTORS);
-        r->has_pipe = false;
-        transport_close(r->transport);
-        r->transport = NULL;
-        free(r->buffer);
-        r->buffer = NULL;
-        XXH3_freeState(r->checker);
-        r->checker = NULL;
-        free(r->packed);
-        r->packed = NULL;
-    }
-}
-
-static void forget_barriers(struct incoming *in)
-{
-    barrier_set_fini(&in->barriers);
-    if (in->barrier_count > BARRIERS_FREE)
-        budget_release(&in->account->memory,
-                       (in->barrier_count - BARRIERS_FREE) * barrier_size(in->channel_count));
-    in->barrier_count = 0;
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
+        receiver_close(&in->receivers[c]);
 }
 
 /* The loop is over: what is left is why, and what has arrived. */
@@ -246,8 +210,7 @@ static void end_session(struct migration *m)
 {
     struct incoming *in = m->in;
 
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     release_session(in);
     /* Others wake the session with the lock held. */
     SCOPED_LOCK(&m->lock);
@@ -259,8 +222,7 @@ void incoming_free(struct incoming *in)
     if (!in)
         return;
     close_receivers(in);
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     catalog_fini(&in->catalog);
     release_session(in);
     if (in->has_session)
@@ -271,523 +233,8 @@ void incoming_free(struct incoming *in)
 }
 
 /*
- * Receivers
- */
-
-static void receiver_failed(struct receiver *r, const struct error *err)
-{
-    struct migration *m = r->m;
-    struct incoming *in = m->in;
-
-    pthread_mutex_lock(&m->lock);
-    if (!error_is_set(&in->suspect)) {
-        in->suspect = *err;
-        error_prefix(&in->suspect, "channel %u", r->index);
-        /* What the connection says may be explained on the main channel; what the data says needs no explanation. */
-        in->suspect_until = clock_ms() + (err->cause == CAUSE_RESET ? SUSPECT_MS : 0);
-    }
-    pthread_mutex_unlock(&m->lock);
-    session_wake(&in->session);
-}
-
-static void note_received(struct receiver *r, size_t n)
-{
-    atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
-}
-
-/* Reads at most @most more into the buffer. 0; 1 at the end of the stream; negative with @err. */
-static int fill(struct receiver *r, size_t most, struct error *err)
-{
-    if (r->start == r->end)
-        r->start = r->end = 0;
-    if (r->start > 0) {
-        memmove(r->buffer, r->buffer + r->start, r->end - r->start);
-        r->end -= r->start;
-        r->start = 0;
-    }
-    size_t room = BUFFER_SIZE - r->end;
-    ssize_t n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
-    if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
-    r->end += (size_t)n;
-    note_received(r, (size_t)n);
-    return n == 0;
-}
-
-static uint64_t limit_of(const struct migration *m, const struct file *file)
-{
-    const struct limits *limits = &m->host->limits;
-
-    return file->id == WIRE_RAM ? m->in->max_ram : limits->max_device;
-}
-
-static int ended_early(struct error *err)
-{
-    return error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
-}
-
-/*
- * Where a payload goes: straight into @window when that is not NULL, else to
- * @store, part by part, each with its offset in the payload.
- */
-struct sink {
-    uint8_t *window;
-    bool direct; /* nobody looks at it: the transport may put it into the file itself */
-    int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
-    struct file *file; /* for the stores below */
-    uint64_t offset;
-    uint8_t *buffer;
-};
-
-static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
-{
-    return memory_write(&sink->file->memory, sink->offset + at, part, len, err);
-}
-
-static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
-{
-    (void)err;
-    memcpy(sink->buffer + at, part, len);
-    return 0;
-}
-
-/* The caller uses it where it lies. */
-static int store_nowhere(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
-{
-    (void)sink, (void)at, (void)part, (void)len, (void)err;
-    return 0;
-}
-
-static int went_away(struct file *file, struct error *err)
-{
-    char name[WIRE_NAME_MAX + 1];
-
-    if (file_receive_check(file, err) < 0)
-        return -EIO;
-    return error_set(err, CAUSE_IO, "the memory of '%.64s' went away for a moment: was it truncated?",
-                     file_name(file, name));
-}
-
-/* A checksum over memory that can go away. */
-struct window_check {
-    XXH3_state_t *checker;
-    const uint8_t *p;
-    size_t len;
-};
-
-static void check_window(void *arg)
-{
-    struct window_check *check = arg;
-
-    XXH3_64bits_update(check->checker, check->p, check->len);
-}
-
-/* Receives the next part of a payload into its place. The count, or negative with @err. */
-static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *to, size_t len, bool checksum,
-                                struct error *err)
-{
-    ssize_t n = transport_recv(r->transport, to, len, 0);
-
-    if (n == -EFAULT)
-        return went_away(file, err);
-    if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
-    if (n == 0)
-        return ended_early(err);
-    note_received(r, (size_t)n);
-    struct window_check check = {r->checker, to, (size_t)n};
-    if (checksum && memory_guard(check_window, &check) < 0)
-        return went_away(file, err);
-    return n;
-}
-
-/* Receives the next part of a payload straight into the file. The count, or negative with @err. */
-static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint32_t at, size_t len, struct error *err)
-{
-    int code = 0;
-    ssize_t n =
-        transport_recv_fd(r->transport, sink->file->memory.fd, (off_t)(sink->offset + at), len, &code);
-
-    if (n == -EBADFD)
-        return error_set_errno(err, code, "cannot store what arrived");
-    if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
-    if (n == 0)
-        return ended_early(err);
-    note_received(r, (size_t)n);
-    memory_stored(&sink->file->memory, sink->offset + at + (uint64_t)n);
-    return n;
-}
-
-/* Passes a payload on, as it arrives, and checks it at the end. */
-static int take_payload(struct receiver *r, struct file *file, const struct packet *packet, struct sink *sink,
-                        struct error *err)
-{
-    bool checksum = migration_checks(r->m, file);
-    char name[WIRE_NAME_MAX + 1];
-    uint32_t done = 0;
-
-    if (checksum)
-        XXH3_64bits_reset(r->checker);
-    while (done < packet->length) {
-        size_t left = packet->length - done, n;
-        if (r->start == r->end && sink->window) {
-            /* In parts that are still in the processor's cache when they are checked. */
-            ssize_t got = receive_in_place(r, file, sink->window + done, left < BUFFER_SIZE ? left : BUFFER_SIZE,
-                                           checksum, err);
-            if (got < 0)
-                return -EIO;
-            done += (uint32_t)got;
-            continue;
-        }
-        if (r->start == r->end && sink->direct) {
-            ssize_t got = receive_in_file(r, sink, done, left, err);
-            if (got < 0)
-                return -EIO;
-            done += (uint32_t)got;
-            continue;
-        }
-        if (r->start == r->end) {
-            int ret = fill(r, BUFFER_SIZE, err);
-            if (ret)
-                return ret < 0 ? ret : ended_early(err);
-        }
-        n = r->end - r->start < left ? r->end - r->start : left;
-        if (checksum)
-            XXH3_64bits_update(r->checker, r->buffer + r->start, n);
-        if (sink->store(sink, done, r->buffer + r->start, n, err) < 0)
-            return -EIO;
-        r->start += n;
-        done += (uint32_t)n;
-    }
-    if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
-        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
-                         file_name(file, name), (unsigned long long)packet->offset);
-    return 0;
-}
-
-/* The whole payload as it was sent; *@out is the receiver's until it reads on. */
-static int take_whole(struct receiver *r, struct file *file, const struct packet *packet, const uint8_t **out,
-                      struct error *err)
-{
-    if (!r->packed)
-        r->packed = malloc(COMPRESSION_RAW_MAX);
-    if (!r->packed)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    struct sink sink = {.window = r->packed, .store = store_in_buffer, .buffer = r->packed};
-    if (r->end - r->start >= packet->length) {
-        *out = r->buffer + r->start;
-        sink.store = store_nowhere;
-    } else {
-        *out = r->packed;
-    }
-    return take_payload(r, file, packet, &sink, err);
-}
-
-/* A frame that is unpacked into memory that can go away. */
-struct unpacking {
-    struct decompressor *decompressor;
-    const uint8_t *packed;
-    void *out;
-    const struct packet *packet;
-    struct error *err;
-    int ret;
-};
-
-static void unpack_guarded(void *arg)
-{
-    struct unpacking *u = arg;
-
-    u->ret = decompressor_unpack(u->decompressor, u->packed, u->packet->length, u->out, u->packet->raw_length, u->err);
-}
-
-/*
- * The whole payload, unpacked: into @window when that is not NULL, else *@out is
- * where, in the receiver's decompressor, which the caller returns.
- */
-static int unpack(struct receiver *r, struct file *file, const struct packet *packet, uint8_t *window,
-                  const uint8_t **out, struct error *err)
-{
-    const uint8_t *packed = NULL;
-
-    if (!r->m->settings.compress)
-        return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
-    if (take_whole(r, file, packet, &packed, err) < 0)
-        return -EIO;
-    r->decompressor = decompressor_take(&r->m->host->decompressors);
-    if (!r->decompressor)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    void *to = window ? window : decompressor_buffer(r->decompressor);
-    struct unpacking u = {r->decompressor, packed, to, packet, err, 0};
-    if (!window)
-        unpack_guarded(&u);
-    else if (memory_guard(unpack_guarded, &u) < 0)
-        return went_away(file, err);
-    *out = u.out;
-    return u.ret;
-}
-
-/* Whether the transport may have a pipe, which it makes when it receives into a file. */
-static bool may_have_pipe(struct receiver *r)
-{
-    if (!r->has_pipe && !r->no_pipe) {
-        r->has_pipe = budget_charge(&r->m->in->account->descriptors, PIPE_DESCRIPTORS);
-        r->no_pipe = !r->has_pipe;
-    }
-    return r->has_pipe;
-}
-
-static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
-{
-    struct sink sink = {.store = store_in_file, .file = file, .offset = packet->offset};
-    const uint8_t *raw;
-
-    if (file_receive_size(file, r->index, packet->offset + packet->raw_length, limit_of(r->m, file), err) < 0)
-        return -EIO;
-    if (file_receive_storage(file, err) < 0)
-        return -EIO;
-    sink.window = file_window(file, packet->offset, packet->raw_length);
-    if (packet->flags & WIRE_PACKET_ZSTD) {
-        if (unpack(r, file, packet, sink.window, &raw, err) < 0 ||
-            (!sink.window && memory_write(&file->memory, packet->offset, raw, packet->raw_length, err) < 0))
-            return -EIO;
-    } else {
-        sink.direct = !sink.window && !migration_checks(r->m, file) && packet->length >= DIRECT_MIN &&
-                      file->memory.block == 0 && r->transport->traits.receives_to_file && may_have_pipe(r);
-        if (take_payload(r, file, packet, &sink, err) < 0)
-            return -EIO;
-    }
-    file_received(file, r->index, packet->offset, packet->raw_length);
-    return 0;
-}
-
-/* The pages of a WIRE_PAGES packet: those whose bit is set follow the bits, the others are zero. */
-static int apply_pages(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
-{
-    uint64_t bits[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
-    uint64_t pages = packet->range / WIRE_PAGE_SIZE, data = 0;
-    uint32_t bitmap = wire_bitmap_size(packet->range);
-    const uint8_t *raw;
-
-    if (file->id != WIRE_RAM)
-        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
-    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0)
-        return -EIO;
-    int ret = packet->flags & WIRE_PACKET_ZSTD ? unpack(r, file, packet, NULL, &raw, err)
-                                               : take_whole(r, file, packet, &raw, err);
-    if (ret < 0)
-        return -EIO;
-    memcpy(bits, raw, bitmap);
-    for (size_t word = 0; word < bitmap / 8; word++) {
-        bits[word] = le64toh(bits[word]);
-        data += (uint64_t)__builtin_popcountll(bits[word]);
-    }
-    if ((pages % 64 && bits[pages / 64] >> pages % 64) || bitmap + data * WIRE_PAGE_SIZE != packet->raw_length)
-        return error_set(err, CAUSE_PROTOCOL, "%llu of %llu pages in a packet of %u bytes", (unsigned long long)data,
-                         (unsigned long long)pages, packet->raw_length);
-    raw += bitmap;
-    for (uint64_t page = 0, run; page < pages; page += run) {
-        bool held = bits[page / 64] >> page % 64 & 1;
-        for (run = 1; page + run < pages && (bits[(page + run) / 64] >> (page + run) % 64 & 1) == held; run++)
-            ;
-        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE, len = run * WIRE_PAGE_SIZE;
-        if (!held) {
-            if (file_receive_zero(file, r->index, offset, len, err) < 0)
-                return -EIO;
-            continue;
-        }
-        if (memory_write(&file->memory, offset, raw, len, err) < 0)
-            return -EIO;
-        file_received(file, r->index, offset, len);
-        raw += len;
-    }
-    return 0;
-}
-
-static int apply_zero(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
-{
-    if (file->id != WIRE_RAM)
-        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
-    if (file_receive_size(file, r->index, packet->offset + packet->range, limit_of(r->m, file), err) < 0)
-        return -EIO;
-    return file_receive_zero(file, r->index, packet->offset, packet->range, err);
-}
-
-/* The bytes of the file that a packet is about. */
-static uint64_t packet_span(const struct file *file, unsigned channel, const struct packet *packet)
-{
-    switch (packet->type) {
-    case WIRE_DATA:
-        return packet->raw_length;
-    case WIRE_DISCARD:
-        return file_home_bytes(file, channel, packet->offset, packet->range);
-    case WIRE_ZERO:
-    case WIRE_PAGES:
-        return packet->range;
-    default:
-        return 0;
-    }
-}
-
-/* A receiver does not wait at a barrier. Should it ever block here, the counter tells. */
-static void wake_for_barrier(struct receiver *r)
-{
-    struct rusage before, after;
-    int64_t start = clock_ns();
-
-    getrusage(RUSAGE_THREAD, &before);
-    session_wake(&r->m->in->session);
-    getrusage(RUSAGE_THREAD, &after);
-    if (after.ru_nvcsw != before.ru_nvcsw)
-        counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - start));
-}
-
-/*
- * The file of a packet, or NULL. It stays until end_using().
- *
- * When a file is removed, mig-in first takes it out of the catalog and then looks
- * whether a receiver uses it; a receiver first says what it uses and then looks whether
- * it still is in the catalog. All four are sequentially consistent, so at least one
- * sees the other: either the receiver finds it gone and leaves it alone, or mig-in
- * keeps it for later (unburied). What an honest source removes is used by nobody any
- * more: all its packets have been applied, and `using` is cleared before that is published.
- */
-static struct file *begin_using(struct receiver *r, uint32_t number)
-{
-    const struct catalog *catalog = &r->m->in->catalog;
-    struct file *file = catalog_file(catalog, number);
-
-    atomic_store(&r->using, file);
-    return catalog_file(catalog, number) == file ? file : NULL;
-}
-
-static void end_using(struct receiver *r)
-{
-    atomic_store_explicit(&r->using, NULL, memory_order_release);
-}
-
-static int apply(struct receiver *r, const struct packet *packet, struct error *err)
-{
-    struct migration *m = r->m;
-    struct file *file = begin_using(r, packet->file);
-    uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;
-    int ret;
-
-    if (packet->channel != r->index || packet->sequence != sequence)
-        return error_set(err, CAUSE_PROTOCOL, "packet %llu of channel %u came where packet %llu of channel %u was due",
-                         (unsigned long long)packet->sequence, packet->channel, (unsigned long long)sequence, r->index);
-    if (!file)
-        return error_set(err, CAUSE_PROTOCOL, "a packet for file %u, which has not been announced", packet->file);
-    bool placed = packet->type == WIRE_DATA || packet->type == WIRE_ZERO || packet->type == WIRE_PAGES;
-    if (!file_is_home(file, r->index) || (placed && file_home(file, packet->offset) != r->index))
-        return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
-                         (unsigned long long)packet->offset);
-    atomic_store_explicit(&file->per_channel[r->index].last_sequence, sequence, memory_order_relaxed);
-    switch (packet->type) {
-    case WIRE_DATA:
-        ret = apply_data(r, file, packet, err);
-        break;
-    case WIRE_PAGES:
-        ret = apply_pages(r, file, packet, err);
-        break;
-    case WIRE_ZERO:
-        ret = apply_zero(r, file, packet, err);
-        break;
-    case WIRE_DISCARD:
-        ret = file_receive_discard(file, r->index, packet->offset, packet->range, err);
-        break;
-    default:
-        ret = file_receive_truncate(file, r->index, packet->offset, packet->range, limit_of(m, file), err);
-    }
-    decompressor_return(&m->host->decompressors, r->decompressor);
-    r->decompressor = NULL;
-    if (ret < 0)
-        return ret;
-    counter_add(&file->per_channel[r->index].accepted, packet_span(file, r->index, packet));
-    counter_add(&file->per_channel[r->index].packets, 1);
-    counter_add(&file->per_channel[r->index].digest, packet->check);
-    end_using(r);
-    atomic_store(&r->applied, sequence);
-    uint64_t target = atomic_load(&r->target);
-    if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0)) {
-        wake_for_barrier(r);
-    }
-    if (atomic_load(&m->watchers))
-        migration_announce(m);
-    return 0;
-}
-
-/* One packet. 0; 1 when the stream has ended between packets; negative with @err. */
-static int receive_packet(struct receiver *r, struct error *err)
-{
-    struct wire_packet wire;
-    struct packet packet;
-
-    while (r->end - r->start < sizeof(wire)) {
-        bool between = r->start == r->end;
-        int ret = fill(r, r->ahead, err);
-        if (ret < 0)
-            return ret;
-        if (ret > 0)
-            return between ? 1 : ended_early(err);
-    }
-    memcpy(&wire, r->buffer + r->start, sizeof(wire));
-    if (wire_packet_decode(&wire, &packet, err) < 0)
-        return -EIO;
-    r->start += sizeof(wire);
-    /* Behind a large packet comes another one: read no more than its header, so that its payload goes in place. */
-    r->ahead = packet.length >= BUFFER_SIZE / 4 ? sizeof(wire) : BUFFER_SIZE;
-    return apply(r, &packet, err);
-}
-
-static void *mig_recv(void *arg)
-{
-    struct receiver *r = arg;
-    struct error err = {0};
-    int ret;
-
-    while ((ret = receive_packet(r, &err)) == 0)
-        ;
-    /* After the last packet the source just closes; before it, mig-in finds the migration not completed. */
-    if (ret > 0)
-        error_set(&err, CAUSE_RESET, "the source has closed the connection");
-    receiver_failed(r, &err);
-    return NULL;
-}
-
-/*
  * Barriers
  */
-
-static int check_manifest_entry(struct migration *m, const struct manifest_entry *entry, struct error *err)
-{
-    struct file *file = catalog_file(&m->in->catalog, entry->file);
-    char name[WIRE_NAME_MAX + 1];
-
-    if (!catalog_has(&m->in->catalog, entry->file))
-        return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
-    struct file_totals have = file_totals(file);
-    uint64_t size = file_received_size(file);
-    if (size != entry->size)
-        return error_set(err, CAUSE_MISMATCH, "'%.64s' has %llu bytes at the source and %llu at the destination",
-                         file_name(file, name), (unsigned long long)entry->size, (unsigned long long)size);
-    if (have.packets != entry->packets || have.bytes != entry->bytes || have.digest != entry->digest)
-        return error_set(err, CAUSE_MISMATCH,
-                         "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
-                         file_name(file, name), (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
-                         (unsigned long long)have.bytes, (unsigned long long)have.packets);
-    return 0;
-}
-
-/* Whether what has been applied is exactly what the manifest is about. More means that the source has gone on. */
-static bool is_exactly_applied(struct incoming *in)
-{
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (atomic_load(&in->receivers[c].applied) != in->manifest.counts[c])
-            return false;
-    }
-    return true;
-}
 
 /* Others can reach the files that arrive: is everything still there that was stored? */
 static int check_storage(struct incoming *in, struct error *err)
@@ -800,30 +247,6 @@ static int check_storage(struct incoming *in, struct error *err)
     return 0;
 }
 
-/* Everything is applied: is it what the source says it sent? */
-static int check_manifest(struct migration *m, struct error *err)
-{
-    struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
-
-    manifest->barrier = NULL;
-    if (!is_exactly_applied(in) || manifest->entries < in->catalog.count) {
-        forget_manifest(in);
-        return 0;
-    }
-    if (in->catalog.first)
-        return error_set(err, CAUSE_PROTOCOL, "a manifest that leaves changes of names unmade");
-    for (uint32_t i = 0; i < manifest->entries; i++) {
-        if (check_manifest_entry(m, &manifest->entry[i], err) < 0)
-            return -EIO;
-    }
-    if (check_storage(in, err) < 0)
-        return -EIO;
-    manifest->prepared = true;
-    session_send(&in->session, WIRE_PREPARED, manifest->id, NULL, 0);
-    return 0;
-}
-
 /* Removed files that nobody uses any more: gives their memory back, as soon as nobody reads them. */
 static void bury(struct incoming *in)
 {
@@ -833,7 +256,7 @@ static void bury(struct incoming *in)
         struct file *file = *p;
         bool used = false;
         for (unsigned c = 0; c < in->channel_count; c++)
-            used |= atomic_load(&in->receivers[c].using) == file;
+            used |= receiver_uses(&in->receivers[c], file);
         if (used) {
             p = &file->next_unburied;
             continue;
@@ -842,16 +265,6 @@ static void bury(struct incoming *in)
         file_receive_remove(file);
         file_put(file);
     }
-}
-
-/* Forgets that the stream of @file was to end: there is newer news of it. */
-static void forget_end(struct incoming *in, struct file *file)
-{
-    if (!file->end_barrier)
-        return;
-    barrier_set_remove(&in->barriers, file->end_barrier);
-    free_barrier(in, file->end_barrier);
-    file->end_barrier = NULL;
 }
 
 /* Shows a file, where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
@@ -884,108 +297,85 @@ static void make_change(struct migration *m, const struct change *change)
     if (unfilled)
         file_receive_remove(unfilled);
     if (file) {
-        forget_end(in, file);
+        arrival_forget_end(&in->arrival, file);
         file->next_unburied = in->unburied;
         in->unburied = file;
     }
 }
 
-/* Makes all changes of names whose turn has come. */
-static void make_changes(struct migration *m)
+static uint64_t channel_applied(void *arg, unsigned channel)
 {
-    struct incoming *in = m->in;
-    struct change *change;
+    const struct incoming *in = arg;
 
-    while ((change = catalog_take(&in->catalog))) {
-        make_change(m, change);
-        if (change->type == CHANGE_REMOVE)
-            session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
-        else if (change->type == CHANGE_RENAME)
-            session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
-        free(change);
-    }
+    return receiver_applied(&in->receivers[channel]);
+}
+
+static bool aim_channel(void *arg, unsigned channel, uint64_t target)
+{
+    struct incoming *in = arg;
+
+    return receiver_aim(&in->receivers[channel], target);
+}
+
+static void acknowledge_sync(void *arg, uint64_t id)
+{
+    struct incoming *in = arg;
+
+    session_send(&in->session, WIRE_SYNC_ACK, id, NULL, 0);
+}
+
+static void end_stream(void *arg, struct file *file, const uint64_t *counts)
+{
+    struct incoming *in = arg;
+
+    file_receive_end(file, counts);
+    migration_announce(in->m);
+}
+
+static void apply_change(void *arg, const struct change *change)
+{
+    struct incoming *in = arg;
+
+    make_change(in->m, change);
+    if (change->type == CHANGE_REMOVE)
+        session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
+    else if (change->type == CHANGE_RENAME)
+        session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
+}
+
+static void changes_made(void *arg)
+{
+    struct incoming *in = arg;
+
     bury(in);
-    migration_announce(m);
+    migration_announce(in->m);
 }
 
-static int reach(struct migration *m, struct barrier *barrier, struct error *err)
+static int say_prepared(void *arg, uint64_t id, struct error *err)
 {
-    switch (barrier->type) {
-    case WIRE_SYNC:
-        m->in->syncs--;
-        session_send(&m->in->session, WIRE_SYNC_ACK, barrier->id, NULL, 0);
-        return 0;
-    case WIRE_FILE_END:
-        barrier->file->end_barrier = NULL;
-        file_receive_end(barrier->file, barrier->counts);
-        migration_announce(m);
-        return 0;
-    case WIRE_FILE_REMOVE:
-    case WIRE_FILE_RENAME:
-        barrier->change->ripe = true;
-        make_changes(m);
-        return 0;
-    default:
-        return check_manifest(m, err);
-    }
-}
+    struct incoming *in = arg;
 
-/* Acts on the barriers that all receivers have passed, and tells the receivers which count is awaited next. */
-static int check_barriers(struct migration *m, struct error *err)
-{
-    struct incoming *in = m->in;
-    uint64_t applied[WIRE_CHANNELS_MAX];
-    bool again;
-
-    do {
-        struct barrier *barrier;
-        for (unsigned c = 0; c < in->channel_count; c++)
-            applied[c] = atomic_load(&in->receivers[c].applied);
-        while ((barrier = barrier_set_take(&in->barriers, applied))) {
-            int ret = reach(m, barrier, err);
-            free_barrier(in, barrier);
-            if (ret < 0)
-                return ret;
-        }
-        again = false;
-        for (unsigned c = 0; c < in->channel_count; c++) {
-            struct receiver *r = &in->receivers[c];
-            uint64_t target = barrier_set_target(&in->barriers, c);
-            atomic_store(&r->target, target);
-            again |= target && atomic_load(&r->applied) >= target;
-        }
-    } while (again);
+    if (check_storage(in, err) < 0)
+        return -EIO;
+    session_send(&in->session, WIRE_PREPARED, id, NULL, 0);
     return 0;
 }
 
-static struct barrier *read_barrier(struct migration *m, const struct message *message, struct wire_reader *body,
-                                    struct error *err)
-{
-    struct incoming *in = m->in;
-    unsigned n = in->channel_count;
-    bool extra = in->barrier_count >= BARRIERS_FREE;
+static const struct arrival_operations arrival_operations = {
+    .applied = channel_applied,
+    .aim = aim_channel,
+    .synced = acknowledge_sync,
+    .ended = end_stream,
+    .change = apply_change,
+    .changed = changes_made,
+    .complete = say_prepared,
+};
 
-    if (extra && budget_take(&in->account->memory, barrier_size(n), err, "%u barriers are too many", in->barrier_count) < 0)
-        return NULL;
-    struct barrier *barrier = barrier_new(n);
-    if (!barrier) {
-        if (extra)
-            budget_release(&in->account->memory, barrier_size(n));
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        return NULL;
-    }
-    in->barrier_count++;
-    barrier->type = message->type;
-    barrier->id = message->id;
-    for (unsigned c = 0; c < n; c++)
-        barrier->counts[c] = wire_read_u64(body);
-    return barrier;
-}
-
-static int add_barrier(struct migration *m, struct barrier *barrier, struct error *err)
+/* A barrier on the wire: a count for each channel. */
+static void read_counts(const struct incoming *in, struct wire_reader *body, uint64_t counts[WIRE_CHANNELS_MAX])
 {
-    barrier_set_add(&m->in->barriers, barrier);
-    return check_barriers(m, err);
+    for (unsigned c = 0; c < in->channel_count; c++)
+        counts[c] = wire_read_u64(body);
 }
 
 /* Tells the source what has arrived, and looks whether all stands still that a barrier waits for. */
@@ -1005,13 +395,13 @@ static int look(struct migration *m, struct error *err)
     wire_write_u64(&body, work);
     all.mark = work;
     for (unsigned c = in->channel_count; c-- > 0;) {
-        if (atomic_load(&in->receivers[c].target)) {
+        if (receiver_is_awaited(&in->receivers[c])) {
             all.awaited = true;
             awaited = c;
         }
     }
     for (unsigned c = 0; c < in->channel_count; c++) {
-        uint64_t received = counter_get(&in->receivers[c].wire_bytes), applied = atomic_load(&in->receivers[c].applied);
+        uint64_t received = counter_get(&in->receivers[c].wire_bytes), applied = receiver_applied(&in->receivers[c]);
         wire_write_u64(&body, received);
         wire_write_u64(&body, applied);
         all.mark += received + applied;
@@ -1065,11 +455,11 @@ static struct file *expected_file(struct migration *m, uint32_t id, const char *
 
 static int check_size(const struct migration *m, const struct file *file, uint64_t size, struct error *err)
 {
-    if (size <= limit_of(m, file))
+    if (size <= reception_limit(&m->in->reception, file))
         return 0;
     return error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination %s %llu", file->name,
                      (unsigned long long)size, file->declared ? "expects at most" : "allows",
-                     (unsigned long long)limit_of(m, file));
+                     (unsigned long long)reception_limit(&m->in->reception, file));
 }
 
 static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
@@ -1102,7 +492,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
         file_receive_account(file, in->account, err) < 0 ||
-        file_receive_begin(file, size, limit_of(m, file), id == WIRE_RAM ? &limits->ram : NULL,
+        file_receive_begin(file, size, reception_limit(&m->in->reception, file), id == WIRE_RAM ? &limits->ram : NULL,
                            id == WIRE_RAM ? m->name : name, &budgets, err) < 0 ||
         migration_settle_file(m, file, err) < 0) {
         /* One that was made here stays in its directory; what it was given does not. */
@@ -1140,8 +530,8 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     if (!wire_read_done(body) || id > WIRE_DEVICES_MAX || first != (id == WIRE_RAM) ||
         catalog_file(&m->in->catalog, id) || size > WIRE_OFFSET_MAX)
         return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
-    if (m->in->manifest.prepared)
-        forget_manifest(m->in);
+    if (m->in->arrival.manifest.prepared)
+        arrival_forget_manifest(&m->in->arrival);
     make_file(m, id, size, name, &refusal);
     if (error_is_set(&refusal))
         log_error("%s: refused: %s", m->name, refusal.message);
@@ -1156,119 +546,94 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
 
 static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
+    struct incoming *in = m->in;
     uint32_t id = wire_read_u32(body);
-    struct file *file = id != WIRE_RAM && catalog_has(&m->in->catalog, id) ? catalog_file(&m->in->catalog, id) : NULL;
-    struct barrier *barrier = NULL;
+    struct file *file = id != WIRE_RAM && catalog_has(&in->catalog, id) ? catalog_file(&in->catalog, id) : NULL;
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (message->type == WIRE_FILE_END) {
-        barrier = read_barrier(m, message, body, err);
-        if (!barrier)
-            return -EIO;
-        barrier->file = file;
-    }
-    if (!wire_read_done(body) || !file) {
-        free_barrier(m->in, barrier);
+    if (message->type == WIRE_FILE_END)
+        read_counts(in, body, counts);
+    if (!wire_read_done(body) || !file)
         return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
-    }
-    forget_end(m->in, file);
-    file->end_barrier = barrier;
-    if (barrier)
-        return add_barrier(m, barrier, err);
+    if (message->type == WIRE_FILE_END)
+        return arrival_end(&in->arrival, file, counts, err);
+    arrival_forget_end(&in->arrival, file);
     file_receive_resume(file);
     return 0;
 }
 
 static int on_change(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct catalog *catalog = &m->in->catalog;
+    struct incoming *in = m->in;
     uint32_t number = wire_read_u32(body), replaced = 0;
     char name[WIRE_NAME_MAX + 1] = "";
-    struct barrier *barrier = read_barrier(m, message, body, err);
+    uint64_t counts[WIRE_CHANNELS_MAX];
+    struct change *change = NULL;
 
-    if (!barrier)
-        return -EIO;
+    read_counts(in, body, counts);
     if (message->type == WIRE_FILE_RENAME) {
         replaced = wire_read_u32(body);
         wire_read_text(body, name, WIRE_NAME_MAX);
     }
     if (!wire_read_done(body))
-        error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
-    else if (message->type == WIRE_FILE_REMOVE)
-        barrier->change = catalog_remove(catalog, message->id, number, err);
+        return error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
+    if (message->type == WIRE_FILE_REMOVE)
+        change = catalog_remove(&in->catalog, message->id, number, err);
     else if (name_check_device(name, err) == 0)
-        barrier->change = catalog_rename(catalog, message->id, number, name, replaced, err);
-    if (error_is_set(err)) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    /* The source has gone on since it was prepared. */
-    forget_manifest(m->in);
-    return add_barrier(m, barrier, err);
+        change = catalog_rename(&in->catalog, message->id, number, name, replaced, err);
+    return change ? arrival_change(&in->arrival, change, counts, err) : -EIO;
 }
 
 static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
 {
-    struct barrier *barrier = read_barrier(m, message, body, err);
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    if (!barrier)
-        return -EIO;
+    read_counts(m->in, body, counts);
     if (!wire_read_done(body))
-        error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
-    else if (m->in->syncs == WIRE_SYNCS_MAX)
-        error_set(err, CAUSE_PROTOCOL, "more than %d barriers wait", WIRE_SYNCS_MAX);
-    if (error_is_set(err)) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    m->in->syncs++;
-    return add_barrier(m, barrier, err);
+        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+    return arrival_sync(&m->in->arrival, message->id, counts, err);
 }
 
-static int read_manifest(struct migration *m, struct wire_reader *body, struct error *err)
+/* The entries of a manifest of @count files, or NULL. */
+static struct manifest_entry *read_entries(struct wire_reader *body, uint32_t count, struct error *err)
 {
-    struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
+    struct manifest_entry *entries = calloc(count + 1, sizeof(*entries));
 
-    manifest->entries = wire_read_u32(body);
-    if (body->bad || !manifest->id || manifest->entries > in->catalog.count ||
-        body->left != (size_t)manifest->entries * WIRE_MANIFEST_ENTRY_SIZE)
-        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
-                         manifest->entries, in->catalog.count);
-    manifest->entry = calloc(manifest->entries + 1, sizeof(*manifest->entry));
-    if (!manifest->entry)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    for (uint32_t i = 0; i < manifest->entries; i++) {
-        struct manifest_entry *entry = &manifest->entry[i];
+    if (!entries) {
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return NULL;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct manifest_entry *entry = &entries[i];
         entry->file = wire_read_u32(body);
         wire_read_u32(body);
         entry->size = wire_read_u64(body);
         entry->packets = wire_read_u64(body);
         entry->bytes = wire_read_u64(body);
         entry->digest = wire_read_u64(body);
-        if (i > 0 && entry->file <= entry[-1].file)
-            return error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+        if (i > 0 && entry->file <= entry[-1].file) {
+            error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+            free(entries);
+            return NULL;
+        }
     }
-    return 0;
+    return entries;
 }
 
 static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body,
                        struct error *err)
 {
     struct incoming *in = m->in;
-    struct manifest *manifest = &in->manifest;
+    uint64_t counts[WIRE_CHANNELS_MAX];
 
-    forget_manifest(in);
-    struct barrier *barrier = read_barrier(m, message, body, err);
-    if (!barrier)
-        return -EIO;
-    manifest->id = message->id;
-    memcpy(manifest->counts, barrier->counts, in->channel_count * sizeof(barrier->counts[0]));
-    if (read_manifest(m, body, err) < 0) {
-        free_barrier(m->in, barrier);
-        return -EIO;
-    }
-    manifest->barrier = barrier;
-    return add_barrier(m, barrier, err);
+    read_counts(in, body, counts);
+    uint32_t count = wire_read_u32(body);
+    if (body->bad || !message->id || count > in->catalog.count ||
+        body->left != (size_t)count * WIRE_MANIFEST_ENTRY_SIZE)
+        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
+                         count, in->catalog.count);
+    struct manifest_entry *entries = read_entries(body, count, err);
+    return entries ? arrival_manifest(&in->arrival, message->id, counts, entries, count, err) : -EIO;
 }
 
 /* The digests that a question is about. */
@@ -1368,12 +733,8 @@ static void end_receivers(struct migration *m)
         if (transport)
             transport_shutdown(transport);
     }
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (in->receivers[c].running)
-            pthread_join(in->receivers[c].thread, NULL);
-        in->receivers[c].running = false;
-        end_using(&in->receivers[c]);
-    }
+    for (unsigned c = 0; c < in->channel_count; c++)
+        receiver_join(&in->receivers[c]);
     end_preparing(in);
     bury(in);
     close_receivers(in);
@@ -1387,8 +748,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
 
     /* From here on the image is the user's, and nothing may be stored in it. */
     end_receivers(m);
-    if (!in->manifest.prepared || id != in->manifest.id || in->manifest.entries != in->catalog.count ||
-        !is_exactly_applied(in))
+    if (!arrival_is_complete(&in->arrival, id))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
     /* It may have been a while since it was prepared, and what has got shorter must not be made longer again. */
     if (check_storage(in, err) < 0)
@@ -1424,12 +784,12 @@ void incoming_limit_ram(struct migration *m, uint64_t size)
 {
     uint64_t limit = m->host->limits.max_ram;
 
-    m->in->max_ram = size && size < limit ? size : limit;
+    m->in->reception.max_ram = size && size < limit ? size : limit;
 }
 
 uint64_t incoming_max_ram(const struct migration *m)
 {
-    return m->in->max_ram;
+    return m->in->reception.max_ram;
 }
 
 void incoming_hand_over(struct migration *from, struct migration *to)
@@ -1439,27 +799,7 @@ void incoming_hand_over(struct migration *from, struct migration *to)
     from->in = NULL;
     in->m = to;
     to->in = in;
-    for (unsigned c = 0; c < in->channel_count; c++)
-        in->receivers[c].m = to;
     incoming_limit_ram(to, to->files[WIRE_RAM]->declared);
-}
-
-static int make_receiver(struct receiver *r, struct error *err)
-{
-    char name[24];
-
-    r->buffer = malloc(BUFFER_SIZE);
-    r->ahead = BUFFER_SIZE;
-    r->checker = XXH3_createState();
-    if (!r->buffer || !r->checker)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    int code = pthread_create(&r->thread, NULL, mig_recv, r);
-    if (code)
-        return error_set_errno(err, code, "cannot make a thread");
-    r->running = true;
-    snprintf(name, sizeof(name), "mig-recv-%u", r->index);
-    pthread_setname_np(r->thread, name);
-    return 0;
 }
 
 /* If all channels are there: make the migration active, and the receivers. */
@@ -1478,8 +818,10 @@ static int activate(struct incoming *in, struct error *err)
     if (shown == m)
         migration_put(shown);
     m = shown;
+    in->reception.compressed = m->settings.compress;
+    in->reception.checked = m->settings.checksum;
     for (unsigned c = 0; c < in->channel_count; c++) {
-        if (make_receiver(&in->receivers[c], err) < 0)
+        if (receiver_start(&in->receivers[c], err) < 0)
             return -EIO;
     }
     log_info("%s: active, %u channels from %s", m->name, in->channel_count, in->session.transport->peer);
@@ -1545,7 +887,7 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
         return -EIO;
     int ret = session_step(&in->session, deadline, handle_message, in, err);
     if (ret == 0 && !setup)
-        ret = check_barriers(in->m, err);
+        ret = arrival_check(&in->arrival, err);
     if (ret == 0 && in->m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
         ret = look(in->m, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
@@ -1566,8 +908,7 @@ static void settle(struct migration *m, bool failed)
     struct incoming *in = m->in;
     uint64_t barrier_ns = incoming_barrier_ns(m);
 
-    forget_manifest(in);
-    forget_barriers(in);
+    arrival_fini(&in->arrival);
     if (migration_keep_records(m, !failed) < 0)
         return;
     for (uint32_t i = 0; i < in->catalog.size; i++) {

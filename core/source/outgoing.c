@@ -5,7 +5,6 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "handover.h"
-#include "host.h"
 #include "question.h"
 #include "ram.h"
 #include "source.h"
@@ -15,8 +14,6 @@
 #include "writes.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <string.h>
 
 struct outgoing {
     struct source source;

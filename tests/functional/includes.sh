@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # The layers: fs includes core and transport, core includes transport, transport includes neither. What only the source
-# has and what only the destination has do not include each other. fs asks the migration, which knows no role. FUSE's headers are for fs/ alone, verbs for
-# transport/rdma*. And the checker does find an include that goes the wrong way.
+# has and what only the destination has do not include each other. fs asks the migration, which knows no role. FUSE's
+# headers are for fs/ alone, verbs for transport/rdma*. And the checker does find an include that goes the wrong way.
 . "$(dirname "$0")/functions.sh"
 
 # check ROOT: prints the includes that go the wrong way

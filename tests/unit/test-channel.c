@@ -671,6 +671,25 @@ static void flusher_start(struct flusher *f, struct bench *b, uint64_t sequence)
     worker_await_sleep(&f->worker);
 }
 
+/* A migration that ends does not wait for a send that the peer holds up. */
+Test(channel, close_wakes_a_flusher)
+{
+    struct bench b;
+    struct one first;
+    struct flusher flusher;
+
+    bench_init(&b, false);
+    one_start(&first, &b, 'A', 100);
+    flusher_start(&flusher, &b, 1);
+    channel_close(&b.ch, CHANNEL_DEAD);
+    worker_join(&flusher.worker);
+    cr_expect(eq(int, flusher.ret, -ECONNRESET));
+    cr_expect(not(atomic_load(&first.worker.done)), "the send is still held up");
+    valve_set(&b.valve, true, 0);
+    one_join(&first);
+    bench_fini(&b);
+}
+
 Test(channel, flush)
 {
     struct bench b;

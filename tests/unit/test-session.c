@@ -303,6 +303,39 @@ Test(session, flood_does_not_hold_a_step)
     session_fini(&s);
 }
 
+/* One step, which nothing but a signal ends. */
+struct stepper {
+    struct worker worker;
+    struct session *s;
+    struct log log;
+    struct error err;
+    int ret;
+};
+
+static void step_once(void *arg)
+{
+    struct stepper *stepper = arg;
+
+    stepper->ret = session_step(stepper->s, INT64_MAX, note, &stepper->log, &stepper->err);
+}
+
+Test(session, a_signal_is_no_failure)
+{
+    struct session a, b;
+    static struct stepper stepper;
+
+    open_pair(&a, &b, LONG_MS);
+    stepper.s = &a;
+    worker_start(&stepper.worker, step_once, &stepper);
+    worker_interrupt(&stepper.worker);
+    cr_expect(atomic_load(&stepper.worker.done), "the caller looks at what the signal was for");
+    session_wake(&a);
+    worker_join(&stepper.worker);
+    cr_expect(eq(int, stepper.ret, 0), "%s", stepper.err.message);
+    session_fini(&a);
+    session_fini(&b);
+}
+
 /*
  * A peer that never listens
  */

@@ -464,6 +464,28 @@ Test(transport, every_operation_is_there)
     }
 }
 
+/* It says what there is too little of. */
+Test(transport, no_descriptors)
+{
+    static const char *const texts[] = {"tcp:127.0.0.1:0", "unix:/nonexistent/socket"};
+
+    for (size_t i = 0; i < ARRAY_LENGTH(texts); i++) {
+        struct transport *t;
+        struct transport_listener *l;
+        struct error err = {0}, other = {0};
+        struct uri uri;
+        CHECK_OK(uri_parse(texts[i], &uri, &err));
+        struct rlimit limit = use_up_descriptors();
+        int connected = transport_connect(&uri, 0, &link_forever, &t, &err);
+        int listening = transport_listen(&uri, &l, &other);
+        setrlimit(RLIMIT_NOFILE, &limit);
+        cr_expect(lt(int, connected, 0));
+        cr_expect(lt(int, listening, 0));
+        cr_expect(strstr(err.message, strerror(EMFILE)) != NULL, "%s", err.message);
+        cr_expect(strstr(other.message, strerror(EMFILE)) != NULL, "%s", other.message);
+    }
+}
+
 static void open_zerocopy(struct link *link, const char *text)
 {
     link_open(link, text, "");
@@ -528,6 +550,36 @@ Test(transport, send_without_a_copy)
         link_close(&link);
     }
     free(bytes);
+}
+
+/* Nobody reaps, so that there is no room to note a send; but what the kernel has given back makes room by itself. */
+Test(transport, sends_without_a_copy_make_room)
+{
+    enum { SENDS = 3000 };
+    struct link link;
+    struct sink sink;
+    struct transport_handed handed = {.bytes = 1};
+    size_t sent = 0;
+
+    open_zerocopy(&link, "tcp:127.0.0.1:0");
+    for (int i = 0; i < SENDS && handed.bytes; i++) {
+        cr_assert(zero(int, transport_send_zerocopy(link.a, NULL, 0, "x", 1, &handed)));
+        sent += handed.bytes;
+    }
+    cr_expect(ge(sz, sent, 1000));
+    sink_start(&sink, link.b, sent);
+    sink_join(&sink);
+    struct pollfd back = {.fd = transport_pollfd(link.a)};
+    cr_assert(eq(int, poll(&back, 1, 30000), 1));
+    cr_assert(zero(int, transport_send_zerocopy(link.a, NULL, 0, "x", 1, &handed)));
+    cr_expect(eq(sz, handed.bytes, 1));
+    struct transport_returns returns = {0};
+    sink_free(&sink);
+    sink_start(&sink, link.b, 1);
+    sink_join(&sink);
+    reap_all(link.a, handed.ticket, &returns);
+    sink_free(&sink);
+    link_close(&link);
 }
 
 /* A stack that looks at the bytes must have them. */

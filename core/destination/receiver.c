@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The receiving end of a data channel; see receiver.h. */
+#include "receiver.h"
+#include "clock.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#define PIPE_DESCRIPTORS 2
+#define DIRECT_MIN       (64u << 10) /* a payload from this size on is worth a pipe */
+
+void receiver_init(struct receiver *r, const struct reception *reception, unsigned index)
+{
+    *r = (struct receiver){.reception = reception, .index = index};
+}
+
+/*
+ * Payloads: from the connection to where they belong
+ */
+
+static void note_received(struct receiver *r, size_t n)
+{
+    atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
+}
+
+/* Reads at most @most more into the buffer. 0; 1 at the end of the stream; negative with @err. */
+static int fill(struct receiver *r, size_t most, struct error *err)
+{
+    if (r->start == r->end)
+        r->start = r->end = 0;
+    if (r->start > 0) {
+        memmove(r->buffer, r->buffer + r->start, r->end - r->start);
+        r->end -= r->start;
+        r->start = 0;
+    }
+    size_t room = RECEIVER_BUFFER - r->end;
+    ssize_t n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    r->end += (size_t)n;
+    note_received(r, (size_t)n);
+    return n == 0;
+}
+
+static int ended_early(struct error *err)
+{
+    return error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
+}
+
+/*
+ * Where a payload goes: straight into @window when that is not NULL, else to
+ * @store, part by part, each with its offset in the payload.
+ */
+struct sink {
+    uint8_t *window;
+    bool direct; /* nobody looks at it: the transport may put it into the file itself */
+    int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
+    struct file *file; /* for the stores below */
+    uint64_t offset;
+    uint8_t *buffer;
+};
+
+static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    return memory_write(&sink->file->memory, sink->offset + at, part, len, err);
+}
+
+static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    (void)err;
+    memcpy(sink->buffer + at, part, len);
+    return 0;
+}
+
+/* The caller uses it where it lies. */
+static int store_nowhere(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
+{
+    (void)sink, (void)at, (void)part, (void)len, (void)err;
+    return 0;
+}
+
+static int went_away(struct file *file, struct error *err)
+{
+    char name[WIRE_NAME_MAX + 1];
+
+    if (file_receive_check(file, err) < 0)
+        return -EIO;
+    return error_set(err, CAUSE_IO, "the memory of '%.64s' went away for a moment: was it truncated?",
+                     file_name(file, name));
+}
+
+/* A checksum over memory that can go away. */
+struct window_check {
+    XXH3_state_t *checker;
+    const uint8_t *p;
+    size_t len;
+};
+
+static void check_window(void *arg)
+{
+    struct window_check *check = arg;
+
+    XXH3_64bits_update(check->checker, check->p, check->len);
+}
+
+/* Receives the next part of a payload into its place. The count, or negative with @err. */
+static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *to, size_t len, bool checksum,
+                                struct error *err)
+{
+    ssize_t n = transport_recv(r->transport, to, len, 0);
+
+    if (n == -EFAULT)
+        return went_away(file, err);
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    if (n == 0)
+        return ended_early(err);
+    note_received(r, (size_t)n);
+    struct window_check check = {r->checker, to, (size_t)n};
+    if (checksum && memory_guard(check_window, &check) < 0)
+        return went_away(file, err);
+    return n;
+}
+
+/* Receives the next part of a payload straight into the file. The count, or negative with @err. */
+static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint32_t at, size_t len,
+                               struct error *err)
+{
+    int code = 0;
+    ssize_t n =
+        transport_recv_fd(r->transport, sink->file->memory.fd, (off_t)(sink->offset + at), len, &code);
+
+    if (n == -EBADFD)
+        return error_set_errno(err, code, "cannot store what arrived");
+    if (n < 0)
+        return error_set_errno(err, (int)n, "the connection is lost");
+    if (n == 0)
+        return ended_early(err);
+    note_received(r, (size_t)n);
+    memory_stored(&sink->file->memory, sink->offset + at + (uint64_t)n);
+    return n;
+}
+
+static bool is_checked(const struct receiver *r, const struct file *file)
+{
+    return file->id != WIRE_RAM || r->reception->checked;
+}
+
+/* Passes a payload on as it arrives, and checks it at the end. */
+static int take_payload(struct receiver *r, struct file *file, const struct packet *packet, struct sink *sink,
+                        struct error *err)
+{
+    bool checksum = is_checked(r, file);
+    char name[WIRE_NAME_MAX + 1];
+    uint32_t done = 0;
+
+    if (checksum)
+        XXH3_64bits_reset(r->checker);
+    while (done < packet->length) {
+        size_t left = packet->length - done, n;
+        if (r->start == r->end && sink->window) {
+            /* In parts that are still in the processor's cache when they are checked. */
+            ssize_t got = receive_in_place(r, file, sink->window + done,
+                                           left < RECEIVER_BUFFER ? left : RECEIVER_BUFFER, checksum, err);
+            if (got < 0)
+                return -EIO;
+            done += (uint32_t)got;
+            continue;
+        }
+        if (r->start == r->end && sink->direct) {
+            ssize_t got = receive_in_file(r, sink, done, left, err);
+            if (got < 0)
+                return -EIO;
+            done += (uint32_t)got;
+            continue;
+        }
+        if (r->start == r->end) {
+            int ret = fill(r, RECEIVER_BUFFER, err);
+            if (ret)
+                return ret < 0 ? ret : ended_early(err);
+        }
+        n = r->end - r->start < left ? r->end - r->start : left;
+        if (checksum)
+            XXH3_64bits_update(r->checker, r->buffer + r->start, n);
+        if (sink->store(sink, done, r->buffer + r->start, n, err) < 0)
+            return -EIO;
+        r->start += n;
+        done += (uint32_t)n;
+    }
+    if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
+        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
+                         file_name(file, name), (unsigned long long)packet->offset);
+    return 0;
+}
+
+/* The whole payload as it was sent; *@out is the receiver's until it reads on. */
+static int take_whole(struct receiver *r, struct file *file, const struct packet *packet, const uint8_t **out,
+                      struct error *err)
+{
+    if (!r->packed)
+        r->packed = malloc(COMPRESSION_RAW_MAX);
+    if (!r->packed)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    struct sink sink = {.window = r->packed, .store = store_in_buffer, .buffer = r->packed};
+    if (r->end - r->start >= packet->length) {
+        *out = r->buffer + r->start;
+        sink.store = store_nowhere;
+    } else {
+        *out = r->packed;
+    }
+    return take_payload(r, file, packet, &sink, err);
+}
+
+/* A frame that is unpacked into memory that can go away. */
+struct unpacking {
+    struct decompressor *decompressor;
+    const uint8_t *packed;
+    void *out;
+    const struct packet *packet;
+    struct error *err;
+    int ret;
+};
+
+static void unpack_guarded(void *arg)
+{
+    struct unpacking *u = arg;
+
+    u->ret = decompressor_unpack(u->decompressor, u->packed, u->packet->length, u->out, u->packet->raw_length,
+                                 u->err);
+}
+
+/*
+ * The whole payload, unpacked: into @window when that is not NULL, else *@out is
+ * where, in the receiver's decompressor, which the caller returns.
+ */
+static int unpack(struct receiver *r, struct file *file, const struct packet *packet, uint8_t *window,
+                  const uint8_t **out, struct error *err)
+{
+    const uint8_t *packed = NULL;
+
+    if (!r->reception->compressed)
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet, though compression was not asked for");
+    if (take_whole(r, file, packet, &packed, err) < 0)
+        return -EIO;
+    r->decompressor = decompressor_take(r->reception->decompressors);
+    if (!r->decompressor)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    void *to = window ? window : decompressor_buffer(r->decompressor);
+    struct unpacking u = {r->decompressor, packed, to, packet, err, 0};
+    if (!window)
+        unpack_guarded(&u);
+    else if (memory_guard(unpack_guarded, &u) < 0)
+        return went_away(file, err);
+    *out = u.out;
+    return u.ret;
+}
+
+/* Whether the transport may have a pipe, which it makes when it receives into a file. */
+static bool may_have_pipe(struct receiver *r)
+{
+    if (!r->has_pipe && !r->no_pipe) {
+        r->has_pipe = budget_charge(r->reception->descriptors, PIPE_DESCRIPTORS);
+        r->no_pipe = !r->has_pipe;
+    }
+    return r->has_pipe;
+}
+
+/* The payload of a WIRE_DATA packet goes to its place in the file. */
+static int take_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    uint8_t *window = file_window(file, packet->offset, packet->raw_length);
+    struct sink sink = {.window = window, .store = store_in_file, .file = file, .offset = packet->offset};
+    const uint8_t *raw;
+
+    if (packet->flags & WIRE_PACKET_ZSTD) {
+        if (unpack(r, file, packet, window, &raw, err) < 0)
+            return -EIO;
+        return window ? 0 : memory_write(&file->memory, packet->offset, raw, packet->raw_length, err);
+    }
+    sink.direct = !window && !is_checked(r, file) && packet->length >= DIRECT_MIN &&
+                  file->memory.block == 0 && r->transport->traits.receives_to_file && may_have_pipe(r);
+    return take_payload(r, file, packet, &sink, err);
+}
+
+/* The payload of a WIRE_PAGES packet, where it can be looked at: *@out is the receiver's until it reads on.
+ */
+static int take_pages(struct receiver *r, struct file *file, const struct packet *packet, const uint8_t **out,
+                      struct error *err)
+{
+    if (packet->flags & WIRE_PACKET_ZSTD)
+        return unpack(r, file, packet, NULL, out, err);
+    return take_whole(r, file, packet, out, err);
+}
+
+/*
+ * Packets: what their headers say
+ */
+
+static int apply_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    if (file_receive_size(file, r->index, packet->offset + packet->raw_length,
+                          reception_limit(r->reception, file), err) < 0 ||
+        file_receive_storage(file, err) < 0 || take_data(r, file, packet, err) < 0)
+        return -EIO;
+    file_received(file, r->index, packet->offset, packet->raw_length);
+    return 0;
+}
+
+/* The pages of a WIRE_PAGES packet: those whose bit is set follow the bits, the others are zero. */
+static int apply_pages(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    uint64_t bits[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
+    uint64_t pages = packet->range / WIRE_PAGE_SIZE, data = 0;
+    uint32_t bitmap = wire_bitmap_size(packet->range);
+    const uint8_t *raw;
+
+    if (file->id != WIRE_RAM)
+        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
+    if (file_receive_size(file, r->index, packet->offset + packet->range, reception_limit(r->reception, file),
+                          err) < 0)
+        return -EIO;
+    if (take_pages(r, file, packet, &raw, err) < 0)
+        return -EIO;
+    memcpy(bits, raw, bitmap);
+    for (size_t word = 0; word < bitmap / 8; word++) {
+        bits[word] = le64toh(bits[word]);
+        data += (uint64_t)__builtin_popcountll(bits[word]);
+    }
+    if ((pages % 64 && bits[pages / 64] >> pages % 64) ||
+        bitmap + data * WIRE_PAGE_SIZE != packet->raw_length)
+        return error_set(err, CAUSE_PROTOCOL, "%llu of %llu pages in a packet of %u bytes",
+                         (unsigned long long)data, (unsigned long long)pages, packet->raw_length);
+    raw += bitmap;
+    for (uint64_t page = 0, run; page < pages; page += run) {
+        bool held = bits[page / 64] >> page % 64 & 1;
+        for (run = 1; page + run < pages && (bits[(page + run) / 64] >> (page + run) % 64 & 1) == held; run++)
+            ;
+        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE, len = run * WIRE_PAGE_SIZE;
+        if (!held) {
+            if (file_receive_zero(file, r->index, offset, len, err) < 0)
+                return -EIO;
+            continue;
+        }
+        if (memory_write(&file->memory, offset, raw, len, err) < 0)
+            return -EIO;
+        file_received(file, r->index, offset, len);
+        raw += len;
+    }
+    return 0;
+}
+
+static int apply_zero(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    if (file->id != WIRE_RAM)
+        return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
+    if (file_receive_size(file, r->index, packet->offset + packet->range, reception_limit(r->reception, file),
+                          err) < 0)
+        return -EIO;
+    return file_receive_zero(file, r->index, packet->offset, packet->range, err);
+}
+
+/* The bytes of the file that a packet is about. */
+static uint64_t packet_span(const struct file *file, unsigned channel, const struct packet *packet)
+{
+    switch (packet->type) {
+    case WIRE_DATA:
+        return packet->raw_length;
+    case WIRE_DISCARD:
+        return file_home_bytes(file, channel, packet->offset, packet->range);
+    case WIRE_ZERO:
+    case WIRE_PAGES:
+        return packet->range;
+    default:
+        return 0;
+    }
+}
+
+/* A receiver does not wait at a barrier. Should it ever block here, the counter tells. */
+static void tell_reached(struct receiver *r)
+{
+    struct rusage before, after;
+    int64_t start = clock_ns();
+
+    getrusage(RUSAGE_THREAD, &before);
+    r->reception->events->reached(r->reception->owner);
+    getrusage(RUSAGE_THREAD, &after);
+    if (after.ru_nvcsw != before.ru_nvcsw)
+        counter_add(&r->barrier_ns, (uint64_t)(clock_ns() - start));
+}
+
+/*
+ * The file of a packet, or NULL. It stays until end_using().
+ *
+ * When a file is removed, its owner first takes it out of the catalog and then looks
+ * whether a receiver uses it; a receiver first says what it uses and then looks whether
+ * it still is in the catalog. All four are sequentially consistent, so at least one
+ * sees the other: either the receiver finds it gone and leaves it alone, or the owner
+ * keeps it for later. What an honest source removes is used by nobody any
+ * more: all its packets have been applied, and `using` is cleared before that is published.
+ */
+static struct file *begin_using(struct receiver *r, uint32_t number)
+{
+    const struct catalog *catalog = r->reception->catalog;
+    struct file *file = catalog_file(catalog, number);
+
+    atomic_store(&r->using, file);
+    return catalog_file(catalog, number) == file ? file : NULL;
+}
+
+static void end_using(struct receiver *r)
+{
+    atomic_store_explicit(&r->using, NULL, memory_order_release);
+}
+
+/* Whether a packet may come here and now. */
+static int check_packet(struct receiver *r, const struct file *file, const struct packet *packet,
+                        uint64_t sequence, struct error *err)
+{
+    bool placed = packet->type == WIRE_DATA || packet->type == WIRE_ZERO || packet->type == WIRE_PAGES;
+
+    if (packet->channel != r->index || packet->sequence != sequence)
+        return error_set(
+            err, CAUSE_PROTOCOL, "packet %llu of channel %u came where packet %llu of channel %u was due",
+            (unsigned long long)packet->sequence, packet->channel, (unsigned long long)sequence, r->index);
+    if (!file)
+        return error_set(err, CAUSE_PROTOCOL, "a packet for file %u, which has not been announced",
+                         packet->file);
+    if (!file_is_home(file, r->index) || (placed && file_home(file, packet->offset) != r->index))
+        return error_set(err, CAUSE_PROTOCOL, "a packet for offset %llu, whose home is another channel",
+                         (unsigned long long)packet->offset);
+    return 0;
+}
+
+static int apply_to(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    switch (packet->type) {
+    case WIRE_DATA:
+        return apply_data(r, file, packet, err);
+    case WIRE_PAGES:
+        return apply_pages(r, file, packet, err);
+    case WIRE_ZERO:
+        return apply_zero(r, file, packet, err);
+    case WIRE_DISCARD:
+        return file_receive_discard(file, r->index, packet->offset, packet->range, err);
+    default:
+        return file_receive_truncate(file, r->index, packet->offset, packet->range,
+                                     reception_limit(r->reception, file), err);
+    }
+}
+
+/* The packet is applied: counts it, lets go of its file, and only then says so to those who wait for it. */
+static void publish(struct receiver *r, struct file *file, const struct packet *packet, uint64_t sequence)
+{
+    struct file_channel *channel = &file->per_channel[r->index];
+
+    counter_add(&channel->accepted, packet_span(file, r->index, packet));
+    counter_add(&channel->packets, 1);
+    counter_add(&channel->digest, packet->check);
+    end_using(r);
+    atomic_store(&r->applied, sequence);
+    uint64_t target = atomic_load(&r->target);
+    if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0))
+        tell_reached(r);
+    r->reception->events->applied(r->reception->owner);
+}
+
+/* A packet whose header was read; its payload comes next on the connection. */
+static int apply(struct receiver *r, const struct packet *packet, struct error *err)
+{
+    struct file *file = begin_using(r, packet->file);
+    uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;
+
+    if (check_packet(r, file, packet, sequence, err) < 0)
+        return -EIO;
+    atomic_store_explicit(&file->per_channel[r->index].last_sequence, sequence, memory_order_relaxed);
+    int ret = apply_to(r, file, packet, err);
+    decompressor_return(r->reception->decompressors, r->decompressor);
+    r->decompressor = NULL;
+    if (ret < 0)
+        return ret;
+    publish(r, file, packet, sequence);
+    return 0;
+}
+
+/*
+ * The thread
+ */
+
+/* One packet. 0; 1 when the stream has ended between packets; negative with @err. */
+static int receive_packet(struct receiver *r, struct error *err)
+{
+    struct wire_packet wire;
+    struct packet packet;
+
+    while (r->end - r->start < sizeof(wire)) {
+        bool between = r->start == r->end;
+        int ret = fill(r, r->ahead, err);
+        if (ret < 0)
+            return ret;
+        if (ret > 0)
+            return between ? 1 : ended_early(err);
+    }
+    memcpy(&wire, r->buffer + r->start, sizeof(wire));
+    if (wire_packet_decode(&wire, &packet, err) < 0)
+        return -EIO;
+    r->start += sizeof(wire);
+    /* Behind a large packet comes another one: read no more than its header, so that its payload goes in
+     * place. */
+    r->ahead = packet.length >= RECEIVER_BUFFER / 4 ? sizeof(wire) : RECEIVER_BUFFER;
+    return apply(r, &packet, err);
+}
+
+static void *mig_recv(void *arg)
+{
+    struct receiver *r = arg;
+    struct error err = {0};
+    int ret;
+
+    while ((ret = receive_packet(r, &err)) == 0)
+        ;
+    /* After the last packet the source just closes; that it comes too early is for the owner to find. */
+    if (ret > 0)
+        error_set(&err, CAUSE_RESET, "the source has closed the connection");
+    r->reception->events->failed(r->reception->owner, r->index, &err);
+    return NULL;
+}
+
+int receiver_start(struct receiver *r, struct error *err)
+{
+    char name[24];
+
+    r->buffer = malloc(RECEIVER_BUFFER);
+    r->ahead = RECEIVER_BUFFER;
+    r->checker = XXH3_createState();
+    if (!r->buffer || !r->checker)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    int code = pthread_create(&r->thread, NULL, mig_recv, r);
+    if (code)
+        return error_set_errno(err, code, "cannot make a thread");
+    r->running = true;
+    snprintf(name, sizeof(name), "mig-recv-%u", r->index);
+    pthread_setname_np(r->thread, name);
+    return 0;
+}
+
+void receiver_join(struct receiver *r)
+{
+    if (r->running)
+        pthread_join(r->thread, NULL);
+    r->running = false;
+    end_using(r);
+}
+
+void receiver_close(struct receiver *r)
+{
+    if (r->has_pipe)
+        budget_release(r->reception->descriptors, PIPE_DESCRIPTORS);
+    r->has_pipe = false;
+    transport_close(r->transport);
+    r->transport = NULL;
+    free(r->buffer);
+    r->buffer = NULL;
+    XXH3_freeState(r->checker);
+    r->checker = NULL;
+    free(r->packed);
+    r->packed = NULL;
+}
