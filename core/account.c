@@ -12,7 +12,8 @@ void accounts_init(struct accounts *accounts, const struct shares *all, const st
     *accounts = (struct accounts){
         .memory = {.limit = all->memory, .unit = "bytes in all (max-memory)"},
         .channels = {.limit = all->channels, .unit = "channels in all (max-channels)"},
-        .descriptors = {.limit = all->descriptors, .unit = "descriptors in all (see the limit of open files)"},
+        .descriptors = {.limit = all->descriptors,
+                        .unit = "descriptors in all (see the limit of open files)"},
         .each = *each,
     };
     pthread_mutex_init(&accounts->lock, NULL);

@@ -36,9 +36,9 @@ struct account {
     unsigned refs;        /* guarded by accounts.lock */
     char address[TRANSPORT_ADDRESS_MAX];
     struct budget memory, channels, descriptors; /* its shares */
-    unsigned migrations;       /* that it has made, in the registry's list; guarded by registry.lock */
-    unsigned undecided;        /* connections; the listener's thread has it */
-    bool flooding;             /* that it has too many of them is in the log; the listener's thread has it */
+    unsigned migrations; /* that it has made, in the registry's list; guarded by registry.lock */
+    unsigned undecided;  /* connections; the listener's thread has it */
+    bool flooding;       /* that it has too many of them is in the log; the listener's thread has it */
 };
 
 /** accounts_init - no peers; @all: may have so much together, @each: and each of them so much */

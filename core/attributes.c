@@ -63,7 +63,8 @@ void attributes_settle(struct attributes *which, const struct attributes *direct
     which->gid = directory->gid;
 }
 
-void attributes_claim(struct attribute_table *table, struct attributes *which, uid_t uid, gid_t gid, mode_t mode)
+void attributes_claim(struct attribute_table *table, struct attributes *which, uid_t uid, gid_t gid,
+                      mode_t mode)
 {
     SCOPED_LOCK(&table->lock);
     if (which->uid != OWNER_INHERITED)

@@ -23,10 +23,11 @@
 #define OWNER_INHERITED ((uid_t)-1)
 #define MODE_DEFAULT    ((mode_t)-1)
 
-#define ATTRIBUTES_RAM_MODE 0600 /* the usual mode of RAM, and of the file that it is kept in; the most that a new device has */
+/* the usual mode of RAM, and of the file that it is kept in; the most that a new device has */
+#define ATTRIBUTES_RAM_MODE 0600
 
 struct attributes {
-    uid_t uid;  /* OWNER_INHERITED: that of the directory, and so is gid */
+    uid_t uid; /* OWNER_INHERITED: that of the directory, and so is gid */
     gid_t gid;
     mode_t mode; /* permissions; MODE_DEFAULT: that of the kind of file */
     struct timespec atime, mtime;
@@ -46,25 +47,31 @@ enum attribute_place {
 struct owner {
     uid_t uid;
     gid_t gid;
-    bool masks;  /* the owner's permissions are everybody's, but for those in the mask */
+    bool masks; /* the owner's permissions are everybody's, but for those in the mask */
     mode_t mask;
 };
 
 struct attribute_table {
-    pthread_mutex_t lock; /* guards `at`, and the attributes of the migration's devices; its place is in host.h */
-    bool masks;           /* constant, like the mask: struct owner's */
+    /* guards `at`, and the attributes of the migration's devices; its place is in host.h */
+    pthread_mutex_t lock;
+    bool masks; /* constant, like the mask: struct owner's */
     mode_t mask;
     struct attributes at[ATTRIBUTES_MAX];
 };
 
-/** attribute_table_init - everything belongs to @owner, and what appears later to the owner of its directory */
+/**
+ * attribute_table_init - everything belongs to @owner, and what appears later to the owner of its directory
+ */
 void attribute_table_init(struct attribute_table *table, const struct owner *owner);
 void attribute_table_fini(struct attribute_table *table);
 
 /** attribute_table_give - a user has made all of it; for a table that nobody else knows yet */
 void attribute_table_give(struct attribute_table *table, uid_t uid, gid_t gid);
 
-/** attribute_table_mkdir - the mode that mkdir(2) asks for; devices are made by those who may write the directory */
+/**
+ * attribute_table_mkdir - the mode that mkdir(2) asks for; devices are made by those who may write the
+ * directory
+ */
 void attribute_table_mkdir(struct attribute_table *table, mode_t mode);
 
 /** attribute_table_copy - all places and the mask; @to is known to nobody else yet */
@@ -73,11 +80,15 @@ void attribute_table_copy(struct attribute_table *to, struct attribute_table *fr
 /** attributes_init - of what has not appeared yet */
 void attributes_init(struct attributes *attributes);
 
-/** attributes_settle - a file appears: its owner is that of its directory if it has none; the table's lock is held */
+/**
+ * attributes_settle - a file appears: its owner is that of its directory if it has none; the table's lock is
+ * held
+ */
 void attributes_settle(struct attributes *which, const struct attributes *directory);
 
 /** attributes_claim - a user has made a file: it is the user's if it was nobody's */
-void attributes_claim(struct attribute_table *table, struct attributes *which, uid_t uid, gid_t gid, mode_t mode);
+void attributes_claim(struct attribute_table *table, struct attributes *which, uid_t uid, gid_t gid,
+                      mode_t mode);
 
 /** attributes_get - a copy, settled */
 struct attributes attributes_get(struct attribute_table *table, const struct attributes *which,
@@ -96,6 +107,7 @@ void attributes_update(struct attributes *which, unsigned what, const struct att
  * attributes_mode - the mode to show
  * @usual: of its kind. Where there is a mask, everybody gets what @usual gives the owner, less the mask.
  */
-mode_t attributes_mode(const struct attribute_table *table, const struct attributes *attributes, mode_t usual);
+mode_t attributes_mode(const struct attribute_table *table, const struct attributes *attributes,
+                       mode_t usual);
 
 #endif

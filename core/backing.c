@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MARK S_ISVTX
+#define MARK  S_ISVTX
 #define TRIES 100 /* the name changes hands each time */
 
 bool backing_has_name(int fd, const char *path)
@@ -33,7 +33,8 @@ static bool is_marked(const struct stat *st)
 
 static int is_taken(const char *path, struct error *err)
 {
-    return error_set(err, CAUSE_EXISTS, "the backing file '%.160s' exists already: remove it if nobody needs it", path);
+    return error_set(err, CAUSE_EXISTS,
+                     "the backing file '%.160s' exists already: remove it if nobody needs it", path);
 }
 
 static int is_in_use(const char *path, struct error *err)
@@ -48,7 +49,9 @@ static int remove_leftover(const char *path, struct error *err)
 
     /* To open what is no regular file could have effects. */
     if (lstat(path, &st) < 0)
-        return errno == ENOENT ? 0 : error_set_errno(err, errno, "cannot look at the backing file '%.160s'", path);
+        return errno == ENOENT
+                   ? 0
+                   : error_set_errno(err, errno, "cannot look at the backing file '%.160s'", path);
     if (!is_marked(&st))
         return is_taken(path, err);
     CLEANUP_FD int fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);

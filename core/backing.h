@@ -39,7 +39,10 @@ int backing_make(const char *path, struct error *err);
  */
 int backing_finish(int fd, const char *path, struct error *err);
 
-/** backing_has_name - whether @path is the file's: somebody can have removed it, and even have put another one there */
+/**
+ * backing_has_name - whether @path is the file's: somebody can have removed it, and even have put another one
+ * there
+ */
 bool backing_has_name(int fd, const char *path);
 
 #endif

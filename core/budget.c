@@ -5,7 +5,10 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* The outermost of those that have too little left. They may have more again by now: then the first is as good as any. */
+/*
+ * The outermost of those that have too little left. They may have more again by now: then the first is as
+ * good as any.
+ */
 static const struct budget *short_one(const struct budget *budget, uint64_t amount)
 {
     const struct budget *found = budget;

@@ -42,7 +42,7 @@ struct compressor {
     int level;
     unsigned cpus;
     size_t buffer_size;
-    atomic_bool futile; /* the last payload did not shrink; a hint, relaxed */
+    atomic_bool futile;   /* the last payload did not shrink; a hint, relaxed */
     pthread_mutex_t lock; /* a leaf lock; guards what follows */
     bool closed;          /* what comes back is freed */
     struct context *idle; /* only while no job waits */
@@ -164,7 +164,9 @@ static size_t pack(struct compressor *c, struct context *context, const char *ra
     return ZSTD_isError(size) || size >= len ? 0 : size;
 }
 
-/* Whether a sample of the payload does not shrink either. At level 1: faster ones find nothing in so little. */
+/*
+ * Whether a sample of the payload does not shrink either. At level 1: faster ones find nothing in so little.
+ */
 static bool is_futile(struct compressor *c, struct context *context, const char *raw, size_t len, void *out)
 {
     enum { PART = SAMPLE / SAMPLE_PARTS };
@@ -193,7 +195,8 @@ static size_t run(struct compressor *c, struct context *context, const char *raw
     return size;
 }
 
-size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, bool eager, struct context **lease)
+size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *out, bool eager,
+                       struct context **lease)
 {
     if (!*lease) {
         SCOPED_LOCK(&c->lock);
@@ -330,8 +333,10 @@ int decompressor_unpack(struct decompressor *d, const void *packed, size_t len, 
     size_t size = ZSTD_decompressDCtx(d->zstd, out, raw_len, packed, len);
 
     if (ZSTD_isError(size))
-        return error_set(err, CAUSE_PROTOCOL, "a compressed packet cannot be unpacked: %s", ZSTD_getErrorName(size));
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet cannot be unpacked: %s",
+                         ZSTD_getErrorName(size));
     if (size != raw_len)
-        return error_set(err, CAUSE_PROTOCOL, "a compressed packet unpacks to %zu bytes instead of %zu", size, raw_len);
+        return error_set(err, CAUSE_PROTOCOL, "a compressed packet unpacks to %zu bytes instead of %zu", size,
+                         raw_len);
     return 0;
 }

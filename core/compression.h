@@ -44,8 +44,8 @@ void compressor_return(struct compressor *c, void *buffer);
  * compressor_pack - compress a payload
  * @raw: at most COMPRESSION_RAW_MAX bytes
  * @out: a buffer of compressor_buffer()
- * @eager: of a thread that only compresses and sends. There are as many contexts as processors, and one more for
- *         eager threads: the kernel may leave two threads on one processor for milliseconds while another one is
+ * @eager: of a thread that only compresses and sends. There are as many contexts as processors, and one more
+ * for eager threads: the kernel may leave two threads on one processor for milliseconds while another one is
  *         idle, which a thread that waits for a context cannot use
  * @lease: NULL at first; a context, if this thread got one, which it uses again, and gives to
  *         compressor_help() soon: without waiting for anybody, for others wait for it
@@ -84,7 +84,10 @@ void decompressor_pool_init(struct decompressor_pool *pool);
 void decompressor_pool_trim(struct decompressor_pool *pool);
 /** decompressor_pool_fini - all have been returned */
 void decompressor_pool_fini(struct decompressor_pool *pool);
-/** decompressor_take - get one, which may take until another receiver is done; NULL: there is no memory for the first one */
+/**
+ * decompressor_take - get one, which may take until another receiver is done; NULL: there is no memory for
+ * the first one
+ */
 struct decompressor *decompressor_take(struct decompressor_pool *pool);
 /** decompressor_return - give it back; NULL is fine */
 void decompressor_return(struct decompressor_pool *pool, struct decompressor *d);

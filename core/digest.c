@@ -35,8 +35,8 @@ static void hash(const void *bytes, size_t len, uint8_t out[DIGEST_SIZE])
 
 /* What a thread keeps from piece to piece. */
 struct bench {
-    void *buf;         /* a piece */
-    bool knows_zeros;  /* a large image can have many pieces of zeros: their digest is computed once */
+    void *buf;        /* a piece */
+    bool knows_zeros; /* a large image can have many pieces of zeros: their digest is computed once */
     uint8_t zeros[DIGEST_SIZE];
 };
 
@@ -104,8 +104,8 @@ int digest_pieces(const struct digest_source *source, uint64_t first, uint64_t c
     return job.next < job.count ? -ENOMEM : 0;
 }
 
-int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, void *buf, size_t len), void *arg,
-                   uint8_t out[DIGEST_SIZE])
+int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, void *buf, size_t len),
+                   void *arg, uint8_t out[DIGEST_SIZE])
 {
     struct digest_source source = {.size = size, .read = read, .arg = arg};
     uint64_t pieces = (size + PIECE - 1) / PIECE, little = htole64(size);

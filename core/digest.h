@@ -14,8 +14,8 @@
 #include <sys/types.h>
 
 #define DIGEST_PIECE (1u << 20)
-#define DIGEST_SIZE 16
-#define DIGEST_TEXT (2 * DIGEST_SIZE + 1)
+#define DIGEST_SIZE  16
+#define DIGEST_TEXT  (2 * DIGEST_SIZE + 1)
 
 /* A file, as it is read for a digest. */
 struct digest_source {
@@ -28,7 +28,8 @@ struct digest_source {
 };
 
 /**
- * digest_pieces - the digests of pieces of a file, of 1 MiB each; the last one of the file is as short as that is
+ * digest_pieces - the digests of pieces of a file, of 1 MiB each; the last one of the file is as short as
+ * that is
  * @first, @count: which; they lie within the file
  * @out: DIGEST_SIZE bytes for each
  *
@@ -43,8 +44,8 @@ int digest_pieces(const struct digest_source *source, uint64_t first, uint64_t c
  *
  * Return: 0 or a negative errno.
  */
-int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, void *buf, size_t len), void *arg,
-                   uint8_t out[DIGEST_SIZE]);
+int digest_compute(uint64_t size, ssize_t (*read)(void *arg, uint64_t offset, void *buf, size_t len),
+                   void *arg, uint8_t out[DIGEST_SIZE]);
 
 /** digest_text - in hexadecimal */
 void digest_text(const uint8_t digest[DIGEST_SIZE], char out[DIGEST_TEXT]);

@@ -24,9 +24,10 @@
 
 _Static_assert(WIRE_STRIPE_SIZE / MEMORY_MAP_UNIT == 16, "file.mapped");
 
-#define HOLE_SIZE    (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
-#define UNDECLARED_WINDOW (1ull << 40) /* of RAM whose size nobody has declared; more is not worth the address space */
-#define PREPARE_SIZE (16u << 20) /* at a time; the thread that does it looks up in between */
+#define HOLE_SIZE (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
+/* of RAM whose size nobody has declared; more is not worth the address space */
+#define UNDECLARED_WINDOW (1ull << 40)
+#define PREPARE_SIZE      (16u << 20) /* at a time; the thread that does it looks up in between */
 
 struct file *file_new(uint32_t id, const char *name)
 {
@@ -118,7 +119,7 @@ int file_set_channels(struct file *file, unsigned channels, unsigned device_chan
     file->per_channel = per_channel;
     file->channels = channels;
     file->first_channel = device_channels && file->id != WIRE_RAM ? channels - device_channels : 0;
-    file->home_channels = !device_channels          ? channels
+    file->home_channels = !device_channels       ? channels
                           : file->id == WIRE_RAM ? channels - device_channels
                                                  : device_channels;
     return 0;
@@ -242,8 +243,8 @@ static int charge(struct file *file, uint64_t size, struct error *err)
 {
     if (size <= file->charged)
         return 0;
-    if (budget_take(file->budgets.memory, size - file->charged, err, "'%.64s' of %llu bytes does not fit", file->name,
-                    (unsigned long long)size) < 0)
+    if (budget_take(file->budgets.memory, size - file->charged, err, "'%.64s' of %llu bytes does not fit",
+                    file->name, (unsigned long long)size) < 0)
         return -EIO;
     file->charged = size;
     return 0;
@@ -273,8 +274,8 @@ static int make_memory(struct file *file, const struct memory_place *place, cons
 {
     struct budget *descriptors = file->account ? &file->account->descriptors : NULL;
 
-    if (descriptors &&
-        budget_take(descriptors, 1, err, "'%.64s' needs a descriptor, and there is none left", file->name) < 0)
+    if (descriptors && budget_take(descriptors, 1, err, "'%.64s' needs a descriptor, and there is none left",
+                                   file->name) < 0)
         return -EIO;
     if (memory_init(&file->memory, place, name, window, err) < 0) {
         budget_release(descriptors, 1);
@@ -365,7 +366,8 @@ void file_unuse(struct file *file)
 
 bool file_receive_prepare(struct file *file)
 {
-    uint64_t from = counter_get(&file->prepared), size = file_received_size(file) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
+    uint64_t from = counter_get(&file->prepared),
+             size = file_received_size(file) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
     uint64_t len = size - from < PREPARE_SIZE ? size - from : PREPARE_SIZE;
 
     if (from >= size || !memory_populate(&file->memory, from, len))
@@ -533,7 +535,10 @@ int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint
     struct file_channel *fc = &file->per_channel[channel];
     uint64_t first = offset / WIRE_PAGE_SIZE, end = first + len / WIRE_PAGE_SIZE;
 
-    /* From the first page that holds something: zero pages give their memory back, and what is not held is a hole already. */
+    /*
+     * From the first page that holds something: zero pages give their memory back, and what is not held is a
+     * hole already.
+     */
     uint64_t page = page_map_next(&file->held, first, end, true);
     if (page < end) {
         if (punch(file, page * WIRE_PAGE_SIZE, (end - page) * WIRE_PAGE_SIZE, err) < 0)
@@ -553,7 +558,8 @@ static uint64_t stored_end(struct file *file)
     return (file->charged + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
 }
 
-int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err)
+int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len,
+                         struct error *err)
 {
     uint64_t end = offset + len, stored = stored_end(file);
 
@@ -567,8 +573,8 @@ int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, ui
     struct file_channel *fc = &file->per_channel[channel];
 
     if (number <= fc->truncation)
-        return error_set(err, CAUSE_PROTOCOL, "truncation %llu after truncation %llu", (unsigned long long)number,
-                         (unsigned long long)fc->truncation);
+        return error_set(err, CAUSE_PROTOCOL, "truncation %llu after truncation %llu",
+                         (unsigned long long)number, (unsigned long long)fc->truncation);
     if (file_receive_size(file, channel, size, limit, err) < 0)
         return -EIO;
     if (discard_home(file, channel, size, stored_end(file), err) < 0)
@@ -623,7 +629,8 @@ int file_receive_check(struct file *file, struct error *err)
 {
     char name[WIRE_NAME_MAX + 1];
 
-    if (!atomic_load_explicit(&file->has_memory, memory_order_acquire) || memory_check(&file->memory, err) == 0)
+    if (!atomic_load_explicit(&file->has_memory, memory_order_acquire) ||
+        memory_check(&file->memory, err) == 0)
         return 0;
     if (err && !file->memory.path)
         error_prefix(err, "'%.64s'", file_name(file, name));
@@ -788,7 +795,8 @@ static void map_once(struct file *file, uint64_t offset, size_t len)
 {
     uint16_t *mapped = &file->mapped[offset / WIRE_STRIPE_SIZE];
     uint64_t start = offset % WIRE_STRIPE_SIZE;
-    unsigned first = (unsigned)(start / MEMORY_MAP_UNIT), last = (unsigned)((start + len - 1) / MEMORY_MAP_UNIT);
+    unsigned first = (unsigned)(start / MEMORY_MAP_UNIT),
+             last = (unsigned)((start + len - 1) / MEMORY_MAP_UNIT);
     uint16_t units = (uint16_t)((2u << last) - (1u << first));
 
     if (units & ~*mapped)
@@ -823,7 +831,9 @@ static int64_t seek_device(struct file *file, uint64_t offset, uint64_t size, bo
     pthread_mutex_unlock(&file->lock);
     if (offset >= known)
         return (int64_t)(data ? offset : size);
-    int64_t found = file->has_memory ? memory_seek(&file->memory, offset, data) : data ? -ENXIO : (int64_t)offset;
+    int64_t found = file->has_memory ? memory_seek(&file->memory, offset, data)
+                    : data           ? -ENXIO
+                                     : (int64_t)offset;
     if (found < 0 && found != -ENXIO)
         return found;
     if (found >= 0 && (uint64_t)found < known)

@@ -29,23 +29,28 @@
 
 struct file_channel {
     _Atomic uint64_t packets;
-    _Atomic uint64_t accepted; /* bytes of all that was written or punched: data, zero pages and holes */
-    _Atomic uint64_t bytes;   /* of data, before compression */
-    _Atomic uint64_t pages;   /* touched by payloads; one that two packets touch counts twice */
-    _Atomic uint64_t zero_pages;      /* sent as zero */
-    _Atomic uint64_t first_pages;     /* destination, RAM: pages that arrived for the first time, data or zero */
+    _Atomic uint64_t accepted;   /* bytes of all that was written or punched: data, zero pages and holes */
+    _Atomic uint64_t bytes;      /* of data, before compression */
+    _Atomic uint64_t pages;      /* touched by payloads; one that two packets touch counts twice */
+    _Atomic uint64_t zero_pages; /* sent as zero */
+    /* destination, RAM: pages that arrived for the first time, data or zero */
+    _Atomic uint64_t first_pages;
     _Atomic uint64_t discarded_bytes; /* in holes; a truncation is none */
-    _Atomic uint64_t digest;  /* the sum of the packets' checks */
-    /* Of the last packet for this file. Source: guarded by the channel's lock; destination: written by the receiver. */
+    _Atomic uint64_t digest;          /* the sum of the packets' checks */
+    /*
+     * Of the last packet for this file. Source: guarded by the channel's lock; destination: written by the
+     * receiver.
+     */
     _Atomic uint64_t last_sequence;
-    uint64_t truncation;      /* destination: the last truncation applied */
-    _Atomic uint64_t end;     /* destination: where the data of this channel ends, as far as it knows */
+    uint64_t truncation;  /* destination: the last truncation applied */
+    _Atomic uint64_t end; /* destination: where the data of this channel ends, as far as it knows */
 };
 
 /* Adds to a counter that one thread writes and others read. */
 static inline void counter_add(_Atomic uint64_t *counter, uint64_t n)
 {
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
 }
 
 static inline uint64_t counter_get(const _Atomic uint64_t *counter)
@@ -74,7 +79,7 @@ struct file {
      * announced: with the lock held, and before `receiving`. At the source, numbers change at the start.
      */
     uint32_t id;
-    uint32_t slot; /* its place in the migration's list; guarded by migration.lock */
+    uint32_t slot;                /* its place in the migration's list; guarded by migration.lock */
     char name[WIRE_NAME_MAX + 1]; /* written with migration.lock and lock held, read with either */
     struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
     /*
@@ -99,12 +104,14 @@ struct file {
      * migration's lock.
      */
     _Atomic uint64_t size;
-    uint64_t declared;    /* source, RAM: what was declared before `start`; writes past it are refused. 0: nothing */
+    /* source, RAM: what was declared before `start`; writes past it are refused. 0: nothing */
+    uint64_t declared;
     uint64_t truncations; /* source: how many there were; guarded by the locks of all channels */
     bool made_here;       /* a device that was made before a start, or for a peer to fill; constant */
     unsigned writers;     /* source: open handles that write; guarded by the migration's lock */
-    atomic_bool touched;  /* source: has got something since it was made, or begun anew with O_TRUNC: it can end; relaxed */
-    bool announced_open;  /* source: whether the destination expects more; guarded by migration.lock */
+    /* source: has got something since it was made, or begun anew with O_TRUNC: it can end; relaxed */
+    atomic_bool touched;
+    bool announced_open; /* source: whether the destination expects more; guarded by migration.lock */
 
     /*
      * Destination only. A file that was made here for a peer to fill has none of it until it is
@@ -113,42 +120,46 @@ struct file {
     atomic_bool receiving;
     struct memory memory;
     atomic_bool has_memory; /* release; of a device from its first byte on */
-    bool settled; /* RAM: the memory takes owners and modes; guarded by the lock of the migration's attributes */
+    /* RAM: the memory takes owners and modes; guarded by the lock of the migration's attributes */
+    bool settled;
     /*
      * RAM: the pages that have arrived, and those whose memory holds something.
      * A zero page that arrives where nothing is held need not be touched.
      */
     struct page_map received, held;
-    _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
-    _Atomic uint64_t intact;   /* no hole has been made before it */
-    struct file *next_unburied; /* removed, and a receiver may still use it; mig-in's */
+    _Atomic uint64_t prepared;   /* RAM: the memory of everything before it was there once; relaxed, a hint */
+    _Atomic uint64_t intact;     /* no hole has been made before it */
+    struct file *next_unburied;  /* removed, and a receiver may still use it; mig-in's */
     struct barrier *end_barrier; /* devices: at which the stream ends; the migration's thread */
-    uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
-    _Atomic uint64_t work;     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
+    /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
+    uint16_t *mapped;
+    /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
+    _Atomic uint64_t work;
     struct file_budgets budgets;
-    struct account *account; /* whose it is, with a reference, or NULL; its descriptor is charged to it, and */
-    uint64_t overhead;       /* bytes for the struct and what each channel has of it */
-    pthread_mutex_t lock;  /* guards what follows; a leaf lock, but for file_settle() */
-    pthread_cond_t arrived; /* the frontier moved, the stream ended, or a reader was interrupted */
-    unsigned readers;      /* waiting on arrived */
+    /* whose it is, with a reference, or NULL; its descriptor is charged to it, and */
+    struct account *account;
+    uint64_t overhead;          /* bytes for the struct and what each channel has of it */
+    pthread_mutex_t lock;       /* guards what follows; a leaf lock, but for file_settle() */
+    pthread_cond_t arrived;     /* the frontier moved, the stream ended, or a reader was interrupted */
+    unsigned readers;           /* waiting on arrived */
     struct follower *followers; /* who wants to read on, and is told */
     uint64_t followed_from;     /* none of them at an offset before it */
-    unsigned handles;      /* open ones */
-    bool orphaned;         /* it was removed, and no packet comes for it any more */
-    uint64_t charged;      /* bytes of size that the budget has been charged for */
-    bool ended;            /* the writers have closed it: what is there is all, for now */
-    bool broken;           /* the migration is over and the stream will never end */
-    bool dropped;          /* the memory has been given back: there is nothing to read */
-    unsigned users;        /* who look at the memory and the maps, and are no receivers: file_use() */
-    bool released;         /* the last of them has given all of it back */
-    uint64_t window;       /* bytes of address space that the budget has been charged for */
-    struct file_totals past; /* what is left of per_channel when it is given up */
+    unsigned handles;           /* open ones */
+    bool orphaned;              /* it was removed, and no packet comes for it any more */
+    uint64_t charged;           /* bytes of size that the budget has been charged for */
+    bool ended;                 /* the writers have closed it: what is there is all, for now */
+    bool broken;                /* the migration is over and the stream will never end */
+    bool dropped;               /* the memory has been given back: there is nothing to read */
+    unsigned users;             /* who look at the memory and the maps, and are no receivers: file_use() */
+    bool released;              /* the last of them has given all of it back */
+    uint64_t window;            /* bytes of address space that the budget has been charged for */
+    struct file_totals past;    /* what is left of per_channel when it is given up */
     uint64_t past_size;
-    bool kept;             /* the migration has completed: the backing file is the user's */
-    uint32_t *prefix;      /* devices: how much of each stripe has arrived without a gap from its start */
-    uint64_t stripes;      /* length of prefix */
-    uint64_t frontier;     /* devices: everything before it has arrived */
-    uint64_t truncation;   /* the newest one seen on any channel */
+    bool kept;           /* the migration has completed: the backing file is the user's */
+    uint32_t *prefix;    /* devices: how much of each stripe has arrived without a gap from its start */
+    uint64_t stripes;    /* length of prefix */
+    uint64_t frontier;   /* devices: everything before it has arrived */
+    uint64_t truncation; /* the newest one seen on any channel */
 };
 
 /** file_home - the channel that carries the stripe at @offset */
@@ -231,7 +242,8 @@ static inline bool file_is_receiving(const struct file *file)
 /**
  * file_receive_account - whose limits the file counts against, from here until it is freed
  *
- * What the file needs without a byte in it is charged at once, the descriptor of its memory when that is made.
+ * What the file needs without a byte in it is charged at once, the descriptor of its memory when that is
+ * made.
  */
 int file_receive_account(struct file *file, struct account *account, struct error *err);
 
@@ -276,7 +288,8 @@ void *file_window(struct file *file, uint64_t offset, size_t len);
 int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
 
 /** file_receive_discard - a channel's part of a hole */
-int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
+int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len,
+                         struct error *err);
 
 /** file_receive_truncate - a channel's part of truncation number @number to @size */
 int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, uint64_t number, uint64_t limit,
@@ -284,14 +297,18 @@ int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, ui
 
 /**
  * file_receive_end - the stream has ended; all its data has been applied
- * @counts: of each channel, its last packet then: where more has been applied, the stream goes on. NULL: it does not
+ * @counts: of each channel, its last packet then: where more has been applied, the stream goes on. NULL: it
+ * does not
  */
 void file_receive_end(struct file *file, const uint64_t *counts);
 
 /** file_receive_resume - the stream goes on */
 void file_receive_resume(struct file *file);
 
-/** file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended fail */
+/**
+ * file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended
+ * fail
+ */
 void file_receive_over(struct file *file, bool broken);
 
 /** file_receive_check - memory_check(), if there is any; nobody stores anything meanwhile */

@@ -30,9 +30,9 @@ void host_init(struct host *host, const struct limits *limits, void (*changed)(s
     *host = (struct host){.limits = *limits, .windows.limit = HOST_WINDOWS, .changed = changed};
     set_defaults(&host->limits);
     limits = &host->limits;
-    accounts_init(&host->accounts,
-                  &(struct shares){limits->max_memory, limits->max_channels, limits->max_descriptors},
-                  &(struct shares){limits->max_peer_memory, limits->max_peer_channels, limits->max_peer_descriptors});
+    accounts_init(
+        &host->accounts, &(struct shares){limits->max_memory, limits->max_channels, limits->max_descriptors},
+        &(struct shares){limits->max_peer_memory, limits->max_peer_channels, limits->max_peer_descriptors});
     attribute_table_init(&host->attributes, &limits->owner);
     decompressor_pool_init(&host->decompressors);
     pthread_mutex_init(&host->lock, NULL);

@@ -2,14 +2,16 @@
 /*
  * A host: what all migrations of one daemon share. It knows none of them; the registry does.
  *
- * Lock order of the core, outermost first. This is the one place where it is written:
- *   handle.lock (in fs/)
+ * Lock order, outermost first. This is the one place where it is written:
+ *   in fs/: handle.lock (over the making of a text), poll_lock of polling.c
  *   registry.lock
- *   attribute_table.lock
+ *   attribute_table.lock of a migration or the host (over changes of a backing file's owner)
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
- *   host.lock, file.lock, channel.lock (several in the order of their index), gate.lock, session.send_lock,
- *   reference.lock, accounts.lock, those of the compressors and of the decompressors: leaves, but for
- *   channel.lock before file.lock in file_settle()
+ *   leaves: host.lock, file.lock, channel.lock (several in the order of their index; before file.lock in
+ *     file_settle()), gate.lock, session.send_lock, reference.lock, accounts.lock, those of the
+ *     compressors and of the decompressors, memory.mode_lock (also under memory.map_lock),
+ *     completion_lock of socket.c; in fs/: tree_lock of node.c, loop.lock, the list of handles,
+ *     user_lock, and parking_lock, also under migration.lock or file.lock
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H
@@ -31,18 +33,22 @@ struct migration;
 #define HOST_HISTORY 256
 #define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
 
-/* What a user sets when the daemon starts; constant after that. 0 of what has "peer", "channels" or "outgoing" in its name: no limit. */
+/*
+ * What a user sets when the daemon starts; constant after that. 0 of what has "peer", "channels" or
+ * "outgoing" in its name: no limit.
+ */
 struct limits {
-    uint64_t max_memory;     /* bytes of all incoming migrations together */
-    uint64_t max_peer_memory; /* of those of one peer */
-    uint64_t max_ram;        /* bytes of one RAM image, incoming */
-    uint64_t max_device;     /* bytes of one device's stream, incoming */
-    uint32_t max_devices;    /* per migration */
-    uint32_t max_migrations; /* that peers make */
-    uint32_t max_peer_migrations; /* that one peer makes */
-    uint32_t max_outgoing;   /* migrations that are made here */
+    uint64_t max_memory;                      /* bytes of all incoming migrations together */
+    uint64_t max_peer_memory;                 /* of those of one peer */
+    uint64_t max_ram;                         /* bytes of one RAM image, incoming */
+    uint64_t max_device;                      /* bytes of one device's stream, incoming */
+    uint32_t max_devices;                     /* per migration */
+    uint32_t max_migrations;                  /* that peers make */
+    uint32_t max_peer_migrations;             /* that one peer makes */
+    uint32_t max_outgoing;                    /* migrations that are made here */
     uint32_t max_channels, max_peer_channels; /* of all incoming migrations together, of those of one peer */
-    uint32_t max_descriptors, max_peer_descriptors; /* the same, and undecided connections are not among them */
+    /* the same, and undecided connections are not among them */
+    uint32_t max_descriptors, max_peer_descriptors;
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
     bool expect;             /* a peer's migration has to be expected: mkdir has made it */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
@@ -63,12 +69,16 @@ struct host {
     struct budget windows;    /* of address space, for all incoming RAM */
     struct decompressor_pool decompressors;
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
-    bool splices; /* writes can come in a pipe; constant once there are migrations */
-    /* Called after a change that status or poll(2) can show; with no lock held; any thread. Not looked into here. */
+    bool splices;                      /* writes can come in a pipe; constant once there are migrations */
+    /*
+     * Called after a change that status or poll(2) can show; with no lock held; any thread. Not looked into
+     * here.
+     */
     void (*changed)(struct migration *m);
     /*
-     * No new migrations: the daemon is going away. Whoever starts one looks at this with migration.lock held, which is
-     * taken for each migration after this is set: so each has either started by then, and is failed, or does not start.
+     * No new migrations: the daemon is going away. Whoever starts one looks at this with migration.lock held,
+     * which is taken for each migration after this is set: so each has either started by then, and is failed,
+     * or does not start.
      */
     atomic_bool closed;
 

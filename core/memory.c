@@ -21,7 +21,8 @@
 
 static void map_window(struct memory *mem, uint64_t size, bool transparent)
 {
-    void *map = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0) : MAP_FAILED;
+    void *map =
+        size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0) : MAP_FAILED;
 
     if (map == MAP_FAILED)
         return;
@@ -43,7 +44,8 @@ static int make_memfd(const char *name, uint64_t huge_page, struct error *err)
         flags |= MFD_HUGETLB | (unsigned)__builtin_ctzll(huge_page) << MAP_HUGE_SHIFT;
     int fd = memfd_create(label, flags);
     if (fd < 0 && huge_page)
-        error_set_errno(err, errno, "cannot make a memfd of huge pages of %llu bytes", (unsigned long long)huge_page);
+        error_set_errno(err, errno, "cannot make a memfd of huge pages of %llu bytes",
+                        (unsigned long long)huge_page);
     else if (fd < 0)
         error_set_errno(err, errno, "cannot make a memfd");
     return fd;
@@ -64,7 +66,8 @@ static void make_private_tmpfs(void)
         fsconfig(context, FSCONFIG_SET_STRING, "size", "0", 0) == 0 &&
         fsconfig(context, FSCONFIG_SET_STRING, "nr_inodes", "0", 0) == 0 &&
         fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-        private_tmpfs = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+        private_tmpfs =
+            fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
 }
 
 /* A file in it; -1 when there is none. */
@@ -134,8 +137,8 @@ int memory_own(struct memory *mem, uid_t uid, gid_t gid, mode_t mode, struct err
     if (fstat(mem->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot look at the backing file '%.160s'", mem->path);
     if ((st.st_uid != uid || st.st_gid != gid) && fchown(mem->fd, uid, gid) < 0)
-        return error_set_errno(err, errno, "cannot give the backing file '%.100s' to user %lld, group %lld", mem->path,
-                               (long long)uid, (long long)gid);
+        return error_set_errno(err, errno, "cannot give the backing file '%.100s' to user %lld, group %lld",
+                               mem->path, (long long)uid, (long long)gid);
     mode |= st.st_mode & (S_ISUID | S_ISGID | S_ISVTX);
     if ((st.st_mode & 07777) == mode || fchmod(mem->fd, mode) == 0)
         return 0;
@@ -167,8 +170,8 @@ void memory_stored(struct memory *mem, uint64_t end)
 {
     uint64_t length = atomic_load_explicit(&mem->length, memory_order_relaxed);
 
-    while (length < end && !atomic_compare_exchange_weak_explicit(&mem->length, &length, end, memory_order_relaxed,
-                                                                  memory_order_relaxed))
+    while (length < end && !atomic_compare_exchange_weak_explicit(&mem->length, &length, end,
+                                                                  memory_order_relaxed, memory_order_relaxed))
         ;
 }
 
@@ -181,12 +184,14 @@ int memory_check(struct memory *mem, struct error *err)
     if (fstat(mem->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot look at the memory");
     if ((uint64_t)st.st_size < length)
-        return error_set(err, CAUSE_IO, "%s%.120s%s was truncated by somebody: it has %llu bytes, and had %llu",
+        return error_set(err, CAUSE_IO,
+                         "%s%.120s%s was truncated by somebody: it has %llu bytes, and had %llu",
                          mem->path ? "the backing file '" : "the memory", path, mem->path ? "'" : "",
                          (unsigned long long)st.st_size, (unsigned long long)length);
     SCOPED_LOCK(&mem->mode_lock);
     if (mem->path && !mem->unlinked && !backing_has_name(mem->fd, mem->path))
-        return error_set(err, CAUSE_IO, "the backing file '%.160s' was removed or replaced by somebody", path);
+        return error_set(err, CAUSE_IO, "the backing file '%.160s' was removed or replaced by somebody",
+                         path);
     return 0;
 }
 
@@ -201,7 +206,8 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
         struct stat st;
         if (memory_check(mem, err) < 0) {
             ret = -EIO;
-        } else if (fstat(mem->fd, &st) < 0 || ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
+        } else if (fstat(mem->fd, &st) < 0 ||
+                   ((uint64_t)st.st_size < size && ftruncate(mem->fd, (off_t)size) < 0)) {
             ret = error_set_errno(err, errno, "cannot grow the backing file");
         } else {
             void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, mem->fd, 0);
@@ -315,7 +321,10 @@ int memory_write(struct memory *mem, uint64_t offset, const void *buf, size_t le
     return 0;
 }
 
-/* Whether the file has all of [.., end), where the caller will store. Of us, only memory_resize() makes it shorter. */
+/*
+ * Whether the file has all of [.., end), where the caller will store. Of us, only memory_resize() makes it
+ * shorter.
+ */
 static bool reaches(struct memory *mem, uint64_t end)
 {
     struct stat st;
@@ -352,7 +361,8 @@ static void read_around(void *arg)
 {
     const struct range *range = arg;
 
-    for (uintptr_t p = (uintptr_t)range->start; p < (uintptr_t)range->end; p = (p / MEMORY_MAP_UNIT + 1) * MEMORY_MAP_UNIT)
+    for (uintptr_t p = (uintptr_t)range->start; p < (uintptr_t)range->end;
+         p = (p / MEMORY_MAP_UNIT + 1) * MEMORY_MAP_UNIT)
         (void)*(const volatile char *)p;
 }
 

@@ -32,14 +32,17 @@
 
 struct memory {
     int fd;
-    char *path;       /* of the backing file; NULL for a memfd */
+    char *path;                /* of the backing file; NULL for a memfd */
     pthread_mutex_t mode_lock; /* a leaf; held while the mode of the backing file is read and changed */
-    bool unlinked;    /* the backing file has been removed already; guarded by mode_lock */
-    uint64_t block;   /* hugetlbfs: the size of a huge page; otherwise 0 */
-    bool tmpfs;       /* or a memfd: a page that is mapped for reading can be written, too */
-    char *window;     /* not hugetlbfs: the mapping; NULL where address space is short */
+    bool unlinked;             /* the backing file has been removed already; guarded by mode_lock */
+    uint64_t block;            /* hugetlbfs: the size of a huge page; otherwise 0 */
+    bool tmpfs;                /* or a memfd: a page that is mapped for reading can be written, too */
+    char *window;              /* not hugetlbfs: the mapping; NULL where address space is short */
     uint64_t window_size;
-    /* What it has been made so long here; what a mapping stores past the end is lost. Relaxed: it is exact when nobody stores. */
+    /*
+     * What it has been made so long here; what a mapping stores past the end is lost. Relaxed: it is exact
+     * when nobody stores.
+     */
     _Atomic uint64_t length;
     /* hugetlbfs only: */
     pthread_rwlock_t map_lock; /* held for writing while the mapping grows */
@@ -50,8 +53,9 @@ struct memory {
 /* What kind of memory. */
 struct memory_place {
     const char *directory; /* where the backing file goes; NULL: a memfd */
-    uint64_t huge_page;    /* of a memfd: the size of its huge pages, from the kernel's pool of them; 0: ordinary pages */
-    bool transparent;      /* ask the kernel to use huge pages where it can */
+    /* of a memfd: the size of its huge pages, from the kernel's pool of them; 0: ordinary pages */
+    uint64_t huge_page;
+    bool transparent; /* ask the kernel to use huge pages where it can */
 };
 
 /**
@@ -78,7 +82,9 @@ int memory_finish(struct memory *mem, struct error *err);
 /** memory_unmap - give the window up; nobody uses it any more */
 void memory_unmap(struct memory *mem);
 
-/** memory_unlink - remove the backing file now, if it still has its name; who has it open or mapped keeps it */
+/**
+ * memory_unlink - remove the backing file now, if it still has its name; who has it open or mapped keeps it
+ */
 void memory_unlink(struct memory *mem);
 
 /** memory_write - store bytes, growing as needed; any number of threads at once */

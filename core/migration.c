@@ -445,7 +445,8 @@ struct file *migration_find_device(struct migration *m, const char *name)
 }
 
 /* Called with the lock of the attributes held. */
-static int own_storage(struct migration *m, struct file *file, const struct attributes *attributes, struct error *err)
+static int own_storage(struct migration *m, struct file *file, const struct attributes *attributes,
+                       struct error *err)
 {
     if (!file_use(file))
         return 0;
@@ -455,8 +456,8 @@ static int own_storage(struct migration *m, struct file *file, const struct attr
     return ret;
 }
 
-int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory, unsigned what,
-                     const struct attributes *to, struct error *err)
+int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory,
+                     unsigned what, const struct attributes *to, struct error *err)
 {
     struct attribute_table *table = &m->attributes;
     SCOPED_LOCK(&table->lock);
@@ -570,7 +571,8 @@ int migration_cancel(struct migration *m, struct error *err)
     struct error failure = {0};
     bool moved = false;
 
-    error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s", migration_is_incoming(m) ? "destination" : "source");
+    error_set(&failure, CAUSE_CANCELLED, "cancelled at the %s",
+              migration_is_incoming(m) ? "destination" : "source");
     pthread_mutex_lock(&m->lock);
     int ret = state_allows(m->state, COMMAND_CANCEL, &m->failure, err);
     if (ret == 0 && migration_operations(m)->is_committing(m))
@@ -605,8 +607,8 @@ void migration_end_digests(struct migration *m)
 }
 
 int migration_change_settings(struct migration *m,
-                              int (*change)(struct settings *settings, void *arg, struct error *err), void *arg,
-                              const struct interrupt *interrupt, struct error *err)
+                              int (*change)(struct settings *settings, void *arg, struct error *err),
+                              void *arg, const struct interrupt *interrupt, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
     int ret = migration_operations(m)->may_change_settings(m, interrupt, err);

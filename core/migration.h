@@ -2,9 +2,10 @@
 /*
  * A migration, in either role: what both have of it, and what users ask of it, which it asks its role.
  *
- * It knows neither role. What was made here has the operations of the source's until a peer comes for it; what a
- * peer makes has those of the destination's from the beginning. docs/HACKING.md has the threads, host.h the order of
- * the locks. Detached threads hold a reference, and registry_drain() waits for all of them.
+ * It knows neither role. What was made here has the operations of the source's until a peer comes for it;
+ * what a peer makes has those of the destination's from the beginning. docs/HACKING.md has the threads,
+ * host.h the order of the locks. Detached threads hold a reference, and registry_drain() waits for all of
+ * them.
  */
 #ifndef MIGFS_MIGRATION_H
 #define MIGFS_MIGRATION_H
@@ -39,13 +40,19 @@ struct settings {
     unsigned channels;
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
-    /* Whether payloads of RAM carry a checksum; those of devices always do. Auto: where the daemon looks at most of them anyway. */
+    /*
+     * Whether payloads of RAM carry a checksum; those of devices always do. Auto: where the daemon looks at
+     * most of them anyway.
+     */
     enum choice checksum_choice;
     bool checksum; /* what came of the choice at the start; incoming: what the source has chosen */
-    bool compress;   /* with zstd */
+    bool compress; /* with zstd */
     int zstd_level;
     enum zerocopy_mode zero_copy;
-    /* Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that is known to be faster. */
+    /*
+     * Whether data that nobody looks at goes from FUSE's pipe to the socket. Auto: where that is known to be
+     * faster.
+     */
     enum choice splice;
     bool verify;     /* both ends compare what both have before the commit */
     bool zero_pages; /* look for zero pages in what is written to RAM */
@@ -53,10 +60,10 @@ struct settings {
 
 /* Milliseconds of the monotonic clock; 0: has not happened. */
 struct milestones {
-    int64_t started;   /* setup began */
-    int64_t active;    /* setup ended */
+    int64_t started;    /* setup began */
+    int64_t active;     /* setup ended */
     int64_t switchover; /* `stop` was said, or else `complete` began */
-    int64_t ended;     /* a final state */
+    int64_t ended;      /* a final state */
 };
 
 /* A round of the RAM: from one `sync` of it to the next. */
@@ -79,7 +86,8 @@ struct channel_record {
 struct file_write {
     struct file *file;
     const void *buf; /* @len bytes, or NULL: */
-    int pipe;        /* has them and nothing else; on failure, also a later one of the migration, some are still there */
+    /* has them and nothing else; on failure, also a later one of the migration, some are still there */
+    int pipe;
     size_t len;
     uint64_t offset;
     const struct interrupt *interrupt;
@@ -99,7 +107,10 @@ struct migration_figures {
     char ram_path[4096]; /* destination: where the RAM image can be mapped; empty: nowhere */
 };
 
-/* What `status` shows: the states and times as they were at one moment, and the counters as they were just after it. */
+/*
+ * What `status` shows: the states and times as they were at one moment, and the counters as they were just
+ * after it.
+ */
 struct migration_snapshot {
     enum state state;
     const char *role;
@@ -117,8 +128,9 @@ struct migration_snapshot {
 };
 
 /*
- * What a migration asks of its role. All of them are there, and each is called with the migration that it is about; no
- * lock is held but where it is said. What users ask for is described at the function of its name, migration_NAME().
+ * What a migration asks of its role. All of them are there, and each is called with the migration that it is
+ * about; no lock is held but where it is said. What users ask for is described at the function of its name,
+ * migration_NAME().
  */
 struct role_operations {
     /* Free what the role has of it; nobody else knows the migration any more. */
@@ -129,7 +141,9 @@ struct role_operations {
     void (*kick)(struct migration *m);
     /* Whether the destination has been told to complete, so that it alone decides. migration.lock is held. */
     bool (*is_committing)(const struct migration *m);
-    /* The daemon goes away, and the destination, which decides, is asked once more. migration.lock is held. */
+    /*
+     * The daemon goes away, and the destination, which decides, is asked once more. migration.lock is held.
+     */
     void (*leave)(struct migration *m, const struct error *reason);
     /* The user has removed it: give up what nobody needs any more, and end the waits for it. */
     void (*release)(struct migration *m);
@@ -142,7 +156,8 @@ struct role_operations {
     int (*may_change_settings)(struct migration *m, const struct interrupt *interrupt, struct error *err);
 
     int (*start)(struct migration *m, const struct interrupt *interrupt, struct error *err);
-    int (*flush)(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+    int (*flush)(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                 struct error *err);
     int (*sync)(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
     int (*complete)(struct migration *m, const struct interrupt *interrupt, struct error *err);
     int (*digest)(struct migration *m, struct file *file, const struct interrupt *interrupt,
@@ -155,9 +170,10 @@ struct role_operations {
     int (*truncate)(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
                     struct error *err);
 
-    int (*create_device)(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
-                         struct file **out, struct error *err);
-    int (*remove_device)(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err);
+    int (*create_device)(struct migration *m, const char *name, bool exclusive,
+                         const struct interrupt *interrupt, struct file **out, struct error *err);
+    int (*remove_device)(struct migration *m, const char *name, const struct interrupt *interrupt,
+                         struct error *err);
     int (*rename_device)(struct migration *m, const char *from, const char *to, bool exclusive,
                          const struct interrupt *interrupt, struct error *err);
     void (*open_writer)(struct migration *m, struct file *file);
@@ -168,7 +184,8 @@ struct role_operations {
                          const struct interrupt *interrupt, struct error *err);
     void (*reference_text)(struct migration *m, char *out, size_t size);
     uint64_t (*dirty_size)(struct migration *m);
-    int (*mark_dirty)(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err);
+    int (*mark_dirty)(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
+                      struct error *err);
 };
 
 struct migration {
@@ -177,13 +194,13 @@ struct migration {
     bool listed;            /* whether it is in the list; guarded by registry.lock */
     bool visible;           /* whether users are shown it; guarded by registry.lock */
     /*
-     * Written with the lock held, and once from none to what it then stays. A thread that sees the role without
-     * the lock sees what belongs to it, too; one that sees none checks again with the lock held.
+     * Written with the lock held, and once from none to what it then stays. A thread that sees the role
+     * without the lock sees what belongs to it, too; one that sees none checks again with the lock held.
      */
     _Atomic enum role role;
     /*
-     * What its role does: the source's for what was made here, until a peer comes for it. Changed before the role
-     * becomes incoming, with the lock held; release.
+     * What its role does: the source's for what was made here, until a peer comes for it. Changed before the
+     * role becomes incoming, with the lock held; release.
      */
     const struct role_operations *_Atomic operations;
     const struct role_operations *first_operations; /* those that it was made with; constant */
@@ -192,9 +209,9 @@ struct migration {
     char name[WIRE_NAME_MAX + 1];
     struct attribute_table attributes;
     atomic_uint refs;
-    atomic_uint watchers;   /* how many poll a stream of this migration: they are told of each packet */
-    atomic_uint waiting;    /* requests that hold a worker and can wait; for fs, like the next one */
-    atomic_uint parked;     /* reads that wait and hold none */
+    atomic_uint watchers; /* how many poll a stream of this migration: they are told of each packet */
+    atomic_uint waiting;  /* requests that hold a worker and can wait; for fs, like the next one */
+    atomic_uint parked;   /* reads that wait and hold none */
 
     pthread_mutex_t lock;   /* guards what follows */
     pthread_cond_t changed; /* anything that follows has changed, or a waiter was interrupted */
@@ -202,16 +219,17 @@ struct migration {
     _Atomic enum state state;
     bool was_active;
     struct follower *followers; /* they are told when it is over */
-    bool digesting;          /* somebody takes the digests of its files for a reader; the others wait */
-    bool removed;            /* rmdir has taken it away: it cannot be started any more */
-    uint64_t generation;     /* counts the changes of state */
-    struct error failure;    /* why the state is failed or cancelled */
-    struct error last_error; /* what `error` shows */
-    char warning[ERROR_MESSAGE_MAX]; /* what the user should look at, though nothing has failed; empty: nothing */
+    bool digesting;             /* somebody takes the digests of its files for a reader; the others wait */
+    bool removed;               /* rmdir has taken it away: it cannot be started any more */
+    uint64_t generation;        /* counts the changes of state */
+    struct error failure;       /* why the state is failed or cancelled */
+    struct error last_error;    /* what `error` shows */
+    /* what the user should look at, though nothing has failed; empty: nothing */
+    char warning[ERROR_MESSAGE_MAX];
     struct settings settings; /* written only while the migration can be started */
     struct milestones times;
-    bool stopped;            /* `stop` has marked the switchover */
-    uint64_t rounds;         /* syncs of RAM that are done */
+    bool stopped;    /* `stop` has marked the switchover */
+    uint64_t rounds; /* syncs of RAM that are done */
     struct round last_round;
     uint8_t session_id[16];
     /*
@@ -220,7 +238,8 @@ struct migration {
      */
     struct file *_Atomic *files;
     _Atomic uint32_t file_count; /* no entry behind it is used */
-    struct file_totals gone[WIRE_CHANNELS_MAX]; /* of devices that have been removed, by channel; guarded by the lock */
+    /* of devices that have been removed, by channel; guarded by the lock */
+    struct file_totals gone[WIRE_CHANNELS_MAX];
 
     /*
      * When it is over: what each channel did, `past_channels` of them, and in one more entry all of
@@ -305,7 +324,8 @@ void migration_note_error(struct migration *m, const struct error *err);
 
 /**
  * migration_is_over - whether it has ended, so that nothing more comes of it unless it is started again
- * @verdict: if it has, a line in MIGRATION_VERDICT_MAX bytes: "completed", or "failed: " or "cancelled: " and why
+ * @verdict: if it has, a line in MIGRATION_VERDICT_MAX bytes: "completed", or "failed: " or "cancelled: " and
+ * why
  *
  * A migration that was removed before it was started, and one whose daemon goes away, has ended, too.
  */
@@ -333,13 +353,18 @@ void migration_kick(struct migration *m);
  */
 struct file *migration_file(struct migration *m, uint32_t slot);
 
-/** migration_checks - whether the payloads of a file carry a checksum; those of devices do, whatever the settings say */
+/**
+ * migration_checks - whether the payloads of a file carry a checksum; those of devices do, whatever the
+ * settings say
+ */
 static inline bool migration_checks(const struct migration *m, const struct file *file)
 {
     return file->id != WIRE_RAM || m->settings.checksum;
 }
 
-/** migration_get_file - the file of an id, with a reference for the caller; NULL: there is none; no lock held */
+/**
+ * migration_get_file - the file of an id, with a reference for the caller; NULL: there is none; no lock held
+ */
 struct file *migration_get_file(struct migration *m, uint32_t id);
 
 /**
@@ -354,7 +379,10 @@ void migration_put_files(struct file **files, int count);
 /** migration_device - the device of a name, without a reference, or NULL; the caller holds the lock */
 struct file *migration_device(struct migration *m, const char *name);
 
-/** migration_find_device - the device of a name, with a reference for the caller; NULL: there is none; no lock held */
+/**
+ * migration_find_device - the device of a name, with a reference for the caller; NULL: there is none; no lock
+ * held
+ */
 struct file *migration_find_device(struct migration *m, const char *name);
 
 /**
@@ -364,8 +392,8 @@ struct file *migration_find_device(struct migration *m, const char *name);
  *
  * The backing file of RAM gets the same; nothing is changed when it cannot.
  */
-int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory, unsigned what,
-                     const struct attributes *to, struct error *err);
+int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory,
+                     unsigned what, const struct attributes *to, struct error *err);
 
 /**
  * migration_settle_file - a file that arrives has its memory: from now on its owner is known
@@ -390,7 +418,10 @@ int migration_keep_records(struct migration *m, bool each);
 /** migration_drop_devices - take the devices that a peer has announced out of the table; no lock held */
 void migration_drop_devices(struct migration *m);
 
-/** migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has checked the count */
+/**
+ * migration_add_file - publish a file, whose reference is the table's then; the caller holds the lock and has
+ * checked the count
+ */
 void migration_add_file(struct migration *m, struct file *file);
 
 /** migration_add_file_at - the same, at a place that is free */
@@ -400,8 +431,8 @@ void migration_add_file_at(struct migration *m, struct file *file, uint32_t slot
 uint32_t migration_free_slot(const struct migration *m);
 
 /**
- * migration_remove_file - take a device out of the list; the caller holds the lock, and may go on counting what it did
- * Return: it, with the list's reference, to be dropped without the lock.
+ * migration_remove_file - take a device out of the list; the caller holds the lock, and may go on counting
+ * what it did Return: it, with the list's reference, to be dropped without the lock.
  */
 struct file *migration_remove_file(struct migration *m, struct file *file);
 
@@ -420,7 +451,10 @@ void migration_become_outgoing(struct migration *m);
 /** migration_become_incoming - a peer has come for it, and m->in is there; the caller holds the lock */
 void migration_become_incoming(struct migration *m, const struct role_operations *operations);
 
-/** migration_expect_nothing - end the waits of those who read devices that no peer will fill; the caller holds the lock */
+/**
+ * migration_expect_nothing - end the waits of those who read devices that no peer will fill; the caller holds
+ * the lock
+ */
 void migration_expect_nothing(struct migration *m);
 
 /** migration_stop - the command `stop`: the VM has been stopped, and the downtime counts from here */
@@ -433,8 +467,8 @@ int migration_stop(struct migration *m, struct error *err);
 int migration_cancel(struct migration *m, struct error *err);
 
 /*
- * What users ask for. At the destination, where it is for the source to do, each fails with CAUSE_READ_ONLY, but for
- * what is said. All may wait, until @interrupt is hit (NULL: it is not).
+ * What users ask for. At the destination, where it is for the source to do, each fails with CAUSE_READ_ONLY,
+ * but for what is said. All may wait, until @interrupt is hit (NULL: it is not).
  */
 
 /**
@@ -462,7 +496,8 @@ static inline int migration_sync(struct migration *m, struct file *file, const s
 }
 
 /** migration_complete - the final barrier, the check and the hand-over */
-static inline int migration_complete(struct migration *m, const struct interrupt *interrupt, struct error *err)
+static inline int migration_complete(struct migration *m, const struct interrupt *interrupt,
+                                     struct error *err)
 {
     return migration_operations(m)->complete(m, interrupt, err);
 }
@@ -486,17 +521,21 @@ void migration_end_digests(struct migration *m);
  * migration_write - take a write, and send it
  * @write: the data is left alone by the caller until this returns
  *
- * Calls @write->accepted once, unless it fails. It blocks before that while too much is accepted and not sent, and
- * after it while this thread sends. Later failures are the migration's. At the destination a completed image is
- * the user's, and is written in place.
+ * Calls @write->accepted once, unless it fails. It blocks before that while too much is accepted and not
+ * sent, and after it while this thread sends. Later failures are the migration's. At the destination a
+ * completed image is the user's, and is written in place.
  */
 static inline int migration_write(struct migration *m, const struct file_write *write, struct error *err)
 {
     return migration_operations(m)->write(m, write, err);
 }
 
-/** migration_splices - whether migration_write() takes a write of data that is in a pipe: nobody has to look at it */
-static inline bool migration_splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
+/**
+ * migration_splices - whether migration_write() takes a write of data that is in a pipe: nobody has to look
+ * at it
+ */
+static inline bool migration_splices(const struct migration *m, const struct file *file, size_t len,
+                                     uint64_t offset)
 {
     return migration_operations(m)->splices(m, file, len, offset);
 }
@@ -521,14 +560,15 @@ static inline int migration_truncate(struct migration *m, struct file *file, uin
  * @out: has a reference for the caller
  */
 static inline int migration_create_device(struct migration *m, const char *name, bool exclusive,
-                                          const struct interrupt *interrupt, struct file **out, struct error *err)
+                                          const struct interrupt *interrupt, struct file **out,
+                                          struct error *err)
 {
     return migration_operations(m)->create_device(m, name, exclusive, interrupt, out, err);
 }
 
 /** migration_remove_device - remove the device of a name; the destination follows */
-static inline int migration_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt,
-                                          struct error *err)
+static inline int migration_remove_device(struct migration *m, const char *name,
+                                          const struct interrupt *interrupt, struct error *err)
 {
     return migration_operations(m)->remove_device(m, name, interrupt, err);
 }
@@ -537,8 +577,9 @@ static inline int migration_remove_device(struct migration *m, const char *name,
  * migration_rename_device - give a device another name, in the place of the one that has it
  * @exclusive: CAUSE_EXISTS when there is one
  */
-static inline int migration_rename_device(struct migration *m, const char *from, const char *to, bool exclusive,
-                                          const struct interrupt *interrupt, struct error *err)
+static inline int migration_rename_device(struct migration *m, const char *from, const char *to,
+                                          bool exclusive, const struct interrupt *interrupt,
+                                          struct error *err)
 {
     return migration_operations(m)->rename_device(m, from, to, exclusive, interrupt, err);
 }
@@ -559,7 +600,10 @@ static inline void migration_close_writer(struct migration *m, struct file *file
     migration_operations(m)->close_writer(m, file);
 }
 
-/** migration_begin_anew - a device was emptied by one who has opened it to write it again: until then it does not end */
+/**
+ * migration_begin_anew - a device was emptied by one who has opened it to write it again: until then it does
+ * not end
+ */
 static inline void migration_begin_anew(struct migration *m, struct file *file)
 {
     migration_operations(m)->begin_anew(m, file);
@@ -571,8 +615,9 @@ static inline void migration_begin_anew(struct migration *m, struct file *file)
  * @text: what reading the setting gives
  * @writer: the process that names it
  *
- * Where no size was declared, the file's is. An active migration takes a reference too, when it has none; that can
- * wait until the destination takes the size. A process that has the file mapped privately is warned of, @writer first.
+ * Where no size was declared, the file's is. An active migration takes a reference too, when it has none;
+ * that can wait until the destination takes the size. A process that has the file mapped privately is warned
+ * of, @writer first.
  */
 static inline int migration_set_reference(struct migration *m, int fd, const char *text, pid_t writer,
                                           const struct interrupt *interrupt, struct error *err)
@@ -592,7 +637,9 @@ static inline uint64_t migration_dirty_size(struct migration *m)
     return migration_operations(m)->dirty_size(m);
 }
 
-/** migration_mark_dirty - send the pages of a dirty bitmap (reference_mark()), when the migration is active */
+/**
+ * migration_mark_dirty - send the pages of a dirty bitmap (reference_mark()), when the migration is active
+ */
 static inline int migration_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
                                        struct error *err)
 {
@@ -600,12 +647,13 @@ static inline int migration_mark_dirty(struct migration *m, const void *bitmap, 
 }
 
 /**
- * migration_change_settings - change them while they can be changed; may wait for a `start` that was cancelled
+ * migration_change_settings - change them while they can be changed; may wait for a `start` that was
+ * cancelled
  * @change: with the lock held
  */
 int migration_change_settings(struct migration *m,
-                              int (*change)(struct settings *settings, void *arg, struct error *err), void *arg,
-                              const struct interrupt *interrupt, struct error *err);
+                              int (*change)(struct settings *settings, void *arg, struct error *err),
+                              void *arg, const struct interrupt *interrupt, struct error *err);
 
 /** migration_settings - as they are now */
 void migration_settings(struct migration *m, struct settings *out);

@@ -11,7 +11,8 @@ static int check(const char *what, const char *name, struct error *err)
     if (!*name)
         return error_set(err, CAUSE_SYNTAX, "the name of a %s is empty", what);
     if (strlen(name) > WIRE_NAME_MAX)
-        return error_set(err, CAUSE_NAME_TOO_LONG, "the name of a %s has at most %d bytes", what, WIRE_NAME_MAX);
+        return error_set(err, CAUSE_NAME_TOO_LONG, "the name of a %s has at most %d bytes", what,
+                         WIRE_NAME_MAX);
     for (size_t n; *name; name += n) {
         switch (text_next(name, &n, NULL)) {
         case TEXT_INVALID:
@@ -19,8 +20,8 @@ static int check(const char *what, const char *name, struct error *err)
         case TEXT_CONTROL:
             return error_set(err, CAUSE_SYNTAX, "the name of a %s has no control characters", what);
         case TEXT_DIRECTION:
-            return error_set(err, CAUSE_SYNTAX, "the name of a %s has no characters that turn the direction of text",
-                             what);
+            return error_set(err, CAUSE_SYNTAX,
+                             "the name of a %s has no characters that turn the direction of text", what);
         case TEXT_PLAIN:
             if (*name == '/')
                 return error_set(err, CAUSE_SYNTAX, "the name of a %s has no slash", what);
@@ -32,7 +33,8 @@ static int check(const char *what, const char *name, struct error *err)
 int name_check_migration(const char *name, struct error *err)
 {
     if (*name == '.')
-        return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a migration does not begin with a dot", name);
+        return error_set(err, CAUSE_SYNTAX, "'%.64s': the name of a migration does not begin with a dot",
+                         name);
     return check("migration", name, err);
 }
 

@@ -21,8 +21,8 @@ int page_map_init(struct page_map *map, uint64_t bytes, struct error *err)
     *map = (struct page_map){.pages = (bytes + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE};
     if (!map->pages)
         return 0;
-    void *words =
-        mmap(NULL, map_bytes(map), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *words = mmap(NULL, map_bytes(map), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (words == MAP_FAILED)
         return error_set_errno(err, errno, "no room for a map of %llu pages", (unsigned long long)map->pages);
     map->words = words;

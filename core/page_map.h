@@ -31,7 +31,10 @@ bool page_map_test(const struct page_map *map, uint64_t page);
 uint64_t page_map_set(struct page_map *map, uint64_t first, uint64_t count);
 uint64_t page_map_clear(struct page_map *map, uint64_t first, uint64_t count);
 
-/** page_map_merge - set more bits of a word: pages 64 * @word and on; what was written before is seen by who takes them */
+/**
+ * page_map_merge - set more bits of a word: pages 64 * @word and on; what was written before is seen by who
+ * takes them
+ */
 void page_map_merge(struct page_map *map, uint64_t word, uint64_t bits);
 
 /** page_map_take - the bits of a word, which are clear then */
@@ -40,10 +43,15 @@ uint64_t page_map_take(struct page_map *map, uint64_t word);
 /** page_map_count - how many bits are set, in all */
 uint64_t page_map_count(const struct page_map *map);
 
-/** page_map_next - the first page at or after @page whose bit is @value, before @end; @end when there is none */
+/**
+ * page_map_next - the first page at or after @page whose bit is @value, before @end; @end when there is none
+ */
 uint64_t page_map_next(const struct page_map *map, uint64_t page, uint64_t end, bool value);
 
-/** page_map_read - the map as bytes, little-endian words; @len bytes at byte @offset; the caller keeps within it */
+/**
+ * page_map_read - the map as bytes, little-endian words; @len bytes at byte @offset; the caller keeps within
+ * it
+ */
 void page_map_read(const struct page_map *map, uint64_t offset, void *out, size_t len);
 
 #endif

@@ -10,7 +10,8 @@
 #include <errno.h>
 #include <string.h>
 
-void registry_init(struct registry *registry, const struct limits *limits, void (*changed)(struct migration *m))
+void registry_init(struct registry *registry, const struct limits *limits,
+                   void (*changed)(struct migration *m))
 {
     *registry = (struct registry){0};
     host_init(&registry->host, limits, changed);
@@ -136,7 +137,8 @@ static int is_taken(const struct migration *m, struct error *err)
 {
     enum state state = m->state;
 
-    return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name, state_names[state]);
+    return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name,
+                     state_names[state]);
 }
 
 /* Takes a migration out of the list, for a new one; @gone is a list of those that have to go. */
@@ -151,7 +153,8 @@ static void make_way(struct registry *registry, struct migration *m, struct migr
  * Makes room for one more migration of a peer: first in the peer's own share, which takes nothing from
  * others. Called with registry->lock held.
  */
-static int make_room(struct registry *registry, const struct account *account, struct migration **gone, struct error *err)
+static int make_room(struct registry *registry, const struct account *account, struct migration **gone,
+                     struct error *err)
 {
     const struct limits *limits = &registry->host.limits;
     struct migration *m;
@@ -159,12 +162,15 @@ static int make_room(struct registry *registry, const struct account *account, s
     while (account->migrations >= limits->max_peer_migrations && (m = oldest_useless(registry, account)))
         make_way(registry, m, gone);
     if (account->migrations >= limits->max_peer_migrations)
-        return error_set(err, CAUSE_QUOTA, "there are %u migrations already of this peer, and no more are allowed (max-peer-migrations)",
-                         account->migrations);
+        return error_set(
+            err, CAUSE_QUOTA,
+            "there are %u migrations already of this peer, and no more are allowed (max-peer-migrations)",
+            account->migrations);
     while (registry->arrived >= limits->max_migrations && (m = oldest_useless(registry, NULL)))
         make_way(registry, m, gone);
     if (registry->arrived >= limits->max_migrations)
-        return error_set(err, CAUSE_QUOTA, "there are %u migrations already, and no more are allowed (max-migrations)",
+        return error_set(err, CAUSE_QUOTA,
+                         "there are %u migrations already, and no more are allowed (max-migrations)",
                          registry->arrived);
     return 0;
 }
@@ -201,8 +207,8 @@ static struct migration *make_here(struct registry *registry, const char *name, 
     return m;
 }
 
-int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid, gid_t gid, struct migration **out,
-                      struct error *err)
+int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid, gid_t gid,
+                          struct migration **out, struct error *err)
 {
     if (name_check_migration(name, err) < 0)
         return -EIO;
@@ -217,7 +223,8 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
     else if (old)
         ret = is_taken(old, err);
     else if (registry->count - registry->arrived >= registry->host.limits.max_outgoing)
-        ret = error_set(err, CAUSE_QUOTA, "%u migrations have been made here already, and no more are allowed (max-outgoing)",
+        ret = error_set(err, CAUSE_QUOTA,
+                        "%u migrations have been made here already, and no more are allowed (max-outgoing)",
                         registry->count - registry->arrived);
     else
         add_to_list(registry, m, true);
@@ -259,7 +266,8 @@ static struct migration *expect_again(struct registry *registry, struct migratio
 }
 
 /* Whether a peer may come under a name, and what was prepared for it. Called with registry->lock held. */
-static int check_arrival(struct registry *registry, const struct migration *expected, const char *name, struct error *err)
+static int check_arrival(struct registry *registry, const struct migration *expected, const char *name,
+                         struct error *err)
 {
     if (registry->host.closed)
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
@@ -275,8 +283,8 @@ static int check_arrival(struct registry *registry, const struct migration *expe
  * @again: what takes the place of a failed one that was made here, or NULL
  * @gone: those that made way
  */
-static int enlist_arriving(struct registry *registry, struct migration *m, struct migration *again, struct migration **gone,
-                           struct error *err)
+static int enlist_arriving(struct registry *registry, struct migration *m, struct migration *again,
+                           struct migration **gone, struct error *err)
 {
     SCOPED_LOCK(&registry->lock);
     struct migration *old = find(registry, m->name);
@@ -328,14 +336,15 @@ static void on_setback(void *registry, struct migration *m)
 
 static const struct incoming_owner_operations owner_operations = {.arrive = on_arrival, .forget = on_setback};
 
-int registry_add_incoming(struct registry *registry, const char *address, const struct hello *hello, struct migration **out,
-                      struct error *err)
+int registry_add_incoming(struct registry *registry, const char *address, const struct hello *hello,
+                          struct migration **out, struct error *err)
 {
     struct migration *m, *again = NULL, *gone = NULL;
 
     if (name_check_migration(hello->name, err) < 0)
         return -EIO;
-    m = migration_new(&registry->host, ROLE_INCOMING, &incoming_operations, hello->name, registry->host.limits.max_devices);
+    m = migration_new(&registry->host, ROLE_INCOMING, &incoming_operations, hello->name,
+                      registry->host.limits.max_devices);
     if (!m)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     memcpy(m->session_id, hello->session, sizeof(m->session_id));
@@ -431,7 +440,8 @@ int registry_arrive(struct registry *registry, struct migration *m, struct migra
     return ret;
 }
 
-struct migration *registry_find_session(struct registry *registry, const char *name, const uint8_t session[16])
+struct migration *registry_find_session(struct registry *registry, const char *name,
+                                        const uint8_t session[16])
 {
     SCOPED_LOCK(&registry->lock);
     struct migration *m = registry->first;
@@ -453,7 +463,8 @@ int registry_remove(struct registry *registry, struct migration *m, struct error
     bool removed = !running && unlist(registry, m);
     pthread_mutex_unlock(&registry->lock);
     if (running)
-        return error_set(err, CAUSE_STATE, "the migration is %s: write 'cancel' to control first", state_names[state]);
+        return error_set(err, CAUSE_STATE, "the migration is %s: write 'cancel' to control first",
+                         state_names[state]);
     if (!removed)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone already");
     migration_operations(m)->release(m);

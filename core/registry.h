@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The registry: the migrations of one daemon, by name. It is above both roles, and makes them; what an incoming
- * migration needs of it comes to it as operations (incoming.h).
+ * The registry: the migrations of one daemon, by name. It is above both roles, and makes them; what an
+ * incoming migration needs of it comes to it as operations (incoming.h).
  */
 #ifndef MIGFS_REGISTRY_H
 #define MIGFS_REGISTRY_H
@@ -22,13 +22,17 @@ struct registry {
 };
 
 /** registry_init - an empty one; @changed may be NULL */
-void registry_init(struct registry *registry, const struct limits *limits, void (*changed)(struct migration *m));
+void registry_init(struct registry *registry, const struct limits *limits,
+                   void (*changed)(struct migration *m));
 void registry_fini(struct registry *registry);
 
 /** registry_find - the visible migration of a name, with a reference for the caller; NULL: there is none */
 struct migration *registry_find(struct registry *registry, const char *name);
 
-/** registry_list - all visible migrations, each with a reference; the caller frees the array. The count, or -ENOMEM. */
+/**
+ * registry_list - all visible migrations, each with a reference; the caller frees the array. The count, or
+ * -ENOMEM.
+ */
 int registry_list(struct registry *registry, struct migration ***out);
 
 /**
@@ -36,8 +40,8 @@ int registry_list(struct registry *registry, struct migration ***out);
  *
  * On success @out has a reference for the caller.
  */
-int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid, gid_t gid, struct migration **out,
-                      struct error *err);
+int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid, gid_t gid,
+                          struct migration **out, struct error *err);
 
 /**
  * registry_add_incoming - make an incoming migration that a peer starts; users do not see it yet
@@ -46,11 +50,12 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
  * A failed or cancelled incoming migration of the name makes way. If it was made here, the same is
  * expected again, with the settings and devices that were prepared. @out has a reference.
  */
-int registry_add_incoming(struct registry *registry, const char *address, const struct hello *hello, struct migration **out,
-                      struct error *err);
+int registry_add_incoming(struct registry *registry, const char *address, const struct hello *hello,
+                          struct migration **out, struct error *err);
 
 /** registry_find_session - the incoming migration of a session, with a reference, or NULL */
-struct migration *registry_find_session(struct registry *registry, const char *name, const uint8_t session[16]);
+struct migration *registry_find_session(struct registry *registry, const char *name,
+                                        const uint8_t session[16]);
 
 /** registry_remove - forget a migration that is not running; the user's rmdir */
 int registry_remove(struct registry *registry, struct migration *m, struct error *err);
@@ -60,7 +65,8 @@ int registry_remove(struct registry *registry, struct migration *m, struct error
  * @out: the same migration, or the expected one of its name that has taken its place and all that
  *       belongs to it; with a reference for the caller
  */
-int registry_arrive(struct registry *registry, struct migration *m, struct migration **out, struct error *err);
+int registry_arrive(struct registry *registry, struct migration *m, struct migration **out,
+                    struct error *err);
 
 /** registry_drop - take a migration out of the list, if it is there */
 void registry_drop(struct registry *registry, struct migration *m);

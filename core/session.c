@@ -13,7 +13,8 @@
 #define BUFFER_SIZE (sizeof(struct wire_message) + WIRE_BODY_MAX)
 #define QUEUE_MAX   (4u << 20)
 
-int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms)
+int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms,
+                 uint32_t peer_timeout_ms)
 {
     int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     uint32_t shorter = timeout_ms < peer_timeout_ms ? timeout_ms : peer_timeout_ms;
@@ -118,7 +119,8 @@ static int reserve(struct session *s, size_t more)
     return 0;
 }
 
-void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length)
+void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
+                  uint32_t length)
 {
     struct wire_message header;
 
@@ -154,8 +156,8 @@ void session_wake(struct session *s)
 
 /* Dispatches the whole messages in the buffer. */
 static int dispatch(struct session *s,
-                    int (*handle)(void *, const struct message *, struct wire_reader *, struct error *), void *arg,
-                    struct error *err)
+                    int (*handle)(void *, const struct message *, struct wire_reader *, struct error *),
+                    void *arg, struct error *err)
 {
     size_t at = 0;
     int ret = 0;
@@ -187,8 +189,8 @@ static int dispatch(struct session *s,
 
 /* Reads some of what is there, and dispatches it. */
 static int receive(struct session *s,
-                   int (*handle)(void *, const struct message *, struct wire_reader *, struct error *), void *arg,
-                   struct error *err)
+                   int (*handle)(void *, const struct message *, struct wire_reader *, struct error *),
+                   void *arg, struct error *err)
 {
     ssize_t n = transport_recv(s->transport, s->buffer + s->have, BUFFER_SIZE - s->have, TRANSPORT_NOWAIT);
 
@@ -204,7 +206,8 @@ static int receive(struct session *s,
 }
 
 int session_step(struct session *s, int64_t deadline_ms,
-                 int (*handle)(void *arg, const struct message *message, struct wire_reader *body, struct error *err),
+                 int (*handle)(void *arg, const struct message *message, struct wire_reader *body,
+                               struct error *err),
                  void *arg, struct error *err)
 {
     struct pollfd fds[2] = {
@@ -289,9 +292,11 @@ void session_linger(struct session *s, int timeout_ms)
 
 void session_read_reason(uint32_t cause, const char *text, const char *who, struct error *out)
 {
-    bool ours = cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
+    bool ours =
+        cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
 
-    error_set(out, ours ? CAUSE_PEER : (enum cause)cause, "%s: %s", who, *text ? text : "it has given up, and did not say why");
+    error_set(out, ours ? CAUSE_PEER : (enum cause)cause, "%s: %s", who,
+              *text ? text : "it has given up, and did not say why");
 }
 
 void session_read_abort(struct wire_reader *body, const char *who, struct error *out)

@@ -22,8 +22,9 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define SESSION_QUEUE  (256u << 10)
-#define SESSION_MEMORY (2 * SESSION_QUEUE + sizeof(struct wire_message)) /* that one can have without a budget */
+#define SESSION_QUEUE (256u << 10)
+/* that one can have without a budget */
+#define SESSION_MEMORY (2 * SESSION_QUEUE + sizeof(struct wire_message))
 
 struct session {
     struct transport *transport; /* the loop's thread receives; sending is guarded by send_lock */
@@ -32,12 +33,14 @@ struct session {
     int64_t last_heard, next_ping; /* the loop's thread */
     uint8_t *buffer;               /* the loop's thread: what has arrived and is not dispatched */
     size_t have;
-    int64_t partial_since;         /* the loop's thread: when the unfinished message in the buffer began; 0: there is none */
+    /* the loop's thread: when the unfinished message in the buffer began; 0: there is none */
+    int64_t partial_since;
 
-    pthread_mutex_t send_lock;   /* guards what follows */
+    pthread_mutex_t send_lock; /* guards what follows */
     uint8_t *queue;
     size_t queued, queue_size;
-    struct budget *budget;       /* for a queue that is longer than SESSION_QUEUE; NULL: nobody counts; constant */
+    /* for a queue that is longer than SESSION_QUEUE; NULL: nobody counts; constant */
+    struct budget *budget;
     bool broken;                 /* nothing more can be sent */
     _Atomic uint64_t bytes_sent; /* relaxed */
 };
@@ -48,10 +51,14 @@ struct session {
  * @timeout_ms: how long the peer may be silent
  * @peer_timeout_ms: how long the peer lets this side be silent
  */
-int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms, uint32_t peer_timeout_ms);
+int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms,
+                 uint32_t peer_timeout_ms);
 void session_fini(struct session *s);
 
-/** session_end - the loop is over and the connection closed: free what nothing needs any more; others may still send, into nothing */
+/**
+ * session_end - the loop is over and the connection closed: free what nothing needs any more; others may
+ * still send, into nothing
+ */
 void session_end(struct session *s);
 
 /**
@@ -59,7 +66,8 @@ void session_end(struct session *s);
  *
  * A failure is noticed by the loop, which finds the connection shut down.
  */
-void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body, uint32_t length);
+void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
+                  uint32_t length);
 
 /** session_wake - make session_step() return; any thread */
 void session_wake(struct session *s);
@@ -74,7 +82,8 @@ void session_wake(struct session *s);
  * @handle said.
  */
 int session_step(struct session *s, int64_t deadline_ms,
-                 int (*handle)(void *arg, const struct message *message, struct wire_reader *body, struct error *err),
+                 int (*handle)(void *arg, const struct message *message, struct wire_reader *body,
+                               struct error *err),
                  void *arg, struct error *err);
 
 /** session_goodbye - say why it is over, if there is something to say; NULL: there is not */

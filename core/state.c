@@ -6,23 +6,16 @@
 #include <stddef.h>
 
 const char *const state_names[] = {
-    [STATE_NONE] = "none",
-    [STATE_SETUP] = "setup",
-    [STATE_ACTIVE] = "active",
-    [STATE_COMPLETING] = "completing",
-    [STATE_COMPLETED] = "completed",
-    [STATE_FAILED] = "failed",
+    [STATE_NONE] = "none",           [STATE_SETUP] = "setup",
+    [STATE_ACTIVE] = "active",       [STATE_COMPLETING] = "completing",
+    [STATE_COMPLETED] = "completed", [STATE_FAILED] = "failed",
     [STATE_CANCELLED] = "cancelled",
 };
 static_assert(sizeof(state_names) / sizeof(state_names[0]) == STATE_MAX, "every state has a name");
 
 const char *const command_names[] = {
-    [COMMAND_START] = "start",
-    [COMMAND_FLUSH] = "flush",
-    [COMMAND_SYNC] = "sync",
-    [COMMAND_COMPLETE] = "complete",
-    [COMMAND_STOP] = "stop",
-    [COMMAND_CANCEL] = "cancel",
+    [COMMAND_START] = "start",       [COMMAND_FLUSH] = "flush", [COMMAND_SYNC] = "sync",
+    [COMMAND_COMPLETE] = "complete", [COMMAND_STOP] = "stop",   [COMMAND_CANCEL] = "cancel",
     [COMMAND_WRITE] = "write",
 };
 static_assert(sizeof(command_names) / sizeof(command_names[0]) == COMMAND_MAX, "every command has a name");
@@ -54,24 +47,55 @@ bool state_is_running(enum state state)
     return state == STATE_SETUP || state == STATE_ACTIVE || state == STATE_COMPLETING;
 }
 
-/* What a command is told in a state. CAUSE_NONE with no text: go on. FAILURE: what the migration failed of. */
+/*
+ * What a command is told in a state. CAUSE_NONE with no text: go on. FAILURE: what the migration failed of.
+ */
 struct rule {
     enum cause cause;
     const char *text;
 };
 
-#define GO_ON          {CAUSE_NONE, NULL}
-#define FAILURE        {CAUSE_PEER, NULL}
-#define NOT_STARTED    {CAUSE_NOT_STARTED, "the migration has not been started: write 'start' to control"}
-#define IN_SETUP       {CAUSE_NOT_STARTED, "the migration is still connecting"}
-#define STARTED        {CAUSE_STATE, "the migration has been started already"}
-#define IN_COMPLETING  {CAUSE_STATE, "the migration is being completed"}
-#define IS_COMPLETED   {CAUSE_STATE, "the migration has completed"}
-#define HAS_FAILED     {CAUSE_STATE, "the migration has failed"}
-#define NOTHING_TO_END {CAUSE_NOT_STARTED, "the migration has not been started: there is nothing to cancel"}
+#define GO_ON                                                                                                \
+    {                                                                                                        \
+        CAUSE_NONE, NULL                                                                                     \
+    }
+#define FAILURE                                                                                              \
+    {                                                                                                        \
+        CAUSE_PEER, NULL                                                                                     \
+    }
+#define NOT_STARTED                                                                                          \
+    {                                                                                                        \
+        CAUSE_NOT_STARTED, "the migration has not been started: write 'start' to control"                    \
+    }
+#define IN_SETUP                                                                                             \
+    {                                                                                                        \
+        CAUSE_NOT_STARTED, "the migration is still connecting"                                               \
+    }
+#define STARTED                                                                                              \
+    {                                                                                                        \
+        CAUSE_STATE, "the migration has been started already"                                                \
+    }
+#define IN_COMPLETING                                                                                        \
+    {                                                                                                        \
+        CAUSE_STATE, "the migration is being completed"                                                      \
+    }
+#define IS_COMPLETED                                                                                         \
+    {                                                                                                        \
+        CAUSE_STATE, "the migration has completed"                                                           \
+    }
+#define HAS_FAILED                                                                                           \
+    {                                                                                                        \
+        CAUSE_STATE, "the migration has failed"                                                              \
+    }
+#define NOTHING_TO_END                                                                                       \
+    {                                                                                                        \
+        CAUSE_NOT_STARTED, "the migration has not been started: there is nothing to cancel"                  \
+    }
 
 static const struct rule rules[COMMAND_MAX][STATE_MAX] = {
-    /*                   none            setup     active   completing     completed     failed      cancelled */
+    /*
+     *                   none            setup     active   completing     completed     failed      cancelled
+     */
     [COMMAND_START] = {GO_ON, STARTED, STARTED, STARTED, IS_COMPLETED, GO_ON, GO_ON},
     [COMMAND_FLUSH] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
     [COMMAND_SYNC] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},

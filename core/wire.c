@@ -46,8 +46,9 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     hello.version = le16toh(wire->version);
     if (hello.version != WIRE_VERSION) {
         *out = hello;
-        return error_set(err, CAUSE_PROTOCOL, "the peer speaks version %u of the protocol, this migfs version %u",
-                         hello.version, WIRE_VERSION);
+        return error_set(err, CAUSE_PROTOCOL,
+                         "the peer speaks version %u of the protocol, this migfs version %u", hello.version,
+                         WIRE_VERSION);
     }
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "a hello arrived damaged");
@@ -66,8 +67,8 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
         return error_set(err, CAUSE_PROTOCOL, "%u channels asked for; 1 to %u are possible", hello.channels,
                          WIRE_CHANNELS_MAX);
     if (hello.device_channels >= hello.channels)
-        return error_set(err, CAUSE_PROTOCOL, "%u of %u channels for devices leave none for RAM", hello.device_channels,
-                         hello.channels);
+        return error_set(err, CAUSE_PROTOCOL, "%u of %u channels for devices leave none for RAM",
+                         hello.device_channels, hello.channels);
     if (hello.channel >= hello.channels)
         return error_set(err, CAUSE_PROTOCOL, "channel %u of %u", hello.channel, hello.channels);
     if (hello.features & ~WIRE_FEATURES)
@@ -118,9 +119,11 @@ int wire_hello_reply_decode(const struct wire_hello_reply *wire, struct hello_re
     reply.cause = cause_from_wire(le16toh(wire->cause));
     memcpy(reply.text, wire->text, text_length);
     if (reply.cause == CAUSE_NONE && le16toh(wire->version) != WIRE_VERSION)
-        return error_set(err, CAUSE_PROTOCOL, "the destination speaks version %u of the protocol, this migfs version %u",
+        return error_set(err, CAUSE_PROTOCOL,
+                         "the destination speaks version %u of the protocol, this migfs version %u",
                          le16toh(wire->version), WIRE_VERSION);
-    reply.outcome = le16toh(wire->outcome) <= WIRE_OUTCOME_FAILED ? le16toh(wire->outcome) : WIRE_OUTCOME_UNKNOWN;
+    reply.outcome =
+        le16toh(wire->outcome) <= WIRE_OUTCOME_FAILED ? le16toh(wire->outcome) : WIRE_OUTCOME_UNKNOWN;
     reply.features = le64toh(wire->features);
     reply.max_ram = le64toh(wire->max_ram);
     reply.max_device = le64toh(wire->max_device);
@@ -158,7 +161,8 @@ int wire_message_decode(const struct wire_message *wire, struct message *out, st
     if (type < WIRE_FILE_CREATE || type >= WIRE_MESSAGE_MAX)
         return error_set(err, CAUSE_PROTOCOL, "a message of unknown type %u", type);
     if (length > WIRE_BODY_MAX)
-        return error_set(err, CAUSE_PROTOCOL, "a message of %u bytes; at most %u are allowed", length, WIRE_BODY_MAX);
+        return error_set(err, CAUSE_PROTOCOL, "a message of %u bytes; at most %u are allowed", length,
+                         WIRE_BODY_MAX);
     out->type = type;
     out->id = le64toh(wire->id);
     out->length = length;
@@ -192,7 +196,8 @@ uint64_t wire_packet_encode(const struct packet *packet, struct wire_packet *out
 /* Whether [offset, offset + range) is whole pages of one stripe. */
 static bool is_pages_of_stripe(const struct packet *packet)
 {
-    return packet->range && packet->range <= WIRE_OFFSET_MAX - packet->offset && packet->range % WIRE_PAGE_SIZE == 0 && packet->offset % WIRE_PAGE_SIZE == 0 &&
+    return packet->range && packet->range <= WIRE_OFFSET_MAX - packet->offset &&
+           packet->range % WIRE_PAGE_SIZE == 0 && packet->offset % WIRE_PAGE_SIZE == 0 &&
            packet->range <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
 }
 
@@ -247,12 +252,13 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "the header of a packet arrived damaged");
     if (wire->type < WIRE_DATA || wire->type >= WIRE_PACKET_MAX || (wire->flags & ~WIRE_PACKET_ZSTD))
-        return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u, flags %#x", wire->type, wire->flags);
+        return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u, flags %#x", wire->type,
+                         wire->flags);
     if (packet.offset > WIRE_OFFSET_MAX || !is_plausible(&packet))
         return error_set(err, CAUSE_PROTOCOL,
-                         "a packet of type %u that makes no sense: offset %llu, range %llu, length %u of %u", wire->type,
-                         (unsigned long long)packet.offset, (unsigned long long)packet.range, packet.length,
-                         packet.raw_length);
+                         "a packet of type %u that makes no sense: offset %llu, range %llu, length %u of %u",
+                         wire->type, (unsigned long long)packet.offset, (unsigned long long)packet.range,
+                         packet.length, packet.raw_length);
     *out = packet;
     return 0;
 }

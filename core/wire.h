@@ -31,12 +31,13 @@
 #define WIRE_OFFSET_MAX   (1ull << 46) /* no file is larger */
 #define WIRE_VERIFY_MAX   4096u        /* pieces of a file in one question; each is a stripe */
 #define WIRE_RAM          0u           /* the file id of the RAM image; devices count from 1 */
-#define WIRE_SYNCS_MAX    4096 /* that may wait for their acknowledgement */
-#define WIRE_CHANGES_MAX  256  /* removals and renamings that may wait for theirs */
+#define WIRE_SYNCS_MAX    4096         /* that may wait for their acknowledgement */
+#define WIRE_CHANGES_MAX  256          /* removals and renamings that may wait for theirs */
 #define WIRE_CHECK_SIZE   8
 
 /* Feature bits of a hello. The destination refuses bits that it does not know. */
-#define WIRE_FEATURE_CHECKSUM (1ull << 0) /* packets of RAM carry a checksum of their payload; those of devices always do */
+/* packets of RAM carry a checksum of their payload; those of devices always do */
+#define WIRE_FEATURE_CHECKSUM (1ull << 0)
 #define WIRE_FEATURE_ZSTD     (1ull << 1) /* payloads may be compressed */
 #define WIRE_FEATURES         (WIRE_FEATURE_CHECKSUM | WIRE_FEATURE_ZSTD)
 
@@ -71,18 +72,21 @@ enum wire_message_type {
     WIRE_PROGRESS = 15, /* destination: what has arrived on each channel so far, and what else it has done */
     /* From the destination, both are the answer: it is done. */
     WIRE_FILE_REMOVE = 16, /* source: a device is gone, when these counts are applied */
-    WIRE_FILE_RENAME = 17, /* source: a device has another name then, and takes the place of the one that has it */
-    WIRE_VERIFY = 18,   /* source: what are the digests of these pieces of a file? In place of WIRE_DIGEST */
+    /* source: a device has another name then, and takes the place of the one that has it */
+    WIRE_FILE_RENAME = 17,
+    WIRE_VERIFY = 18, /* source: what are the digests of these pieces of a file? In place of WIRE_DIGEST */
     WIRE_VERIFY_REPLY = 19,
     WIRE_MESSAGE_MAX
 };
 
 enum wire_packet_type {
-    WIRE_DATA = 1,     /* `length` bytes of payload for `offset` */
-    WIRE_DISCARD = 2,  /* the channel's stripes of [offset, offset + range) become a hole */
-    WIRE_TRUNCATE = 3, /* the file's size becomes `offset`; what lay past it in the channel's stripes is gone */
-    WIRE_ZERO = 4,     /* the whole pages [offset, offset + range), of one stripe, are zero */
-    WIRE_PAGES = 5,    /* the whole pages [offset, offset + range): a bit for each, and those that are not zero */
+    WIRE_DATA = 1,    /* `length` bytes of payload for `offset` */
+    WIRE_DISCARD = 2, /* the channel's stripes of [offset, offset + range) become a hole */
+    /* the file's size becomes `offset`; what lay past it in the channel's stripes is gone */
+    WIRE_TRUNCATE = 3,
+    WIRE_ZERO = 4, /* the whole pages [offset, offset + range), of one stripe, are zero */
+    /* the whole pages [offset, offset + range): a bit for each, and those that are not zero */
+    WIRE_PAGES = 5,
     WIRE_PACKET_MAX
 };
 
@@ -287,7 +291,9 @@ struct wire_reader {
 uint16_t wire_read_u16(struct wire_reader *r);
 uint32_t wire_read_u32(struct wire_reader *r);
 uint64_t wire_read_u64(struct wire_reader *r);
-/** wire_read_text - read a length-prefixed text of at most @max bytes into @out, which has room for one more */
+/**
+ * wire_read_text - read a length-prefixed text of at most @max bytes into @out, which has room for one more
+ */
 void wire_read_text(struct wire_reader *r, char *out, size_t max);
 /** wire_read_done - whether the whole body was read, and no more */
 bool wire_read_done(const struct wire_reader *r);

@@ -31,9 +31,10 @@ int admission_enter(struct admission *admission, struct user *user, struct migra
         return 0;
     admission_leave(admission);
     if (of_migration > left)
-        return error_set(err, CAUSE_QUOTA, "%u requests of this migration wait already, and no more may", of_migration - 1);
-    return error_set(err, CAUSE_QUOTA, "%u requests of user %u wait already, of %u in all: no more may", mine - 1,
-                     (unsigned)user->uid, all - 1);
+        return error_set(err, CAUSE_QUOTA, "%u requests of this migration wait already, and no more may",
+                         of_migration - 1);
+    return error_set(err, CAUSE_QUOTA, "%u requests of user %u wait already, of %u in all: no more may",
+                     mine - 1, (unsigned)user->uid, all - 1);
 }
 
 void admission_leave(struct admission *admission)

@@ -54,7 +54,8 @@ int control_parse(const char *text, size_t len, struct control_line *out, struct
             line.command = c;
     }
     if (line.command == COMMAND_MAX)
-        return error_set(err, CAUSE_SYNTAX, "unknown command '%.64s': start, flush, sync, stop, complete and cancel exist", buf);
+        return error_set(err, CAUSE_SYNTAX,
+                         "unknown command '%.64s': start, flush, sync, stop, complete and cancel exist", buf);
     if (*target && line.command != COMMAND_FLUSH && line.command != COMMAND_SYNC)
         return error_set(err, CAUSE_SYNTAX, "'%s' stands alone", command_names[line.command]);
     if (*target && strcmp(target, "ram") && strncmp(target, DEVICE_PREFIX, strlen(DEVICE_PREFIX)))

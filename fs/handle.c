@@ -73,7 +73,8 @@ static char *error_text(const char *message, size_t *size)
 }
 
 /* A line for each file: its digest and its name. */
-static char *digest_lines(struct migration *m, const struct interrupt *interrupt, size_t *size, struct error *err)
+static char *digest_lines(struct migration *m, const struct interrupt *interrupt, size_t *size,
+                          struct error *err)
 {
     char *text = NULL;
     FILE *out = open_memstream(&text, size);
@@ -148,7 +149,8 @@ static char *make_text(struct handle *handle, struct host *host, size_t *size, s
 }
 
 /* One at a time takes the digests of a migration: it reads all of the memory. */
-static char *take_digests(struct migration *m, const struct interrupt *interrupt, size_t *size, struct error *err)
+static char *take_digests(struct migration *m, const struct interrupt *interrupt, size_t *size,
+                          struct error *err)
 {
     if (migration_begin_digests(m, interrupt, err) < 0)
         return NULL;

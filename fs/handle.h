@@ -15,15 +15,15 @@ struct user;
 
 struct handle {
     struct handle *next, **prev; /* among all open files */
-    struct node *node; /* the kernel keeps it while the file is open */
-    struct user *user; /* who opened it */
+    struct node *node;           /* the kernel keeps it while the file is open */
+    struct user *user;           /* who opened it */
     uid_t uid;
     gid_t gid;
-    bool writer;       /* counted among the file's writers */
-    bool counted;      /* counted among the file's handles */
-    bool cached;       /* through the page cache: a completed image */
+    bool writer;          /* counted among the file's writers */
+    bool counted;         /* counted among the file's handles */
+    bool cached;          /* through the page cache: a completed image */
     pthread_mutex_t lock; /* guards the text; held while a new one is made, so outside of migration.lock */
-    char *text;        /* a snapshot, made by a read at offset 0 */
+    char *text;           /* a snapshot, made by a read at offset 0 */
     size_t text_size;
     /* For poll(2): what has been read so far. */
     _Atomic uint64_t generation;
@@ -38,7 +38,10 @@ struct handle *handle_new(struct node *node, uid_t uid, gid_t gid);
 /** handle_free - nobody polls it any more: poll_forget() comes before */
 void handle_free(struct handle *handle);
 
-/** handle_free_all - at the end, when the kernel is gone and cannot close them any more; after poll_forget_all() */
+/**
+ * handle_free_all - at the end, when the kernel is gone and cannot close them any more; after
+ * poll_forget_all()
+ */
 void handle_free_all(void);
 
 /**

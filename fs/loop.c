@@ -33,15 +33,16 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define WORKERS_SPARE 8   /* that do not wait, */
-#define WORKERS_FEW   32  /* when more than this do */
-#define WORKERS_IDLE 16
-#define KICK_MS      20
-#define PATIENCE     256 /* requests in pipes without one that is spliced, before memory is used again */
+#define WORKERS_SPARE 8  /* that do not wait, */
+#define WORKERS_FEW   32 /* when more than this do */
+#define WORKERS_IDLE  16
+#define KICK_MS       20
+#define PATIENCE      256 /* requests in pipes without one that is spliced, before memory is used again */
 
-#define HUGE_PAGE    (2u << 20)
-#define LARGE        (LOOP_WRITE_MAX / 4) /* a request that shows that a huge page pays */
-#define PIPE_SIZE    (2u << 20) /* slots for LOOP_WRITE_MAX bytes, which need not begin with a page, and a header */
+#define HUGE_PAGE (2u << 20)
+#define LARGE     (LOOP_WRITE_MAX / 4) /* a request that shows that a huge page pays */
+/* slots for LOOP_WRITE_MAX bytes, which need not begin with a page, and a header */
+#define PIPE_SIZE    (2u << 20)
 #define WRITE_HEADER (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 
 struct worker {
@@ -54,28 +55,29 @@ struct worker {
      * an aligned writer's pages, the kernel then copies each into one of ours.
      */
     char *data;
-    bool huge; /* the data is in a huge page, if the kernel had one */
+    bool huge;   /* the data is in a huge page, if the kernel had one */
     int pipe[2]; /* for requests that may be spliced; -1: there is none yet */
 };
 
 struct loop {
     struct fuse_session *se;
     int ended_fd;
-    atomic_uint idle;        /* workers that wait for a request, or are about to */
+    atomic_uint idle; /* workers that wait for a request, or are about to */
     atomic_bool stopping;
-    atomic_bool pipes;       /* requests are to come in pipes */
-    atomic_uint unspliced;   /* that came in pipes since the last write that was spliced */
-    atomic_int code; /* why the connection was lost */
+    atomic_bool pipes;     /* requests are to come in pipes */
+    atomic_uint unspliced; /* that came in pipes since the last write that was spliced */
+    atomic_int code;       /* why the connection was lost */
 
     pthread_mutex_t lock;
-    pthread_cond_t gone;     /* a worker has left the list */
+    pthread_cond_t gone; /* a worker has left the list */
     struct worker *workers;
     atomic_uint count;       /* written with the lock held */
     struct worker *finished; /* has left the list, and is to be joined */
 };
 
-#define BUFFER_SIZE  (WRITE_HEADER + LOOP_WRITE_MAX)
-#define MAPPING_SIZE (2 * HUGE_PAGE) /* in it, a huge page and the page before it; the rest is never touched */
+#define BUFFER_SIZE (WRITE_HEADER + LOOP_WRITE_MAX)
+/* in it, a huge page and the page before it; the rest is never touched */
+#define MAPPING_SIZE (2 * HUGE_PAGE)
 
 static_assert(LOOP_WRITE_MAX <= HUGE_PAGE, "the data of a write is in one huge page");
 
@@ -241,7 +243,10 @@ static void note_order(int fd)
 #endif
 }
 
-/* Whether the next request is to come in the worker's pipe. A user's pipes are counted: no longer than is needed. */
+/*
+ * Whether the next request is to come in the worker's pipe. A user's pipes are counted: no longer than is
+ * needed.
+ */
 static bool choose_pipe(struct worker *worker)
 {
     struct loop *loop = worker->loop;
@@ -261,7 +266,8 @@ static ssize_t receive(struct worker *worker, struct fuse_buf *buf)
     int fd = fuse_session_fd(loop->se);
     char *buffer = worker->data - WRITE_HEADER;
     bool piped = choose_pipe(worker);
-    ssize_t n = piped ? splice(fd, NULL, worker->pipe[1], NULL, BUFFER_SIZE, 0) : read(fd, buffer, BUFFER_SIZE);
+    ssize_t n =
+        piped ? splice(fd, NULL, worker->pipe[1], NULL, BUFFER_SIZE, 0) : read(fd, buffer, BUFFER_SIZE);
 
     if (n > 0) {
         note_order(fd);

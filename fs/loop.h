@@ -8,7 +8,10 @@
 
 struct loop;
 
-/* The largest write that the kernel is asked to send at once, and that a worker has room for; it cuts longer ones. */
+/*
+ * The largest write that the kernel is asked to send at once, and that a worker has room for; it cuts longer
+ * ones.
+ */
 #define LOOP_WRITE_MAX (1u << 20)
 
 /**

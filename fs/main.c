@@ -191,7 +191,8 @@ static int serve(const struct options *options, struct registry *registry, struc
 }
 
 /* Between the mount and its end. */
-static int run(const struct options *options, struct registry *registry, struct listener *listener, struct fuse_session *se)
+static int run(const struct options *options, struct registry *registry, struct listener *listener,
+               struct fuse_session *se)
 {
     /* Before the mount: who waits for that can then read where the daemon listens. */
     for (unsigned i = 0; listener_address(listener, i); i++)

@@ -119,7 +119,10 @@ static bool is_fuse(const struct mount *mount)
 
 enum life { ALIVE, DEAD, SILENT };
 
-/* In a process of its own: whether the root of a mount can be asked. As its user, since it answers nobody else. */
+/*
+ * In a process of its own: whether the root of a mount can be asked. As its user, since it answers nobody
+ * else.
+ */
 static void ask(int fd, const struct mount *mount, int answer)
 {
     struct stat st;
@@ -195,7 +198,8 @@ void mountpoint_detach(const char *path)
 static int is_dead(const struct mount *mount, struct error *err)
 {
     return error_set(err, CAUSE_STATE,
-                     "the mount at '%.120s' (%s) is dead, its daemon has ended: unmount it with fusermount3 -u, or as root with umount -l",
+                     "the mount at '%.120s' (%s) is dead, its daemon has ended: unmount it with fusermount3 "
+                     "-u, or as root with umount -l",
                      mount->point, mount->type);
 }
 
@@ -225,7 +229,8 @@ static int look(const char *path, bool stack, char **out, struct error *err)
     struct stat st;
 
     if (fd < 0)
-        return errno == ENOTCONN ? mountpoint_blame(path, err) : error_set_errno(err, errno, "the mount point '%.128s'", path);
+        return errno == ENOTCONN ? mountpoint_blame(path, err)
+                                 : error_set_errno(err, errno, "the mount point '%.128s'", path);
     snprintf(self, sizeof(self), "/proc/self/fd/%d", fd);
     ssize_t length = readlink(self, absolute, sizeof(absolute) - 1);
     if (length >= 0)
@@ -239,8 +244,9 @@ static int look(const char *path, bool stack, char **out, struct error *err)
         if (life == DEAD)
             return ours && end_dead(fd, absolute) == 0 ? 1 : is_dead(&mount, err);
         if (ours && !stack)
-            return error_set(err, CAUSE_STATE, "migfs is mounted at '%.128s' already%s: unmount it first, or give -o stack", absolute,
-                             life == SILENT ? ", and does not answer" : "");
+            return error_set(err, CAUSE_STATE,
+                             "migfs is mounted at '%.128s' already%s: unmount it first, or give -o stack",
+                             absolute, life == SILENT ? ", and does not answer" : "");
     } else if (fstat(fd, &st) < 0) {
         return error_set_errno(err, errno, "the mount point '%.128s'", path);
     } else if (!S_ISDIR(st.st_mode)) {

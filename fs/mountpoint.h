@@ -28,7 +28,9 @@ void mountpoint_detach(const char *path);
 /** mountpoint_id - the number of the mount that @path is in now; -1: it cannot be told. It asks no daemon. */
 int mountpoint_id(const char *path);
 
-/** mountpoint_blame - say which mount it is that makes a look at @path fail with ENOTCONN, and how to end it */
+/**
+ * mountpoint_blame - say which mount it is that makes a look at @path fail with ENOTCONN, and how to end it
+ */
 int mountpoint_blame(const char *path, struct error *err);
 
 #endif

@@ -118,8 +118,8 @@ bool node_is_directory(const struct node *node)
 static_assert(ATTRIBUTES_OTHERS + NODE_KINDS <= PLACE_SETTING, "there is a place for every kind of file");
 
 /* Where its attributes are, in which table, and what directory it is in. */
-static struct attributes *find_attributes(struct host *host, const struct node *node, struct attribute_table **table,
-                                          enum attribute_place *directory)
+static struct attributes *find_attributes(struct host *host, const struct node *node,
+                                          struct attribute_table **table, enum attribute_place *directory)
 {
     *table = node->m ? &node->m->attributes : &host->attributes;
     *directory = ATTRIBUTES_DIRECTORY;
@@ -233,10 +233,17 @@ static const struct {
     const char *name;
     enum node_kind kind;
 } fixed[] = {
-    {"control", NODE_CONTROL},   {"device-state", NODE_DEVICE_STATE}, {"digest", NODE_DIGEST},
-    {"dirty", NODE_DIRTY},       {"error", NODE_ERROR},               {"ram", NODE_RAM},
-    {"ram-source", NODE_RAM_SOURCE}, {"received", NODE_RECEIVED},     {"status", NODE_STATUS},
-    {"status.json", NODE_STATUS_JSON}, {"wait", NODE_WAIT},
+    {"control", NODE_CONTROL},
+    {"device-state", NODE_DEVICE_STATE},
+    {"digest", NODE_DIGEST},
+    {"dirty", NODE_DIRTY},
+    {"error", NODE_ERROR},
+    {"ram", NODE_RAM},
+    {"ram-source", NODE_RAM_SOURCE},
+    {"received", NODE_RECEIVED},
+    {"status", NODE_STATUS},
+    {"status.json", NODE_STATUS_JSON},
+    {"wait", NODE_WAIT},
 };
 #define FIXED_COUNT (sizeof(fixed) / sizeof(fixed[0]))
 
@@ -269,7 +276,8 @@ static int find_in_migration(struct migration *m, const char *name, struct node 
 }
 
 /* Fills in the place of a name; its migration and its file with references. */
-static int find_place(struct registry *registry, const struct node *parent, const char *name, struct node *place)
+static int find_place(struct registry *registry, const struct node *parent, const char *name,
+                      struct node *place)
 {
     switch (parent->kind) {
     case NODE_ROOT:
@@ -326,8 +334,8 @@ static int list_root(struct registry *registry, int (*add)(void *, const char *,
     return ret < 0 ? ret : add(arg, ".error", S_IFREG);
 }
 
-int node_list(struct registry *registry, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
-              void *arg)
+int node_list(struct registry *registry, const struct node *dir,
+              int (*add)(void *arg, const char *name, mode_t type), void *arg)
 {
     struct migration *m = dir->m;
     int ret = 0;

@@ -90,7 +90,7 @@ int node_change(struct host *host, const struct node *node, unsigned what, const
 int node_lookup(struct registry *registry, const struct node *parent, const char *name, struct node **out);
 
 /** node_list - call @add for every name in a directory, with its S_IFMT bits */
-int node_list(struct registry *registry, const struct node *dir, int (*add)(void *arg, const char *name, mode_t type),
-              void *arg);
+int node_list(struct registry *registry, const struct node *dir,
+              int (*add)(void *arg, const char *name, mode_t type), void *arg);
 
 #endif

@@ -121,7 +121,8 @@ static bool may_change(fuse_req_t req, const struct node *node, const struct sta
 }
 
 /* What setattr is to change of owner, mode and times. */
-static unsigned changes_of(const struct node *node, const struct stat *attr, int to_set, struct attributes *to)
+static unsigned changes_of(const struct node *node, const struct stat *attr, int to_set,
+                           struct attributes *to)
 {
     struct timespec now;
     unsigned what = 0;
@@ -130,7 +131,10 @@ static unsigned changes_of(const struct node *node, const struct stat *attr, int
     *to = (struct attributes){
         .uid = attr->st_uid,
         .gid = attr->st_gid,
-        /* Nothing here is executed, and files are made by one user alone: only a directory's sticky bit means something. */
+        /*
+         * Nothing here is executed, and files are made by one user alone: only a directory's sticky bit means
+         * something.
+         */
         .mode = attr->st_mode & (node_is_directory(node) ? 01777 : 0777),
         .atime = to_set & FUSE_SET_ATTR_ATIME_NOW ? now : attr->st_atim,
         .mtime = to_set & FUSE_SET_ATTR_MTIME_NOW ? now : attr->st_mtim,
@@ -143,7 +147,8 @@ static unsigned changes_of(const struct node *node, const struct stat *attr, int
     return what;
 }
 
-static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
+static void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                       struct fuse_file_info *fi)
 {
     struct node *node = node_of(ino);
     struct attributes to;
@@ -228,7 +233,7 @@ static void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 
     if (!is_changeable(dir)) {
         request_reply_cause(req, dir->m, CAUSE_DENIED,
-                    "only devices are removed, at the source: rmdir ends a migration");
+                            "only devices are removed, at the source: rmdir ends a migration");
         return;
     }
     int ret = request_wait(req, &waiting, NULL, dir->m, &err);
@@ -264,7 +269,8 @@ static void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_
     }
     int ret = request_wait(req, &waiting, NULL, dir->m, &err);
     if (ret == 0) {
-        ret = migration_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt, &err);
+        ret = migration_rename_device(dir->m, name, newname, flags & RENAME_NOREPLACE, &waiting.interrupt,
+                                      &err);
         request_end_wait(req, &waiting);
     }
     if (ret < 0)
@@ -399,7 +405,8 @@ static void claim_device(fuse_req_t req, const struct node *dir, struct file *fi
                      ctx->uid ? ctx->gid : st.st_gid, mode & ATTRIBUTES_RAM_MODE);
 }
 
-static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+                      struct fuse_file_info *fi)
 {
     struct node *dir = node_of(parent);
     struct error err = {0};
@@ -408,7 +415,8 @@ static void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_
     struct stat st;
 
     if (dir->kind != NODE_DEVICE_STATE) {
-        request_reply_cause(req, dir->m, CAUSE_DENIED, "new files are made in device-state/ only; mkdir makes a migration");
+        request_reply_cause(req, dir->m, CAUSE_DENIED,
+                            "new files are made in device-state/ only; mkdir makes a migration");
         return;
     }
     if (migration_is_incoming(dir->m)) {
@@ -502,8 +510,8 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
         request_reply_looking(req, err.cause);
         return;
     }
-    int n = handle_read_text(handle, request_host(req), (uint64_t)offset, size, waits ? &waiting.interrupt : NULL,
-                             &text, &err);
+    int n = handle_read_text(handle, request_host(req), (uint64_t)offset, size,
+                             waits ? &waiting.interrupt : NULL, &text, &err);
     if (waits)
         request_end_wait(req, &waiting);
     if (n < 0 && err.cause == CAUSE_AGAIN && !(flags & O_NONBLOCK))
@@ -521,7 +529,8 @@ static void read_received(fuse_req_t req, struct node *node, size_t size, off_t 
     if (!buf)
         fuse_reply_err(req, ENOMEM);
     else
-        fuse_reply_buf(req, buf, file_read_received_map(migration_file(node->m, WIRE_RAM), (uint64_t)offset, buf, size));
+        fuse_reply_buf(
+            req, buf, file_read_received_map(migration_file(node->m, WIRE_RAM), (uint64_t)offset, buf, size));
 }
 
 /* What file_read() fails with. -ECONNRESET: of what the migration has failed. */
@@ -581,7 +590,8 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
     else if (migration_is_outgoing(node->m))
         request_reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
     else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))
-        request_reply_looking(req, CAUSE_UNSUPPORTED); /* nothing has arrived; who wants to wait reads `wait` */
+        /* nothing has arrived; who wants to wait reads `wait` */
+        request_reply_looking(req, CAUSE_UNSUPPORTED);
     else
         read_data(req, handle_of(fi), size, offset, fi->flags);
 }

@@ -9,8 +9,8 @@
 
 /*
  * Requests that the kernel sends without somebody waiting for each. Asynchronous reads and writes can wait
- * here, and closing a file, which may not wait for them, is one of these requests, too: so there are more than may
- * wait (LOOP_WAITERS_MAX, and what is parked).
+ * here, and closing a file, which may not wait for them, is one of these requests, too: so there are more
+ * than may wait (LOOP_WAITERS_MAX, and what is parked).
  */
 #define OPS_MAX_BACKGROUND 4096
 

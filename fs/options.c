@@ -30,7 +30,7 @@
 #define DEFAULT_MAX_CHANNELS 1024
 /* One peer's share of a small number of migrations is no less than this. */
 #define MIN_PEER_MIGRATIONS 16
-#define DEFAULT_MAX_DEVICES    1024
+#define DEFAULT_MAX_DEVICES 1024
 
 struct parser {
     struct options *options;
@@ -38,7 +38,25 @@ struct parser {
     unsigned words;
 };
 
-enum key { KEY_UID, KEY_GID, KEY_UMASK, KEY_SOURCE, KEY_STACK, KEY_REMOUNT, KEY_LISTEN, KEY_BACKING, KEY_HUGE_PAGES, KEY_PREALLOCATE, KEY_EXPECT, KEY_LIMIT, KEY_HELP, KEY_VERSION, KEY_FOREGROUND, KEY_DEBUG, KEY_DIGEST };
+enum key {
+    KEY_UID,
+    KEY_GID,
+    KEY_UMASK,
+    KEY_SOURCE,
+    KEY_STACK,
+    KEY_REMOUNT,
+    KEY_LISTEN,
+    KEY_BACKING,
+    KEY_HUGE_PAGES,
+    KEY_PREALLOCATE,
+    KEY_EXPECT,
+    KEY_LIMIT,
+    KEY_HELP,
+    KEY_VERSION,
+    KEY_FOREGROUND,
+    KEY_DEBUG,
+    KEY_DIGEST
+};
 
 static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("listen=", KEY_LISTEN),
@@ -115,7 +133,8 @@ static int parse_size(const char *text, uint64_t *out, struct error *err)
     unsigned long long value = strtoull(text, &end, 10);
     const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
     unsigned shift = unit ? (unsigned)(unit - units + 1) * 10 : 0;
-    if (!isdigit((unsigned char)*text) || errno || (*end && (!unit || end[1])) || value > (UINT64_MAX >> shift))
+    if (!isdigit((unsigned char)*text) || errno || (*end && (!unit || end[1])) ||
+        value > (UINT64_MAX >> shift))
         return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a size, such as 512M or 16G", text);
     *out = value << shift;
     return 0;
@@ -220,10 +239,13 @@ static int set_huge_pages(struct parser *parser, const char *text)
             return -1;
         }
         char path[96];
-        snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB", (unsigned long long)size >> 10);
+        snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB",
+                 (unsigned long long)size >> 10);
         if (size & (size - 1) || access(path, F_OK) < 0) {
-            error_set(parser->err, CAUSE_SYNTAX, "hugepages=%.32s: no, yes, or a size that this kernel has: see /sys/kernel/mm/hugepages",
-                      text);
+            error_set(
+                parser->err, CAUSE_SYNTAX,
+                "hugepages=%.32s: no, yes, or a size that this kernel has: see /sys/kernel/mm/hugepages",
+                text);
             return -1;
         }
     }
@@ -365,7 +387,9 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
     }
 }
 
-/* What one peer may have, where nobody has said it: its own migrations, half of the channels, and all memory. */
+/*
+ * What one peer may have, where nobody has said it: its own migrations, half of the channels, and all memory.
+ */
 static void fill_shares(struct limits *limits)
 {
     uint32_t quarter = limits->max_migrations / 4, half = limits->max_channels / 2;
@@ -411,7 +435,8 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     fill_shares(limits);
     limits->ram.directory = out->backing;
     if (out->backing && limits->ram.huge_page)
-        return error_set(err, CAUSE_SYNTAX, "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
+        return error_set(err, CAUSE_SYNTAX,
+                         "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
     if (!out->mountpoint)
         return error_set(err, CAUSE_SYNTAX, "where should it be mounted? See migfs -h");
     return 0;
@@ -427,36 +452,37 @@ void options_fini(struct options *options)
 
 void options_help(const char *program)
 {
-    printf("usage: %s [options] MOUNTPOINT\n"
-           "\n"
-           "    -f                     stay in the foreground, log to stderr\n"
-           "    -h, -V                 this text, the version\n"
-           "    --digest=FILE          print the digest of a local file, as 'digest' has it of received ones\n"
-           "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
-           "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
-           "                           (tmpfs or hugetlbfs) instead of memfds\n"
-           "    -o uid=USER, gid=GROUP who owns the root directory and incoming migrations\n"
-           "    -o umask=MODE          what nobody may there, octal; what is left, all may\n"
-           "    -o hugepages=WHICH     no; yes: transparent ones, where the kernel allows them for\n"
-           "                           shared memory; or a size, such as 2M, of its reserved ones\n"
-           "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"
-           "    -o expect              refuse migrations that nobody has made a directory for\n"
-           "    -o max-memory=SIZE     of all incoming migrations together (default: 3/4 of this machine's)\n"
-           "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
-           "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"
-           "    -o max-devices=N       per migration (default: %d)\n"
-           "    -o max-migrations=N    incoming, in all states (default: %d)\n"
-           "    -o max-outgoing=N      made here, in all states (default: %d)\n"
-           "    -o max-channels=N      of all incoming migrations together (default: %d)\n"
-           "    -o max-peer-migrations=N, max-peer-channels=N, max-peer-memory=SIZE\n"
-           "                           the same for those of one peer's address (default: a quarter,\n"
-           "                           half, all)\n"
-           "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
-           "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
-           "    -o stack               mount even where migfs is mounted already\n"
-           "    -o allow_other, ...    options of FUSE; see mount.fuse3(8)\n"
-           "\n"
-           "The files of the mount are described in migfs(5).\n",
-           program, DEFAULT_MAX_DEVICES, DEFAULT_MAX_MIGRATIONS, DEFAULT_MAX_OUTGOING, DEFAULT_MAX_CHANNELS, DEFAULT_WRITE_BEHIND >> 20,
-           DEFAULT_TIMEOUT_MS / 1000);
+    printf(
+        "usage: %s [options] MOUNTPOINT\n"
+        "\n"
+        "    -f                     stay in the foreground, log to stderr\n"
+        "    -h, -V                 this text, the version\n"
+        "    --digest=FILE          print the digest of a local file, as 'digest' has it of received ones\n"
+        "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
+        "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
+        "                           (tmpfs or hugetlbfs) instead of memfds\n"
+        "    -o uid=USER, gid=GROUP who owns the root directory and incoming migrations\n"
+        "    -o umask=MODE          what nobody may there, octal; what is left, all may\n"
+        "    -o hugepages=WHICH     no; yes: transparent ones, where the kernel allows them for\n"
+        "                           shared memory; or a size, such as 2M, of its reserved ones\n"
+        "    -o preallocate         make the memory of incoming RAM ready before it arrives\n"
+        "    -o expect              refuse migrations that nobody has made a directory for\n"
+        "    -o max-memory=SIZE     of all incoming migrations together (default: 3/4 of this machine's)\n"
+        "    -o max-ram=SIZE        of one incoming RAM image (default: max-memory)\n"
+        "    -o max-device=SIZE     of one incoming device's state (default: max-memory)\n"
+        "    -o max-devices=N       per migration (default: %d)\n"
+        "    -o max-migrations=N    incoming, in all states (default: %d)\n"
+        "    -o max-outgoing=N      made here, in all states (default: %d)\n"
+        "    -o max-channels=N      of all incoming migrations together (default: %d)\n"
+        "    -o max-peer-migrations=N, max-peer-channels=N, max-peer-memory=SIZE\n"
+        "                           the same for those of one peer's address (default: a quarter,\n"
+        "                           half, all)\n"
+        "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
+        "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
+        "    -o stack               mount even where migfs is mounted already\n"
+        "    -o allow_other, ...    options of FUSE; see mount.fuse3(8)\n"
+        "\n"
+        "The files of the mount are described in migfs(5).\n",
+        program, DEFAULT_MAX_DEVICES, DEFAULT_MAX_MIGRATIONS, DEFAULT_MAX_OUTGOING, DEFAULT_MAX_CHANNELS,
+        DEFAULT_WRITE_BEHIND >> 20, DEFAULT_TIMEOUT_MS / 1000);
 }

@@ -16,7 +16,7 @@ struct options {
     char *mountpoint;
     char *source; /* what the mount is called in the table of mounts; NULL: migfs */
     bool stack;   /* mount even over a mount of migfs */
-    char *digest;     /* a file whose digest is asked for, instead of a mount */
+    char *digest; /* a file whose digest is asked for, instead of a mount */
     bool foreground, help, version, debug;
 };
 

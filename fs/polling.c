@@ -36,7 +36,10 @@ static unsigned ready_events(struct handle *handle)
     }
 }
 
-/* Whether somebody can wait for it. io_uring asks hundreds of times for each buffered write to a file that is always ready. */
+/*
+ * Whether somebody can wait for it. io_uring asks hundreds of times for each buffered write to a file that is
+ * always ready.
+ */
 static bool is_changing(const struct node *node)
 {
     switch (node->kind) {

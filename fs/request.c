@@ -24,7 +24,8 @@ static void on_interrupt(fuse_req_t req, void *data)
     migration_kick(waiting->admission.m);
 }
 
-int request_wait(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m, struct error *err)
+int request_wait(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m,
+                 struct error *err)
 {
     if (!user)
         user = user_get(fuse_req_ctx(req)->uid);

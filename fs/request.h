@@ -26,12 +26,15 @@ struct waiting {
  * @waiting: its interrupt is the request's, until request_end_wait()
  * @user: the one who has opened the file; NULL: the one who makes the request
  */
-int request_wait(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m, struct error *err);
+int request_wait(fuse_req_t req, struct waiting *waiting, struct user *user, struct migration *m,
+                 struct error *err);
 
 /** request_end_wait - nobody waits any more, and after this the interrupt cannot come any more */
 void request_end_wait(fuse_req_t req, struct waiting *waiting);
 
-/** request_reply_looking - answer one that only looks with an error: it leaves no sentence, whoever makes it */
+/**
+ * request_reply_looking - answer one that only looks with an error: it leaves no sentence, whoever makes it
+ */
 void request_reply_looking(fuse_req_t req, enum cause cause);
 
 /** request_reply_error - answer one that would have changed something, and keep the sentence for `error` */

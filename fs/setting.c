@@ -19,7 +19,8 @@ static int parse_number(const char *text, const char *what, unsigned long min, u
     errno = 0;
     unsigned long value = strtoul(text, &end, 10);
     if (!isdigit((unsigned char)*text) || *end || errno || value < min || value > max)
-        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a number of %s: %lu to %lu", text, what, min, max);
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a number of %s: %lu to %lu", text, what, min,
+                         max);
     *out = value;
     return 0;
 }
@@ -146,8 +147,8 @@ static int parse_zstd_level(struct settings *settings, const char *text, struct 
     long value = strtol(text, &end, 10);
     if (!*text || isspace((unsigned char)*text) || *end || errno || value < COMPRESSION_LEVEL_MIN ||
         value > COMPRESSION_LEVEL_MAX)
-        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a level of zstd: %d to %d", text, COMPRESSION_LEVEL_MIN,
-                         COMPRESSION_LEVEL_MAX);
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a level of zstd: %d to %d", text,
+                         COMPRESSION_LEVEL_MIN, COMPRESSION_LEVEL_MAX);
     settings->zstd_level = (int)value;
     return 0;
 }
@@ -206,7 +207,8 @@ const struct setting settings_table[] = {
     {"zero-copy", parse_zero_copy, format_zero_copy},
     {"zero-page-detection", parse_zero_pages, format_zero_pages},
 };
-static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX, "there is a place for each setting");
+static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX,
+              "there is a place for each setting");
 const unsigned settings_count = sizeof(settings_table) / sizeof(settings_table[0]);
 
 /* A line that was written to a setting. */

@@ -7,7 +7,7 @@
 
 #include <stddef.h>
 
-#define SETTINGS_MAX 48 /* as many as there can be, for tables by setting */
+#define SETTINGS_MAX      48 /* as many as there can be, for tables by setting */
 #define SETTING_VALUE_MAX (URI_MAX + 2)
 
 /**
@@ -24,7 +24,9 @@ struct setting {
 extern const struct setting settings_table[];
 extern const unsigned settings_count;
 
-/** setting_write - set a value from what a user wrote; waits for a `start` that was cancelled and has not left */
+/**
+ * setting_write - set a value from what a user wrote; waits for a `start` that was cancelled and has not left
+ */
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
                   const struct interrupt *interrupt, struct error *err);
 

@@ -164,8 +164,9 @@ static void put_rounds(struct writer *w, const struct migration_snapshot *s)
     put_number(w, "dirty-pages-rate", round->pages * 1000 / time);
     put_number(w, "remaining", queued);
     put_number(w, "verified-bytes", s->figures.verified);
-    put_number(w, "expected-downtime",
-               round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
+    put_number(
+        w, "expected-downtime",
+        round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
 }
 
 static void put_counters(struct writer *w, const struct migration_snapshot *s)

@@ -53,7 +53,7 @@ static inline void *steal_ptr_(void *pp)
 #define CLEANUP_FREE __attribute__((cleanup(cleanup_free)))
 
 /* Holds the mutex until the end of the enclosing scope. */
-#define SCOPED_LOCK(m)                                                                                      \
+#define SCOPED_LOCK(m)                                                                                       \
     pthread_mutex_t *scoped_lock_ __attribute__((cleanup(cleanup_unlock), unused)) = lock_and_return(m)
 
 #endif

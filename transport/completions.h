@@ -34,7 +34,10 @@ bool completions_has_room(const struct completions *c);
 /** completions_add - note a send; there is room. Return: its ticket. */
 uint64_t completions_add(struct completions *c, uint32_t bytes);
 
-/** completions_end - sends @first to @last, in the kernel's numbers, are over; @copied: they were copied after all */
+/**
+ * completions_end - sends @first to @last, in the kernel's numbers, are over; @copied: they were copied after
+ * all
+ */
 void completions_end(struct completions *c, uint32_t first, uint32_t last, bool copied);
 
 /** completions_in_flight - whether a send is not over */

@@ -36,16 +36,16 @@ enum cause {
     CAUSE_NAME_TOO_LONG = 16,
     CAUSE_INTERRUPTED = 17, /* a signal arrived */
     CAUSE_NO_MEMORY = 18,
-    CAUSE_NO_SPACE = 19,    /* the backing file system is full */
-    CAUSE_IO = 20,          /* the local system failed */
-    CAUSE_READ_ONLY = 21,   /* writing what belongs to the other side */
-    CAUSE_MISMATCH = 22,    /* the destination has not what the source sent */
-    CAUSE_SHUTDOWN = 23,    /* the daemon is going away */
-    CAUSE_AGAIN = 24,       /* would block */
-    CAUSE_IN_USE = 25,      /* the address is taken */
-    CAUSE_DENIED = 26,      /* not permitted */
-    CAUSE_STALE = 27,       /* the file was removed */
-    CAUSE_MAX               /* one past the last */
+    CAUSE_NO_SPACE = 19,  /* the backing file system is full */
+    CAUSE_IO = 20,        /* the local system failed */
+    CAUSE_READ_ONLY = 21, /* writing what belongs to the other side */
+    CAUSE_MISMATCH = 22,  /* the destination has not what the source sent */
+    CAUSE_SHUTDOWN = 23,  /* the daemon is going away */
+    CAUSE_AGAIN = 24,     /* would block */
+    CAUSE_IN_USE = 25,    /* the address is taken */
+    CAUSE_DENIED = 26,    /* not permitted */
+    CAUSE_STALE = 27,     /* the file was removed */
+    CAUSE_MAX             /* one past the last */
 };
 
 struct error {
@@ -61,7 +61,8 @@ struct error {
  *
  * Return: a negative number, so that "return error_set(...)" reads well.
  */
-int error_set(struct error *err, enum cause cause, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int error_set(struct error *err, enum cause cause, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /**
  * error_set_errno - error_set() for a failed system call

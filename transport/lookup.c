@@ -27,7 +27,8 @@ struct lookup {
     atomic_bool done; /* the following is there; release and acquire, because poll(2) orders nothing */
     int code, errnum; /* getaddrinfo()'s, and errno for EAI_SYSTEM */
     struct addrinfo *list;
-    atomic_uint users; /* of two: the thread, and whoever waits; acquire and release, so that the last one sees all */
+    /* of two: the thread, and whoever waits; acquire and release, so that the last one sees all */
+    atomic_uint users;
 };
 
 static atomic_uint lookups;

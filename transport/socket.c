@@ -42,7 +42,7 @@
 #define COPY_MAX         (16u << 10) /* to wait for the sender, or for the error queue, costs about as much */
 #define RECV_PIPE        (1 << 20)
 #define RECV_PIPE_MIN    (64 << 10) /* a smaller one costs more than it saves */
-#define KERNEL_ENOTSUPP  524 /* what Linux says where a socket has no such option */
+#define KERNEL_ENOTSUPP  524        /* what Linux says where a socket has no such option */
 #define SEND_MAX         (1u << 30)
 #define ERROR_QUEUE_MS   1 /* between two looks at the error queue when poll(2) does not wait */
 
@@ -56,7 +56,8 @@ struct socket_transport {
      * that nobody reads of the end of a send that is not noted. A leaf.
      */
     pthread_mutex_t completion_lock;
-    struct completions *completions; /* NULL: no zero-copy; constant from the first send on, what it has is guarded */
+    /* NULL: no zero-copy; constant from the first send on, what it has is guarded */
+    struct completions *completions;
 };
 
 /* The caller holds completion_lock. */
@@ -183,7 +184,8 @@ static int socket_zerocopy(struct transport *t)
 }
 
 /* Sends what can be sent now. The count, -EAGAIN, -ENOBUFS, or another negative errno. */
-static ssize_t send_noted(struct socket_transport *s, const void *buf, size_t len, struct transport_handed *handed)
+static ssize_t send_noted(struct socket_transport *s, const void *buf, size_t len,
+                          struct transport_handed *handed)
 {
     SCOPED_LOCK(&s->completion_lock);
     if (!completions_has_room(s->completions))
@@ -200,8 +202,8 @@ static ssize_t send_noted(struct socket_transport *s, const void *buf, size_t le
     return n;
 }
 
-static int socket_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
-                                struct transport_handed *handed)
+static int socket_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf,
+                                size_t len, struct transport_handed *handed)
 {
     struct socket_transport *s = t->own;
     const char *p = buf;
@@ -235,7 +237,8 @@ static void socket_reap(struct transport *t, int wait_ms, struct transport_retur
         *returns = s->completions->returns;
         bool in_flight = completions_in_flight(s->completions);
         pthread_mutex_unlock(&s->completion_lock);
-        if (returns->sends + returns->copied_sends != known || !in_flight || !wait_ms || clock_ms() >= deadline)
+        if (returns->sends + returns->copied_sends != known || !in_flight || !wait_ms ||
+            clock_ms() >= deadline)
             return;
         /* A connection that has ended keeps poll() from waiting. */
         if (!first && pfd.revents)
@@ -298,7 +301,10 @@ static bool has_pipe(struct socket_transport *s)
     return !s->no_pipe;
 }
 
-/* The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2) copy twice. */
+/*
+ * The socket's pages go through a pipe into the file, which copies them: once, where recv(2) and pwrite(2)
+ * copy twice.
+ */
 static ssize_t socket_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
 {
     struct socket_transport *s = t->own;

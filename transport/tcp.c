@@ -19,7 +19,8 @@ static void cleanup_addrinfo(struct addrinfo **ai)
 }
 
 /* To connect: it can be given up. */
-static int resolve(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out, struct error *err)
+static int resolve(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out,
+                   struct error *err)
 {
     int gai, ret = lookup_host(uri->host, uri->port, wait, out, &gai);
 
@@ -58,9 +59,10 @@ static bool is_local(const struct sockaddr *addr, socklen_t len)
     if (fd < 0 || connect(fd, addr, len) < 0 || getsockname(fd, (struct sockaddr *)&source, &source_len) < 0)
         return false;
     if (addr->sa_family == AF_INET6)
-        return !memcmp(&((const struct sockaddr_in6 *)addr)->sin6_addr, &((struct sockaddr_in6 *)&source)->sin6_addr,
-                       sizeof(struct in6_addr));
-    return ((const struct sockaddr_in *)addr)->sin_addr.s_addr == ((struct sockaddr_in *)&source)->sin_addr.s_addr;
+        return !memcmp(&((const struct sockaddr_in6 *)addr)->sin6_addr,
+                       &((struct sockaddr_in6 *)&source)->sin6_addr, sizeof(struct in6_addr));
+    return ((const struct sockaddr_in *)addr)->sin_addr.s_addr ==
+           ((struct sockaddr_in *)&source)->sin_addr.s_addr;
 }
 
 /*
@@ -149,7 +151,9 @@ static int tcp_listen(const struct uri *uri, struct transport_listener **out, st
 
     if (resolve_here(uri, &list, err) < 0)
         return -EIO;
-    /* A name can have several addresses: all of them, on one port. An address family that is off is no error. */
+    /*
+     * A name can have several addresses: all of them, on one port. An address family that is off is no error.
+     */
     for (struct addrinfo *ai = list; ai && n < SOCKET_LISTEN_MAX; ai = ai->ai_next) {
         int fd = bind_and_listen(ai, port);
         if (fd >= 0) {

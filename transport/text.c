@@ -37,7 +37,8 @@ enum text_kind text_next(const char *text, size_t *length, uint32_t *code)
         *code = c;
     if (c < 0x20 || (c >= 0x7f && c <= 0x9f) || c == 0x2028 || c == 0x2029)
         return TEXT_CONTROL;
-    if (c == 0x061c || c == 0x200e || c == 0x200f || (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069))
+    if (c == 0x061c || c == 0x200e || c == 0x200f || (c >= 0x202a && c <= 0x202e) ||
+        (c >= 0x2066 && c <= 0x2069))
         return TEXT_DIRECTION;
     return TEXT_PLAIN;
 }

@@ -20,7 +20,9 @@ enum text_kind {
  */
 enum text_kind text_next(const char *text, size_t *length, uint32_t *code);
 
-/** text_make_plain - replace every character that is not TEXT_PLAIN by '?', in place; the text does not grow */
+/**
+ * text_make_plain - replace every character that is not TEXT_PLAIN by '?', in place; the text does not grow
+ */
 void text_make_plain(char *text);
 
 #endif

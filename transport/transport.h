@@ -28,9 +28,9 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define TRANSPORT_PEER_MAX 128
+#define TRANSPORT_PEER_MAX    128
 #define TRANSPORT_ADDRESS_MAX 72
-#define TRANSPORT_IOV_MAX  64
+#define TRANSPORT_IOV_MAX     64
 
 struct transport;
 struct transport_listener;
@@ -210,7 +210,10 @@ int transport_upgrade(struct transport *t, const struct transport_ops *ops, void
 int transport_send(struct transport *t, const struct iovec *iov, int n);
 int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int pipe, size_t len);
 
-/** transport_zerocopy - whether transport_send_zerocopy() and transport_reap() can be used; 0 or a negative errno */
+/**
+ * transport_zerocopy - whether transport_send_zerocopy() and transport_reap() can be used; 0 or a negative
+ * errno
+ */
 int transport_zerocopy(struct transport *t);
 int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                             struct transport_handed *handed);
@@ -220,7 +223,8 @@ ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
 
 /**
  * transport_send_now - send all of it without ever blocking, for what a new connection always has room for
- * Return: 0; -EAGAIN: there was no room for the rest, and the connection cannot be used; another negative errno.
+ * Return: 0; -EAGAIN: there was no room for the rest, and the connection cannot be used; another negative
+ * errno.
  */
 int transport_send_now(struct transport *t, const void *buf, size_t len);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);

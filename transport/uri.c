@@ -153,8 +153,8 @@ int uri_parse(const char *text, struct uri *out, struct error *err)
             return error_set(err, CAUSE_SYNTAX, "a URI has no white space or control characters");
     }
     if (scheme < 0)
-        return error_set(err, CAUSE_SYNTAX, "'%s' is not a URI: expected tcp:HOST:PORT, unix:PATH or rdma:HOST:PORT",
-                         text);
+        return error_set(err, CAUSE_SYNTAX,
+                         "'%s' is not a URI: expected tcp:HOST:PORT, unix:PATH or rdma:HOST:PORT", text);
     uri.scheme = uri.inner = (enum uri_scheme)scheme;
     strcpy(uri.text, text);
     text += strlen(scheme_names[scheme]);

@@ -26,12 +26,12 @@ struct uri_faults {
 
 struct uri {
     enum uri_scheme scheme;
-    char text[URI_MAX];        /* as it was given; a faulty URI shares this struct with its inner one */
-    char host[256];            /* tcp, rdma; empty: any */
-    char port[16];             /* tcp, rdma: a number or a service name */
-    char path[108];            /* unix */
-    struct uri_faults faults;  /* faulty */
-    enum uri_scheme inner;     /* faulty: the scheme below; host, port and path are its own */
+    char text[URI_MAX];       /* as it was given; a faulty URI shares this struct with its inner one */
+    char host[256];           /* tcp, rdma; empty: any */
+    char port[16];            /* tcp, rdma: a number or a service name */
+    char path[108];           /* unix */
+    struct uri_faults faults; /* faulty */
+    enum uri_scheme inner;    /* faulty: the scheme below; host, port and path are its own */
 };
 
 /**

@@ -30,8 +30,8 @@ int arrival_init(struct arrival *a, unsigned channels, struct catalog *catalog, 
  * Barriers
  */
 
-static struct barrier *make_barrier(struct arrival *a, enum wire_message_type type, uint64_t id, const uint64_t *counts,
-                                    struct error *err)
+static struct barrier *make_barrier(struct arrival *a, enum wire_message_type type, uint64_t id,
+                                    const uint64_t *counts, struct error *err)
 {
     size_t size = barrier_size(a->channels);
     bool extra = a->barrier_count >= BARRIERS_FREE;
@@ -108,8 +108,8 @@ int arrival_end(struct arrival *a, struct file *file, const uint64_t *counts, st
 int arrival_change(struct arrival *a, struct change *change, const uint64_t *counts, struct error *err)
 {
     struct barrier *barrier =
-        change ? make_barrier(a, change->type == CHANGE_REMOVE ? WIRE_FILE_REMOVE : WIRE_FILE_RENAME, change->id, counts,
-                              err)
+        change ? make_barrier(a, change->type == CHANGE_REMOVE ? WIRE_FILE_REMOVE : WIRE_FILE_RENAME,
+                              change->id, counts, err)
                : NULL;
 
     if (!barrier)
@@ -150,7 +150,10 @@ int arrival_manifest(struct arrival *a, uint64_t id, const uint64_t *counts, str
     return add_barrier(a, barrier, err);
 }
 
-/* Whether what has been applied is exactly what the manifest is about. More means that the source has gone on. */
+/*
+ * Whether what has been applied is exactly what the manifest is about. More means that the source has gone
+ * on.
+ */
 static bool is_exactly_applied(const struct arrival *a)
 {
     for (unsigned c = 0; c < a->channels; c++) {
@@ -172,17 +175,20 @@ static int check_entry(const struct arrival *a, const struct manifest_entry *ent
     char name[WIRE_NAME_MAX + 1];
 
     if (!catalog_has(a->catalog, entry->file))
-        return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not", entry->file);
+        return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not",
+                         entry->file);
     struct file_totals have = file_totals(file);
     uint64_t size = file_received_size(file);
     if (size != entry->size)
-        return error_set(err, CAUSE_MISMATCH, "'%.64s' has %llu bytes at the source and %llu at the destination",
+        return error_set(err, CAUSE_MISMATCH,
+                         "'%.64s' has %llu bytes at the source and %llu at the destination",
                          file_name(file, name), (unsigned long long)entry->size, (unsigned long long)size);
     if (have.packets != entry->packets || have.bytes != entry->bytes || have.digest != entry->digest)
-        return error_set(err, CAUSE_MISMATCH,
-                         "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
-                         file_name(file, name), (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
-                         (unsigned long long)have.bytes, (unsigned long long)have.packets);
+        return error_set(
+            err, CAUSE_MISMATCH,
+            "'%.64s': the source sent %llu bytes in %llu packets, the destination has %llu bytes in %llu",
+            file_name(file, name), (unsigned long long)entry->bytes, (unsigned long long)entry->packets,
+            (unsigned long long)have.bytes, (unsigned long long)have.packets);
     return 0;
 }
 

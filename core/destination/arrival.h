@@ -83,8 +83,8 @@ struct arrival {
     struct budget *budget; /* to which barriers are charged beyond those that are free */
     unsigned channels;
     struct barrier_set barriers;
-    unsigned syncs;         /* of the barriers */
-    unsigned barrier_count; /* of all that there are */
+    unsigned syncs;           /* of the barriers */
+    unsigned barrier_count;   /* of all that there are */
     struct manifest manifest; /* one at a time: a newer one takes its place */
 };
 
@@ -129,7 +129,9 @@ int arrival_manifest(struct arrival *a, uint64_t id, const uint64_t *counts, str
 /** arrival_forget_manifest - the source has gone on since it sent it */
 void arrival_forget_manifest(struct arrival *a);
 
-/** arrival_is_complete - whether manifest @id has been found true, and nothing has come since; 0: no manifest */
+/**
+ * arrival_is_complete - whether manifest @id has been found true, and nothing has come since; 0: no manifest
+ */
 bool arrival_is_complete(const struct arrival *a, uint64_t id);
 
 /**

@@ -28,9 +28,10 @@ struct barrier {
     struct change *change;
 
     uint64_t number; /* in the order in which they were added */
-    unsigned heap;   /* that it stands in: the channel that it waits for; the number of channels: none any more */
+    /* that it stands in: the channel that it waits for; the number of channels: none any more */
+    unsigned heap;
     struct barrier *child, *next, *previous; /* in the heap; @previous of a first child is its parent */
-    uint64_t counts[]; /* one for each channel */
+    uint64_t counts[];                       /* one for each channel */
 };
 
 struct barrier_set {

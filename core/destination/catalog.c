@@ -130,7 +130,8 @@ struct change *catalog_rename(struct catalog *catalog, uint64_t id, uint32_t num
         return NULL;
     uint32_t taken = catalog_find(catalog, name);
     if (taken != replaced || taken == number) {
-        error_set(err, CAUSE_PROTOCOL, "'%.64s' becomes the name of file %u, but is that of file %u", name, number, taken);
+        error_set(err, CAUSE_PROTOCOL, "'%.64s' becomes the name of file %u, but is that of file %u", name,
+                  number, taken);
         return NULL;
     }
     char *copy = strdup(name);

@@ -28,8 +28,8 @@ enum change_type { CHANGE_CREATE, CHANGE_REMOVE, CHANGE_RENAME };
 struct change {
     struct change *next;
     enum change_type type;
-    uint64_t id;       /* of the message that asked for it */
-    struct file *file; /* the catalog has it */
+    uint64_t id;               /* of the message that asked for it */
+    struct file *file;         /* the catalog has it */
     uint32_t number, replaced; /* RENAME: @replaced is removed in the same step; 0: nothing is */
     bool ripe;
     char name[]; /* RENAME: the new one */
@@ -55,7 +55,9 @@ static inline struct file *catalog_file(const struct catalog *catalog, uint32_t 
     return number < catalog->size ? atomic_load(&catalog->files[number]) : NULL;
 }
 
-/** catalog_has - whether the source has a file of a number now: that it is removed may still have to be seen */
+/**
+ * catalog_has - whether the source has a file of a number now: that it is removed may still have to be seen
+ */
 bool catalog_has(const struct catalog *catalog, uint32_t number);
 
 /** catalog_find - the number of the file that the source calls by a name; 0: there is none */
@@ -88,7 +90,10 @@ struct change *catalog_rename(struct catalog *catalog, uint64_t id, uint32_t num
 /** catalog_is_coming - whether a change that is still to be made gives a file this name */
 bool catalog_is_coming(const struct catalog *catalog, const char *name);
 
-/** catalog_take - the next change that can be made, which is the caller's to make and free; NULL: there is none */
+/**
+ * catalog_take - the next change that can be made, which is the caller's to make and free; NULL: there is
+ * none
+ */
 struct change *catalog_take(struct catalog *catalog);
 
 /**

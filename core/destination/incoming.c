@@ -16,11 +16,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SUSPECT_MS     1000 /* how long a broken data channel waits for the main channel to say why */
-#define LINGER_MS      2000
-#define SESSION_DESCRIPTORS 2  /* a connection and an eventfd */
-#define TIMEOUT_MAX    (3600u * 1000) /* as long as the setting can be, whatever the source says */
-#define PATIENCE       2 /* times the longer timeout: the source, which knows more, gives up before this side does */
+#define SUSPECT_MS          1000 /* how long a broken data channel waits for the main channel to say why */
+#define LINGER_MS           2000
+#define SESSION_DESCRIPTORS 2              /* a connection and an eventfd */
+#define TIMEOUT_MAX         (3600u * 1000) /* as long as the setting can be, whatever the source says */
+/* times the longer timeout: the source, which knows more, gives up before this side does */
+#define PATIENCE 2
 
 /* A question about the contents of a file. */
 struct question {
@@ -31,31 +32,32 @@ struct question {
 };
 
 struct incoming {
-    struct migration *m; /* whose it is; mig-in's: it changes when an expected migration takes over, before there are receivers */
+    /* whose it is; mig-in's: it changes when an expected migration takes over, before there are receivers */
+    struct migration *m;
     const struct incoming_owner_operations *owner_operations;
-    void *owner;         /* who has made it; constant, like its operations */
+    void *owner;                /* who has made it; constant, like its operations */
     struct reception reception; /* constant once there are receivers */
-    struct account *account; /* whose limits it counts against; constant */
+    struct account *account;    /* whose limits it counts against; constant */
     struct session session;
     unsigned channel_count;
-    struct receiver *receivers; /* NULL when it is over; freed with migration.lock held */
-    struct arrival arrival;      /* mig-in's */
-    struct catalog catalog;      /* mig-in's; receivers look up files */
-    struct file *unburied;       /* removed, and a receiver has them; mig-in's */
-    bool peer_aborted;             /* mig-in's */
+    struct receiver *receivers;         /* NULL when it is over; freed with migration.lock held */
+    struct arrival arrival;             /* mig-in's */
+    struct catalog catalog;             /* mig-in's; receivers look up files */
+    struct file *unburied;              /* removed, and a receiver has them; mig-in's */
+    bool peer_aborted;                  /* mig-in's */
     bool holds_channels, holds_session; /* what they need is charged; mig-in's */
-    uint32_t patience_ms;          /* how long what a barrier waits for may stand still; constant */
-    struct stall_watch watch;      /* mig-in's */
-    pthread_t preparer;            /* thread mig-prepare; mig-in's */
-    bool preparing;                /* it has to be joined; mig-in's */
-    atomic_bool prepare_ends;      /* it is to end */
-    atomic_bool digesting;         /* thread mig-digest answers a question */
-    struct question question;      /* it; written before the thread is made */
+    uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
+    struct stall_watch watch;           /* mig-in's */
+    pthread_t preparer;                 /* thread mig-prepare; mig-in's */
+    bool preparing;                     /* it has to be joined; mig-in's */
+    atomic_bool prepare_ends;           /* it is to end */
+    atomic_bool digesting;              /* thread mig-digest answers a question */
+    struct question question;           /* it; written before the thread is made */
 
     /* Guarded by migration.lock: */
     bool has_session;
     uint64_t barrier_ns; /* when the receivers are gone: the sum of theirs */
-    unsigned attached; /* receivers that have a connection */
+    unsigned attached;   /* receivers that have a connection */
     struct error suspect;
     int64_t suspect_until;
 };
@@ -73,7 +75,10 @@ static void channel_failed(void *arg, unsigned channel, const struct error *reas
     if (!error_is_set(&in->suspect)) {
         in->suspect = *reason;
         error_prefix(&in->suspect, "channel %u", channel);
-        /* What the connection says may be explained on the main channel; what the data says needs no explanation. */
+        /*
+         * What the connection says may be explained on the main channel; what the data says needs no
+         * explanation.
+         */
         in->suspect_until = clock_ms() + (reason->cause == CAUSE_RESET ? SUSPECT_MS : 0);
     }
     pthread_mutex_unlock(&m->lock);
@@ -146,12 +151,13 @@ static int take_share(struct incoming *in, struct error *err)
 
     if (budget_take(&account->channels, n, err, "%u channels are too many", n) < 0)
         return -EIO;
-    if (budget_take(&account->descriptors, n + SESSION_DESCRIPTORS, err, "%u connections are too many", n + 1) < 0) {
+    if (budget_take(&account->descriptors, n + SESSION_DESCRIPTORS, err, "%u connections are too many",
+                    n + 1) < 0) {
         budget_release(&account->channels, n);
         return -EIO;
     }
-    if (budget_take(&account->memory, incoming_memory(n), err,
-                    "the buffers of %u channels do not fit", n) < 0) {
+    if (budget_take(&account->memory, incoming_memory(n), err, "the buffers of %u channels do not fit", n) <
+        0) {
         budget_release(&account->channels, n);
         budget_release(&account->descriptors, n + SESSION_DESCRIPTORS);
         return -EIO;
@@ -161,7 +167,8 @@ static int take_share(struct incoming *in, struct error *err)
 }
 
 struct incoming *incoming_new(struct migration *m, struct account *account,
-                              const struct incoming_owner_operations *operations, void *owner, struct error *err)
+                              const struct incoming_owner_operations *operations, void *owner,
+                              struct error *err)
 {
     struct incoming *in = calloc(1, sizeof(*in));
     unsigned n = m->settings.channels;
@@ -267,7 +274,10 @@ static void bury(struct incoming *in)
     }
 }
 
-/* Shows a file, where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
+/*
+ * Shows a file, where the source has it, if nothing that was expected is there. The caller holds
+ * migration.lock.
+ */
 static void list(struct migration *m, struct file *file)
 {
     uint32_t slot = migration_file(m, file->id) ? migration_free_slot(m) : file->id;
@@ -372,7 +382,8 @@ static const struct arrival_operations arrival_operations = {
 };
 
 /* A barrier on the wire: a count for each channel. */
-static void read_counts(const struct incoming *in, struct wire_reader *body, uint64_t counts[WIRE_CHANNELS_MAX])
+static void read_counts(const struct incoming *in, struct wire_reader *body,
+                        uint64_t counts[WIRE_CHANNELS_MAX])
 {
     for (unsigned c = 0; c < in->channel_count; c++)
         counts[c] = wire_read_u64(body);
@@ -401,7 +412,8 @@ static int look(struct migration *m, struct error *err)
         }
     }
     for (unsigned c = 0; c < in->channel_count; c++) {
-        uint64_t received = counter_get(&in->receivers[c].wire_bytes), applied = receiver_applied(&in->receivers[c]);
+        uint64_t received = counter_get(&in->receivers[c].wire_bytes),
+                 applied = receiver_applied(&in->receivers[c]);
         wire_write_u64(&body, received);
         wire_write_u64(&body, applied);
         all.mark += received + applied;
@@ -409,7 +421,8 @@ static int look(struct migration *m, struct error *err)
     session_send(&in->session, WIRE_PROGRESS, 0, buf, wire_written(&body));
     if (stall_look(&in->watch, clock_ms(), &all, 1) < 0)
         return 0;
-    return error_set(err, CAUSE_TIMEOUT, "channel %u has stalled: a barrier waits for it, and nothing has come for %u ms",
+    return error_set(err, CAUSE_TIMEOUT,
+                     "channel %u has stalled: a barrier waits for it, and nothing has come for %u ms",
                      awaited, in->patience_ms);
 }
 
@@ -469,7 +482,8 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     const struct file_budgets budgets = {.memory = &in->account->memory, .windows = &m->host->windows};
 
     if (id > limits->max_devices)
-        return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name, limits->max_devices);
+        return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name,
+                         limits->max_devices);
     if (id != WIRE_RAM && name_check_device(name, err) < 0)
         return -EIO;
     if (catalog_find(&in->catalog, name))
@@ -492,8 +506,9 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
         file_receive_account(file, in->account, err) < 0 ||
-        file_receive_begin(file, size, reception_limit(&m->in->reception, file), id == WIRE_RAM ? &limits->ram : NULL,
-                           id == WIRE_RAM ? m->name : name, &budgets, err) < 0 ||
+        file_receive_begin(file, size, reception_limit(&m->in->reception, file),
+                           id == WIRE_RAM ? &limits->ram : NULL, id == WIRE_RAM ? m->name : name, &budgets,
+                           err) < 0 ||
         migration_settle_file(m, file, err) < 0) {
         /* One that was made here stays in its directory; what it was given does not. */
         if (file)
@@ -544,11 +559,13 @@ static int on_file_create(struct migration *m, struct wire_reader *body, struct 
     return 0;
 }
 
-static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body,
+                     struct error *err)
 {
     struct incoming *in = m->in;
     uint32_t id = wire_read_u32(body);
-    struct file *file = id != WIRE_RAM && catalog_has(&in->catalog, id) ? catalog_file(&in->catalog, id) : NULL;
+    struct file *file =
+        id != WIRE_RAM && catalog_has(&in->catalog, id) ? catalog_file(&in->catalog, id) : NULL;
     uint64_t counts[WIRE_CHANNELS_MAX];
 
     if (message->type == WIRE_FILE_END)
@@ -562,7 +579,8 @@ static int on_stream(struct migration *m, const struct message *message, struct 
     return 0;
 }
 
-static int on_change(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+static int on_change(struct migration *m, const struct message *message, struct wire_reader *body,
+                     struct error *err)
 {
     struct incoming *in = m->in;
     uint32_t number = wire_read_u32(body), replaced = 0;
@@ -584,7 +602,8 @@ static int on_change(struct migration *m, const struct message *message, struct 
     return change ? arrival_change(&in->arrival, change, counts, err) : -EIO;
 }
 
-static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body,
+                   struct error *err)
 {
     uint64_t counts[WIRE_CHANNELS_MAX];
 
@@ -630,8 +649,9 @@ static int on_complete(struct migration *m, const struct message *message, struc
     uint32_t count = wire_read_u32(body);
     if (body->bad || !message->id || count > in->catalog.count ||
         body->left != (size_t)count * WIRE_MANIFEST_ENTRY_SIZE)
-        return error_set(err, CAUSE_MISMATCH, "a manifest that does not fit: of %u files, where the destination has %u",
-                         count, in->catalog.count);
+        return error_set(err, CAUSE_MISMATCH,
+                         "a manifest that does not fit: of %u files, where the destination has %u", count,
+                         in->catalog.count);
     struct manifest_entry *entries = read_entries(body, count, err);
     return entries ? arrival_manifest(&in->arrival, message->id, counts, entries, count, err) : -EIO;
 }
@@ -642,7 +662,10 @@ static uint32_t digests_of(const struct question *question)
     return question->type == WIRE_VERIFY ? question->count : 1;
 }
 
-/* Answers the question that is open. @body: where the answer is written; the digests are in it, behind the cause. */
+/*
+ * Answers the question that is open. @body: where the answer is written; the digests are in it, behind the
+ * cause.
+ */
 static void answer(struct migration *m, enum cause cause, uint8_t *body)
 {
     struct incoming *in = m->in;
@@ -684,7 +707,8 @@ static void *mig_digest(void *arg)
     return NULL;
 }
 
-static int on_question(struct migration *m, const struct message *message, struct wire_reader *body, struct error *err)
+static int on_question(struct migration *m, const struct message *message, struct wire_reader *body,
+                       struct error *err)
 {
     struct incoming *in = m->in;
     struct question question = {.type = message->type, .id = message->id};
@@ -721,7 +745,10 @@ static void end_streams(struct migration *m, bool broken)
     }
 }
 
-/* Ends all that touches the memory: nothing more is applied. No more connections are attached once they are all there, or the state is final. */
+/*
+ * Ends all that touches the memory: nothing more is applied. No more connections are attached once they are
+ * all there, or the state is final.
+ */
 static void end_receivers(struct migration *m)
 {
     struct incoming *in = m->in;
@@ -750,10 +777,14 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     end_receivers(m);
     if (!arrival_is_complete(&in->arrival, id))
         return error_set(err, CAUSE_PROTOCOL, "a commit of what was not prepared");
-    /* It may have been a while since it was prepared, and what has got shorter must not be made longer again. */
+    /*
+     * It may have been a while since it was prepared, and what has got shorter must not be made longer again.
+     */
     if (check_storage(in, err) < 0)
         return -EIO;
-    /* Before anybody sees that it has completed: after that no other daemon takes the image for a leftover. */
+    /*
+     * Before anybody sees that it has completed: after that no other daemon takes the image for a leftover.
+     */
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         struct file *file = catalog_file(&in->catalog, i);
         if (file && file_receive_finish(file, err) < 0)
@@ -762,7 +793,10 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     pthread_mutex_lock(&m->lock);
     bool completes = state_may_become(m->state, STATE_COMPLETED);
     if (completes) {
-        /* First: as soon as it is seen to have completed it can be removed, and then the record answers for it. */
+        /*
+         * First: as soon as it is seen to have completed it can be removed, and then the record answers for
+         * it.
+         */
         host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
         migration_move(m, STATE_COMPLETED, NULL);
     }
@@ -829,7 +863,8 @@ static int activate(struct incoming *in, struct error *err)
     return 0;
 }
 
-static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
+static int handle_message(void *arg, const struct message *message, struct wire_reader *body,
+                          struct error *err)
 {
     struct incoming *in = arg;
 
@@ -891,7 +926,8 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
     if (ret == 0 && in->m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
         ret = look(in->m, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
-        ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
+        ret =
+            error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
     if (ret == 0 && suspected && clock_ms() >= deadline)
         ret = -EIO;
     if (ret < 0 && suspected && !in->peer_aborted)
@@ -987,7 +1023,8 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     if (session_init(&in->session, transport, (int)m->settings.timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    uint32_t longer = m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
+    uint32_t longer =
+        m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
     in->patience_ms = PATIENCE * (longer < TIMEOUT_MAX ? longer : TIMEOUT_MAX);
     stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
     in->session.budget = &in->account->memory;
@@ -1010,15 +1047,17 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
     SCOPED_LOCK(&m->lock);
     struct incoming *in = m->in;
     if (m->state != STATE_SETUP)
-        return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel, state_names[m->state]);
+        return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel,
+                         state_names[m->state]);
     if (channels != in->channel_count)
-        return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels, in->channel_count);
+        return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels,
+                         in->channel_count);
     if (in->receivers[channel].transport)
         return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
     transport_set_timeout(transport, (int)m->settings.timeout_ms);
     /*
-     * Under the lock, so that mig-in neither closes the connection meanwhile nor misses that it is there when the
-     * source's next message comes. It never blocks.
+     * Under the lock, so that mig-in neither closes the connection meanwhile nor misses that it is there when
+     * the source's next message comes. It never blocks.
      */
     wire_hello_reply_encode(reply, &wire);
     if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
@@ -1205,7 +1244,8 @@ static int refuse_command(struct migration *m, const struct interrupt *interrupt
     return refuse(err);
 }
 
-static int refuse_barrier(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+static int refuse_barrier(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                          struct error *err)
 {
     (void)m;
     (void)file;
@@ -1224,8 +1264,8 @@ static int refuse_discard(struct migration *m, struct file *file, uint64_t offse
     return refuse(err);
 }
 
-static int refuse_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
-                           struct error *err)
+static int refuse_truncate(struct migration *m, struct file *file, uint64_t size,
+                           const struct interrupt *interrupt, struct error *err)
 {
     (void)m;
     (void)file;
@@ -1234,8 +1274,8 @@ static int refuse_truncate(struct migration *m, struct file *file, uint64_t size
     return refuse(err);
 }
 
-static int refuse_create(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
-                         struct file **out, struct error *err)
+static int refuse_create(struct migration *m, const char *name, bool exclusive,
+                         const struct interrupt *interrupt, struct file **out, struct error *err)
 {
     (void)m;
     (void)name;
@@ -1245,7 +1285,8 @@ static int refuse_create(struct migration *m, const char *name, bool exclusive, 
     return refuse(err);
 }
 
-static int refuse_remove(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err)
+static int refuse_remove(struct migration *m, const char *name, const struct interrupt *interrupt,
+                         struct error *err)
 {
     (void)m;
     (void)name;
@@ -1293,7 +1334,8 @@ static uint64_t no_dirty_size(struct migration *m)
     return 0;
 }
 
-static int refuse_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)
+static int refuse_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
+                        struct error *err)
 {
     (void)m;
     (void)bitmap;

@@ -29,7 +29,8 @@
 struct incoming_owner_operations {
     /*
      * All channels are there: make the migration active, and let users see it.
-     * @shown: it, or the expected one of its name that has taken its place and all that belongs to it; with a reference
+     * @shown: it, or the expected one of its name that has taken its place and all that belongs to it; with a
+     * reference
      */
     int (*arrive)(void *owner, struct migration *m, struct migration **shown, struct error *err);
     /* It has failed before users saw it: forget it. */
@@ -43,7 +44,8 @@ struct incoming_owner_operations {
  * Return: NULL: CAUSE_QUOTA or CAUSE_NO_MEMORY.
  */
 struct incoming *incoming_new(struct migration *m, struct account *account,
-                              const struct incoming_owner_operations *operations, void *owner, struct error *err);
+                              const struct incoming_owner_operations *operations, void *owner,
+                              struct error *err);
 /** incoming_memory - bytes that one of so many channels is charged, until it is over, beside its files */
 uint64_t incoming_memory(unsigned channels);
 /** incoming_free - free what incoming_new() made; NULL is fine */
@@ -65,7 +67,8 @@ void incoming_limit_ram(struct migration *m, uint64_t size);
 uint64_t incoming_max_ram(const struct migration *m);
 
 /**
- * incoming_hand_over - an expected migration takes what belongs to an arriving one, in whose thread mig-in this is
+ * incoming_hand_over - an expected migration takes what belongs to an arriving one, in whose thread mig-in
+ * this is
  *
  * The caller holds the locks of both.
  */
@@ -79,11 +82,14 @@ void incoming_hand_over(struct migration *from, struct migration *to);
 int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,
                     const struct hello_reply *reply, struct error *err);
 
-/** incoming_outcome - what became of it; a migration that still runs is ended, so that the answer stays true */
+/**
+ * incoming_outcome - what became of it; a migration that still runs is ended, so that the answer stays true
+ */
 enum wire_outcome incoming_outcome(struct migration *m);
 
 /**
- * incoming_release - the user has removed it: remove its backing file, and let others have its share of the budget
+ * incoming_release - the user has removed it: remove its backing file, and let others have its share of the
+ * budget
  *
  * Threads, and users who have a file open, may hold the memory a little longer; what a user keeps
  * open after rmdir is the user's own.
@@ -102,7 +108,10 @@ uint64_t incoming_wire_bytes(struct migration *m, unsigned index);
 uint64_t incoming_barrier_ns(struct migration *m);
 unsigned incoming_channels(struct migration *m);
 
-/** incoming_operations - the destination's role; m->in is there, but in a migration that another one has taken over */
+/**
+ * incoming_operations - the destination's role; m->in is there, but in a migration that another one has taken
+ * over
+ */
 extern const struct role_operations incoming_operations;
 
 #endif

@@ -37,7 +37,8 @@ struct listener {
     unsigned n;
     struct transport_listener *listeners[LISTENER_URIS_MAX];
     int stop_fd;
-    int spare_fd;  /* given up to accept one connection when there are no descriptors left; -1: it is in use */
+    /* given up to accept one connection when there are no descriptors left; -1: it is in use */
+    int spare_fd;
     bool starving; /* the last connection could not be accepted, and the log has it */
     bool running;
     pthread_t thread;
@@ -116,7 +117,8 @@ static int accept_data(struct listener *l, struct pending *p, const struct hello
     struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
 
     if (!m)
-        return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting", hello->name);
+        return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting",
+                         hello->name);
     int ret = incoming_attach(m, hello->channel, hello->channels, p->transport, &reply, err);
     if (ret == 0)
         p->transport = NULL;
@@ -202,7 +204,10 @@ static void drop_pending(struct listener *l, unsigned i)
         take_spare(l);
 }
 
-/* Makes room for one more of a peer: it does not take that of others, and the peer with the most gives some up first. */
+/*
+ * Makes room for one more of a peer: it does not take that of others, and the peer with the most gives some
+ * up first.
+ */
 static void make_room(struct listener *l, const struct account *account)
 {
     unsigned oldest = 0;
@@ -219,7 +224,8 @@ static void make_room(struct listener *l, const struct account *account)
         oldest++;
     struct pending *p = &l->pending[oldest];
     if (!p->account->flooding)
-        log_error("%s: dropped: too many connections of %s that say nothing", p->transport->peer, account->address);
+        log_error("%s: dropped: too many connections of %s that say nothing", p->transport->peer,
+                  account->address);
     p->account->flooding = true;
     drop_pending(l, oldest);
 }
@@ -344,7 +350,8 @@ static void *mig_listen(void *arg)
         if (now < accept_after)
             until = accept_after;
         for (unsigned i = 0; i < pending; i++) {
-            fds[1 + l->n + i] = (struct pollfd){.fd = transport_pollfd(l->pending[i].transport), .events = POLLIN};
+            fds[1 + l->n + i] =
+                (struct pollfd){.fd = transport_pollfd(l->pending[i].transport), .events = POLLIN};
             if (l->pending[i].deadline < until)
                 until = l->pending[i].deadline;
         }
@@ -361,7 +368,8 @@ static void *mig_listen(void *arg)
     }
 }
 
-int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out, struct error *err)
+int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out,
+                 struct error *err)
 {
     struct listener *l = calloc(1, sizeof(*l));
 

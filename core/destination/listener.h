@@ -21,7 +21,8 @@ struct listener;
  * listener_new - bind and listen; no thread yet, so that the process may still fork
  * @uris: @n of them, at most LISTENER_URIS_MAX; 0 is fine
  */
-int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out, struct error *err);
+int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out,
+                 struct error *err);
 
 /** listener_start - make the thread */
 int listener_start(struct listener *l, struct error *err);

@@ -81,7 +81,7 @@ struct connection {
     void *failed_arg;
 
     struct session main;
-    struct gate gate; /* apart from what is constant: all who write change it */
+    struct gate gate;         /* apart from what is constant: all who write change it */
     _Atomic uint64_t last_id; /* of a message that has an answer */
 
     /* The reader's: */

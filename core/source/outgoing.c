@@ -38,7 +38,8 @@ static void init_parts(void *role)
 static int step(void *role, struct connection *conn, int64_t deadline_ms, struct error *err);
 static void *mig_out(void *arg);
 
-static const struct start_operations start_operations = {.forget = init_parts, .step = step, .thread = mig_out};
+static const struct start_operations start_operations = {
+    .forget = init_parts, .step = step, .thread = mig_out};
 
 struct outgoing *outgoing_new(struct migration *m)
 {
@@ -88,8 +89,8 @@ int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, ui
     return writes_discard(&m->out->source, file, offset, len, interrupt, err);
 }
 
-int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
-                      struct error *err)
+int outgoing_truncate(struct migration *m, struct file *file, uint64_t size,
+                      const struct interrupt *interrupt, struct error *err)
 {
     int ret = writes_truncate(&m->out->source, file, size, interrupt, err);
 
@@ -105,12 +106,14 @@ int outgoing_start(struct migration *m, const struct interrupt *interrupt, struc
     return start_run(&m->out->start, interrupt, err);
 }
 
-int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                   struct error *err)
 {
     return barriers_flush(&m->out->barriers, file, interrupt, err);
 }
 
-int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err)
+int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                  struct error *err)
 {
     return barriers_sync(&m->out->barriers, file, interrupt, err);
 }
@@ -136,13 +139,14 @@ static bool is_committing(const struct migration *m)
     return handover_is_committing(&m->out->handover);
 }
 
-int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
-                           struct file **out, struct error *err)
+int outgoing_create_device(struct migration *m, const char *name, bool exclusive,
+                           const struct interrupt *interrupt, struct file **out, struct error *err)
 {
     return streams_create(&m->out->streams, name, exclusive, interrupt, out, err);
 }
 
-int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err)
+int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt,
+                           struct error *err)
 {
     return streams_remove(&m->out->streams, name, interrupt, err);
 }
@@ -253,14 +257,15 @@ static int on_changed(struct outgoing *out, struct connection *conn, const struc
 static int (*const handlers[WIRE_MESSAGE_MAX])(struct outgoing *out, struct connection *conn,
                                                const struct message *message, struct wire_reader *body,
                                                struct error *err) = {
-    [WIRE_FILE_REPLY] = on_file_reply,   [WIRE_SYNC_ACK] = on_sync_ack,   [WIRE_PREPARED] = on_prepared,
-    [WIRE_COMMITTED] = on_committed,     [WIRE_ABORT] = on_abort,         [WIRE_DIGEST_REPLY] = on_answer,
-    [WIRE_VERIFY_REPLY] = on_answer,     [WIRE_PROGRESS] = on_progress,   [WIRE_FILE_REMOVE] = on_changed,
+    [WIRE_FILE_REPLY] = on_file_reply, [WIRE_SYNC_ACK] = on_sync_ack, [WIRE_PREPARED] = on_prepared,
+    [WIRE_COMMITTED] = on_committed,   [WIRE_ABORT] = on_abort,       [WIRE_DIGEST_REPLY] = on_answer,
+    [WIRE_VERIFY_REPLY] = on_answer,   [WIRE_PROGRESS] = on_progress, [WIRE_FILE_REMOVE] = on_changed,
     [WIRE_FILE_RENAME] = on_changed,
 };
 
 /* Runs in mig-out, and in the thread of `start` before that exists. */
-static int handle_message(void *arg, const struct message *message, struct wire_reader *body, struct error *err)
+static int handle_message(void *arg, const struct message *message, struct wire_reader *body,
+                          struct error *err)
 {
     struct reader *reader = arg;
     unsigned type = message->type;
@@ -292,8 +297,7 @@ static void lost_connection(struct migration *m, struct connection *conn, const 
 static bool is_answer_due(const struct outgoing *out)
 {
     return streams_is_answer_due(&out->streams) || barriers_is_answer_due(&out->barriers) ||
-           question_is_answer_due(&out->question) ||
-           handover_is_answer_due(&out->handover);
+           question_is_answer_due(&out->question) || handover_is_answer_due(&out->handover);
 }
 
 /*
@@ -461,7 +465,8 @@ uint64_t outgoing_dirty_size(struct migration *m)
     return ram_dirty_size(&m->out->source);
 }
 
-int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err)
+int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
+                        struct error *err)
 {
     if (source_allows(&m->out->source, COMMAND_WRITE, err) < 0)
         return -EIO;
@@ -567,10 +572,10 @@ static void figures(struct migration *m, struct migration_figures *out)
 static int write_file(struct migration *m, const struct file_write *request, struct error *err)
 {
     struct sender_write write;
-    int ret = request->buf ? outgoing_write_begin(m, request->file, request->buf, request->len, request->offset,
-                                                  request->interrupt, &write, err)
-                           : outgoing_splice_begin(m, request->file, request->pipe, request->len, request->offset,
-                                                   request->interrupt, &write, err);
+    int ret = request->buf ? outgoing_write_begin(m, request->file, request->buf, request->len,
+                                                  request->offset, request->interrupt, &write, err)
+                           : outgoing_splice_begin(m, request->file, request->pipe, request->len,
+                                                   request->offset, request->interrupt, &write, err);
 
     if (ret < 0)
         return ret;

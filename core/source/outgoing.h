@@ -97,21 +97,24 @@ void outgoing_reference_text(struct migration *m, char *out, size_t size);
 uint64_t outgoing_dirty_size(struct migration *m);
 
 /** outgoing_mark_dirty - reference_mark(), when the migration is active */
-int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset, struct error *err);
+int outgoing_mark_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
+                        struct error *err);
 
 /** outgoing_discard - punch a hole, ordered with the writes */
 int outgoing_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
                      const struct interrupt *interrupt, struct error *err);
 
 /** outgoing_truncate - set the size; before `start` it declares it */
-int outgoing_truncate(struct migration *m, struct file *file, uint64_t size, const struct interrupt *interrupt,
-                      struct error *err);
+int outgoing_truncate(struct migration *m, struct file *file, uint64_t size,
+                      const struct interrupt *interrupt, struct error *err);
 
 /** outgoing_flush - wait until what was accepted (for @file, or at all when it is NULL) has left */
-int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+int outgoing_flush(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                   struct error *err);
 
 /** outgoing_sync - wait until the destination has applied it */
-int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt,
+                  struct error *err);
 
 /** outgoing_digest - ask the destination for the digest of what it has of a file */
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
@@ -125,14 +128,18 @@ int outgoing_complete(struct migration *m, const struct interrupt *interrupt, st
  * @exclusive: CAUSE_EXISTS when it is
  * @out: has a reference for the caller
  */
-int outgoing_create_device(struct migration *m, const char *name, bool exclusive, const struct interrupt *interrupt,
-                           struct file **out, struct error *err);
+int outgoing_create_device(struct migration *m, const char *name, bool exclusive,
+                           const struct interrupt *interrupt, struct file **out, struct error *err);
 
-/** outgoing_begin_anew - a device was emptied by one who has opened it to write it again: until then its stream does not end */
+/**
+ * outgoing_begin_anew - a device was emptied by one who has opened it to write it again: until then its
+ * stream does not end
+ */
 void outgoing_begin_anew(struct file *file);
 
 /** outgoing_remove_device - remove the device of a name; the destination follows */
-int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt, struct error *err);
+int outgoing_remove_device(struct migration *m, const char *name, const struct interrupt *interrupt,
+                           struct error *err);
 
 /**
  * outgoing_rename_device - give a device another name, in the place of the one that has it
@@ -161,9 +168,15 @@ int outgoing_setting_writable(struct migration *m, const struct interrupt *inter
 uint64_t outgoing_wire_bytes(struct migration *m, int index);
 /** outgoing_verified - bytes of RAM that `complete` has found the same at both ends so far */
 uint64_t outgoing_verified(const struct migration *m);
-/** outgoing_path - which way RAM takes into the sockets: reference, splice, zero-copy or copy; NULL before the start */
+/**
+ * outgoing_path - which way RAM takes into the sockets: reference, splice, zero-copy or copy; NULL before the
+ * start
+ */
 const char *outgoing_path(struct migration *m);
-/** outgoing_zerocopy - what channel @index has sent without a copy, and out of pipes (which is in no other counter) */
+/**
+ * outgoing_zerocopy - what channel @index has sent without a copy, and out of pipes (which is in no other
+ * counter)
+ */
 struct zerocopy_counters outgoing_zerocopy(struct migration *m, unsigned index, uint64_t *spliced);
 /** outgoing_queued - bytes that are accepted and not sent */
 uint64_t outgoing_queued(struct migration *m);

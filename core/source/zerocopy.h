@@ -33,14 +33,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define ZEROCOPY_BOUND_MIN  (32u << 10) /* fits into 64 KiB of lockable memory, once a limit that was common */
-#define ZEROCOPY_BOUND      (4u << 20)  /* at first: tcp_wmem lets a socket have so much */
-#define ZEROCOPY_BOUND_MAX  (64u << 20)
-#define ZEROCOPY_PROBE      (64u << 10) /* what is sent to try */
-#define ZEROCOPY_TRIES      2           /* in vain, at first */
-#define ZEROCOPY_GIVE_UP    16          /* sends in a row, after it had worked, or when it is required */
-#define ZEROCOPY_REST_MS    1000        /* the first one */
-#define ZEROCOPY_REST_MAX   60000
+/* fits into 64 KiB of lockable memory, once a limit that was common */
+#define ZEROCOPY_BOUND_MIN (32u << 10)
+#define ZEROCOPY_BOUND     (4u << 20) /* at first: tcp_wmem lets a socket have so much */
+#define ZEROCOPY_BOUND_MAX (64u << 20)
+#define ZEROCOPY_PROBE     (64u << 10) /* what is sent to try */
+#define ZEROCOPY_TRIES     2           /* in vain, at first */
+#define ZEROCOPY_GIVE_UP   16          /* sends in a row, after it had worked, or when it is required */
+#define ZEROCOPY_REST_MS   1000        /* the first one */
+#define ZEROCOPY_REST_MAX  60000
 
 enum zerocopy_mode { ZEROCOPY_OFF, ZEROCOPY_AUTO, ZEROCOPY_REQUIRE, ZEROCOPY_MODES /* one past the last */ };
 
@@ -50,9 +51,10 @@ enum zerocopy_phase { ZEROCOPY_TRYING, ZEROCOPY_GOING, ZEROCOPY_RESTING };
 
 /* Since the channel was made. What has been sent and is not back is nowhere yet. */
 struct zerocopy_counters {
-    uint64_t sends, bytes;                             /* without a copy */
-    uint64_t copied_sends, copied_bytes;               /* with one, headers and all */
-    uint64_t kernel_copied_sends, kernel_copied_bytes; /* the part of it that the kernel was to send without */
+    uint64_t sends, bytes;               /* without a copy */
+    uint64_t copied_sends, copied_bytes; /* with one, headers and all */
+    /* the part of it that the kernel was to send without */
+    uint64_t kernel_copied_sends, kernel_copied_bytes;
     uint64_t refused; /* sends that there was no lockable memory for */
     uint64_t missed;  /* barriers with something large before them, and none of it without a copy */
 };
