@@ -9,6 +9,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "refusal.h"
 #include "receiver.h"
 #include "stall.h"
 
@@ -1221,129 +1222,6 @@ static bool splices(const struct migration *m, const struct file *file, size_t l
     return false;
 }
 
-/*
- * What is for the source to do. A user can have begun before a peer came.
- */
-
-static int refuse(struct error *err)
-{
-    return error_set(err, CAUSE_READ_ONLY, "the migration is incoming: this is for the source to do");
-}
-
-static int refuse_settings(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    (void)m;
-    (void)interrupt;
-    return error_set(err, CAUSE_STATE, "the settings of an incoming migration are its source's");
-}
-
-static int refuse_command(struct migration *m, const struct interrupt *interrupt, struct error *err)
-{
-    (void)m;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static int refuse_barrier(struct migration *m, struct file *file, const struct interrupt *interrupt,
-                          struct error *err)
-{
-    (void)m;
-    (void)file;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static int refuse_discard(struct migration *m, struct file *file, uint64_t offset, uint64_t len,
-                          const struct interrupt *interrupt, struct error *err)
-{
-    (void)m;
-    (void)file;
-    (void)offset;
-    (void)len;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static int refuse_truncate(struct migration *m, struct file *file, uint64_t size,
-                           const struct interrupt *interrupt, struct error *err)
-{
-    (void)m;
-    (void)file;
-    (void)size;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static int refuse_create(struct migration *m, const char *name, bool exclusive,
-                         const struct interrupt *interrupt, struct file **out, struct error *err)
-{
-    (void)m;
-    (void)name;
-    (void)exclusive;
-    (void)interrupt;
-    (void)out;
-    return refuse(err);
-}
-
-static int refuse_remove(struct migration *m, const char *name, const struct interrupt *interrupt,
-                         struct error *err)
-{
-    (void)m;
-    (void)name;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static int refuse_rename(struct migration *m, const char *from, const char *to, bool exclusive,
-                         const struct interrupt *interrupt, struct error *err)
-{
-    (void)m;
-    (void)from;
-    (void)to;
-    (void)exclusive;
-    (void)interrupt;
-    return refuse(err);
-}
-
-static void ignore_writer(struct migration *m, struct file *file)
-{
-    (void)m;
-    (void)file;
-}
-
-static int refuse_reference(struct migration *m, int fd, const char *text, pid_t writer,
-                            const struct interrupt *interrupt, struct error *err)
-{
-    (void)text;
-    (void)writer;
-    if (fd >= 0)
-        close(fd);
-    return refuse_settings(m, interrupt, err);
-}
-
-static void no_reference_text(struct migration *m, char *out, size_t size)
-{
-    (void)m;
-    (void)size;
-    *out = '\0';
-}
-
-static uint64_t no_dirty_size(struct migration *m)
-{
-    (void)m;
-    return 0;
-}
-
-static int refuse_dirty(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
-                        struct error *err)
-{
-    (void)m;
-    (void)bitmap;
-    (void)len;
-    (void)offset;
-    return refuse(err);
-}
-
 const struct role_operations incoming_operations = {
     .free = free_role,
     .ended = ended,
@@ -1354,24 +1232,24 @@ const struct role_operations incoming_operations = {
     .channels = incoming_channels,
     .count = count,
     .figures = figures,
-    .may_change_settings = refuse_settings,
-    .start = refuse_command,
-    .flush = refuse_barrier,
-    .sync = refuse_barrier,
-    .complete = refuse_command,
+    .may_change_settings = refusal_of_settings,
+    .start = refusal_of_command,
+    .flush = refusal_of_barrier,
+    .sync = refusal_of_barrier,
+    .complete = refusal_of_command,
     .digest = digest,
     .write = write_file,
     .splices = splices,
-    .discard = refuse_discard,
-    .truncate = refuse_truncate,
-    .create_device = refuse_create,
-    .remove_device = refuse_remove,
-    .rename_device = refuse_rename,
-    .open_writer = ignore_writer,
-    .close_writer = ignore_writer,
-    .begin_anew = ignore_writer,
-    .set_reference = refuse_reference,
-    .reference_text = no_reference_text,
-    .dirty_size = no_dirty_size,
-    .mark_dirty = refuse_dirty,
+    .discard = refusal_of_discard,
+    .truncate = refusal_of_truncate,
+    .create_device = refusal_of_create,
+    .remove_device = refusal_of_remove,
+    .rename_device = refusal_of_rename,
+    .open_writer = refusal_of_writer,
+    .close_writer = refusal_of_writer,
+    .begin_anew = refusal_of_writer,
+    .set_reference = refusal_of_reference,
+    .reference_text = refusal_of_reference_text,
+    .dirty_size = refusal_of_dirty_size,
+    .mark_dirty = refusal_of_dirty,
 };
