@@ -643,7 +643,7 @@ uint64_t migration_generation(struct migration *m)
 enum cause migration_read_cause(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
-    switch (m->role) {
+    switch (atomic_load_explicit(&m->role, memory_order_relaxed)) {
     case ROLE_OUTGOING:
         return CAUSE_UNSUPPORTED;
     case ROLE_NONE: /* it was removed, or the daemon goes away */
