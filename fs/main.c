@@ -99,6 +99,9 @@ static atomic_flag unmounting = ATOMIC_FLAG_INIT; /* whoever comes first does it
 
 static int own_mount; /* constant, once it is mounted */
 
+/* One that somebody else has unmounted: libfuse frees what it knows of a mount only when it unmounts that. */
+static struct fuse_session *abandoned;
+
 /* After umount -l, somebody else can be mounted there, whom we are not to take away. */
 static bool is_still_there(const char *mountpoint)
 {
@@ -211,6 +214,8 @@ static int run(const struct options *options, struct registry *registry, struct 
     registry_shutdown(registry);
     if (!atomic_flag_test_and_set(&unmounting) && is_still_there(options->mountpoint))
         fuse_session_unmount(se);
+    else
+        abandoned = se;
     return ret;
 }
 
@@ -247,7 +252,7 @@ static int start(struct fuse_args *args, const struct options *options)
     }
     registry_fini(&registry);
     /* Last: until here somebody could be told about a poll. */
-    if (se)
+    if (se != abandoned)
         fuse_session_destroy(se);
     return ret;
 }

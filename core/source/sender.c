@@ -131,7 +131,8 @@ static int place_all(struct sender_write *write, struct plan *plan, const struct
     if (!removed)
         return ret;
     memset(write->need, 0, sizeof(write->need));
-    gate_leave(&conn->gate, bytes->gated ? plan->cost : 0);
+    gate_leave(&conn->gate, bytes->gated ? plan->cost + write->surcharge : 0);
+    write->surcharge = 0;
     return 0;
 }
 
@@ -141,6 +142,7 @@ static int begin(struct sender_write *write, struct connection *conn, struct fil
     write->common = (struct path_write){.conn = conn, .file = file, .checksum = plan->rules.checksum};
     write->channels = 0;
     write->count = 0;
+    write->surcharge = 0;
     write->pieces = write->few;
     memset(write->need, 0, sizeof(write->need));
     for (unsigned i = 0; i < plan->count; i++) {
@@ -158,6 +160,7 @@ static int begin(struct sender_write *write, struct connection *conn, struct fil
 
 static void end(struct sender_write *write)
 {
+    gate_leave(&write->common.conn->gate, write->surcharge);
     if (write->pieces != write->few)
         free(write->pieces);
 }
@@ -169,8 +172,12 @@ int sender_accept(struct sender_write *write, struct connection *conn, struct fi
 
     if (ret < 0)
         return ret;
-    if (bytes->gated)
-        ret = gate_enter(&conn->gate, plan->cost, interrupt);
+    if (bytes->gated) {
+        uint64_t least = plan->uncopied ? conn->gate.limit / SENDER_WRITES_MAX : 0;
+        uint64_t surcharge = least > plan->cost ? least - plan->cost : 0;
+        ret = gate_enter(&conn->gate, plan->cost + surcharge, interrupt);
+        write->surcharge = ret == 0 ? surcharge : 0;
+    }
     if (ret == 0) {
         ret = place_all(write, plan, bytes);
         if (ret < 0 && bytes->gated)

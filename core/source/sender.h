@@ -10,12 +10,19 @@
 
 #include "path.h"
 
+/*
+ * The thread of a write that is not copied as a whole sees it out, and has a worker until then: so a
+ * connection has room for so many of them at most, however small they are.
+ */
+#define SENDER_WRITES_MAX 128
+
 /* A write whose packets have their places, and are not all sent; lives on its owner's stack. */
 struct sender_write {
     struct path_write common;     /* its owner may set eager */
     bool need[WIRE_CHANNELS_MAX]; /* the channels that have something of it */
     unsigned channels;            /* how many they are */
     unsigned count;
+    uint64_t surcharge;        /* what the gate is given back at the end, beside the packets' costs */
     struct path_piece *pieces; /* few, or allocated */
     struct path_piece few[4];
 };

@@ -327,6 +327,32 @@ Test(sender, what_is_written_arrives)
         random_work(rules % 2 ? WIRE_RAM : 5, rules & 1, rules & 2, rules & 4, 4711 + rules);
 }
 
+/* However small they are, so many writes are seen out at once: each has a thread. What is copied has none. */
+Test(sender, the_gate_bounds_writes)
+{
+    static char buf[CHANNEL_COPY_MAX + PAGE];
+    struct interrupt hit = {.hit = true};
+    struct sender_write writes[SENDER_WRITES_MAX], more;
+    struct path_bytes bytes = {.buf = buf, .gated = true};
+
+    begin(5, false);
+    plan_write(&plan, &plain, buf, PAGE, 0);
+    cr_assert(zero(int, sender_accept(&more, &conn, file, &plan, &bytes, NULL)));
+    cr_expect(eq(u64, conn.gate.used, plan.cost), "a copied one costs what it is");
+    sender_finish(&more);
+    plan_write(&plan, &plain, buf, sizeof(buf), 0);
+    for (unsigned i = 0; i < SENDER_WRITES_MAX; i++)
+        cr_assert(zero(int, sender_accept(&writes[i], &conn, file, &plan, &bytes, NULL)), "write %u", i);
+    cr_expect(eq(int, sender_accept(&more, &conn, file, &plan, &bytes, &hit), -EINTR));
+    sender_finish(&writes[0]);
+    cr_assert(zero(int, sender_accept(&more, &conn, file, &plan, &bytes, &hit)));
+    for (unsigned i = 1; i < SENDER_WRITES_MAX; i++)
+        sender_finish(&writes[i]);
+    sender_finish(&more);
+    end();
+    seen = (struct file_totals){0};
+}
+
 /* A write in the order as a whole or not at all: with a channel closed, none of its packets has a place. */
 Test(sender, a_closed_channel)
 {
