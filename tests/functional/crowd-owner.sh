@@ -5,7 +5,8 @@
 . "$(dirname "$0")/functions.sh"
 helper crowd
 crowd=$helper
-many=2100
+many=$(scaled 2100 1200)
+limit=150
 
 pair -o timeout=300
 unmount src
