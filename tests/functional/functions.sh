@@ -568,11 +568,15 @@ forget_all() {
 	shopt -u nullglob
 }
 
+watches_for_signals() { [[ $(readlink /proc/"${daemon[$1]}"/fd/*) = *signalfd* ]]; }
+
 # remember_resources, same_resources: that they have no more descriptors and threads than before
 declare -A before
 remember_resources() {
 	local name
 	for name in src dst; do
+		# The mount is there before the daemon has all that it keeps; this is the last.
+		eventually "$name watches for signals" watches_for_signals "$name"
 		before[$name]="$(count_fds $name) descriptors, $(count_threads $name) threads"
 	done
 }
