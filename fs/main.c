@@ -95,17 +95,21 @@ static void bound_descriptors(struct limits *limits)
     limits->max_peer_descriptors = (uint32_t)((all - reserve) / 4 * 3);
 }
 
-static atomic_flag unmounting = ATOMIC_FLAG_INIT; /* whoever comes first does it */
+static atomic_flag unmounting = ATOMIC_FLAG_INIT;
 
 static int own_mount; /* constant, once it is mounted */
 
 /* One that somebody else has unmounted: libfuse frees what it knows of a mount only when it unmounts that. */
 static struct fuse_session *abandoned;
 
-/* After umount -l, somebody else can be mounted there, whom we are not to take away. */
-static bool is_still_there(const char *mountpoint)
+/*
+ * Whether the caller is to take the mount away: it is the first one, and the mount is still there. After
+ * umount -l, somebody else can be mounted there, whom we are not to take away.
+ */
+static bool may_unmount(const char *mountpoint)
 {
-    return own_mount < 0 || mountpoint_id(mountpoint) == own_mount;
+    return !atomic_flag_test_and_set(&unmounting) &&
+           (own_mount < 0 || mountpoint_id(mountpoint) == own_mount);
 }
 
 /* Whoever asks a second time does not want to wait: the mount is taken away, and nothing else. */
@@ -122,7 +126,7 @@ static void *fuse_hurry(void *arg)
         ;
     log_error("told to end for the second time: ending at once");
     /* Not by libfuse, which closes the descriptor that the workers read. */
-    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(arg))
+    if (may_unmount(arg))
         mountpoint_detach(arg);
     _exit(EXIT_FAILED);
 }
@@ -212,7 +216,7 @@ static int run(const struct options *options, struct registry *registry, struct 
         log_to_journal();
     int ret = serve(options, registry, listener, se);
     registry_shutdown(registry);
-    if (!atomic_flag_test_and_set(&unmounting) && is_still_there(options->mountpoint))
+    if (may_unmount(options->mountpoint))
         fuse_session_unmount(se);
     else
         abandoned = se;

@@ -160,7 +160,8 @@ static int begin(struct sender_write *write, struct connection *conn, struct fil
 
 static void end(struct sender_write *write)
 {
-    gate_leave(&write->common.conn->gate, write->surcharge);
+    if (write->surcharge)
+        gate_leave(&write->common.conn->gate, write->surcharge);
     if (write->pieces != write->few)
         free(write->pieces);
 }

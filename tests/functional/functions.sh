@@ -215,6 +215,19 @@ hugetlbfs() {
 	at_exit "umount -l '$dir/$1' 2>/dev/null"
 }
 
+# storage KIND N: a directory of that name: an ordinary one (directory), a tmpfs, or a hugetlbfs with so many free huge
+# pages; false when it cannot be had
+storage() {
+	mkdir "$1"
+	case $1 in
+	tmpfs)
+		mount -t tmpfs -o size=64m none "$1" || return
+		at_exit "umount -l '$dir/$1' 2>/dev/null"
+		;;
+	hugetlbfs) hugetlbfs "$1" "$2" || return ;;
+	esac
+}
+
 # helper NAME: sets $helper to the program of NAME.c, built if need be
 helper() {
 	local libs=()

@@ -103,14 +103,7 @@ leftovers() {
 }
 
 for store in directory tmpfs hugetlbfs; do
-	mkdir $store
-	case $store in
-	tmpfs)
-		mount -t tmpfs -o size=64m none $store || continue
-		at_exit "umount -l $dir/$store 2>/dev/null"
-		;;
-	hugetlbfs) hugetlbfs $store 8 || continue ;;
-	esac
+	storage $store 8 || continue
 	say "---- in $store"
 	leftovers
 	[ $store = directory ] || umount $store

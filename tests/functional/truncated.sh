@@ -58,14 +58,7 @@ truncations() {
 }
 
 for store in directory tmpfs hugetlbfs; do
-	mkdir $store
-	case $store in
-	tmpfs)
-		mount -t tmpfs -o size=64m none $store || continue
-		at_exit "umount -l $dir/$store 2>/dev/null"
-		;;
-	hugetlbfs) hugetlbfs $store 16 || continue ;;
-	esac
+	storage $store 16 || continue
 	say "in $store"
 	migfs dst -o "listen=$uri,backing=$store"
 	truncations $store
