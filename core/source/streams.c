@@ -49,7 +49,6 @@ static void announce(struct streams *streams, struct connection *conn, struct fi
     wire_write_u32(&body, file->id);
     wire_write_u64(&body, atomic_load(&file->size));
     wire_write_text(&body, file_name(file, name));
-    memset(&streams->announced, 0, sizeof(streams->announced));
     streams->announced.file = file_get(file);
     streams->announced.made = made;
     session_send(&conn->main, WIRE_FILE_CREATE, 0, buf, wire_written(&body));
