@@ -1,25 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One file of a migration: the RAM image, or a device's stream.
+ * One file of a migration, the RAM or a device: what it is called, whose it is, and what has been counted
+ * of it. Its bytes at the destination are an image (image.h); those of a device are a stream, too
+ * (stream.h).
  *
- * A file is cut into stripes, and a stripe has a home: the one channel that
- * carries everything about it, in order. What each channel did for a file is
- * kept per channel, so that the data path shares nothing:
+ * What each channel did for a file is kept per channel, so that the data path shares nothing:
  * at the source file_channel is guarded by the channel's lock, at the
  * destination it belongs to the channel's receiver. Others read the counters,
- * which are therefore atomics, relaxed; whoever needs them exact has passed a
+ * which are therefore atomics, relaxed; a thread that needs them exact has passed a
  * barrier first.
  */
 #ifndef MIGFS_FILE_H
 #define MIGFS_FILE_H
 
 #include "attributes.h"
-#include "budget.h"
-#include "digest.h"
-#include "follower.h"
-#include "interrupt.h"
-#include "memory.h"
-#include "page_map.h"
+#include "counter.h"
+#include "homes.h"
+#include "image.h"
+#include "stream.h"
 #include "wire.h"
 
 #include <pthread.h>
@@ -42,23 +40,9 @@ struct file_channel {
      * receiver.
      */
     _Atomic uint64_t last_sequence;
-    uint64_t truncation;  /* destination: the last truncation applied */
-    _Atomic uint64_t end; /* destination: where the data of this channel ends, as far as it knows */
+    uint64_t truncation; /* destination: the last truncation applied */
 };
 
-/* Adds to a counter that one thread writes and others read. */
-static inline void counter_add(_Atomic uint64_t *counter, uint64_t n)
-{
-    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
-                          memory_order_relaxed);
-}
-
-static inline uint64_t counter_get(const _Atomic uint64_t *counter)
-{
-    return atomic_load_explicit(counter, memory_order_relaxed);
-}
-
-struct account;
 struct barrier;
 
 /* What the channels did for a file, one of them or all. */
@@ -66,19 +50,14 @@ struct file_totals {
     uint64_t packets, accepted, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
 };
 
-/* What a file that arrives is charged to. */
-struct file_budgets {
-    struct budget *memory;  /* its size in bytes */
-    struct budget *windows; /* address space for memory_window() */
-};
-
 struct file {
     atomic_uint refs;
     /*
      * WIRE_RAM, or a device's number. That of a device which is expected changes once, when it is
-     * announced: with the lock held, and before `receiving`. At the source, numbers change at the start.
+     * announced: with the lock held, and before `image` begins. At the source, numbers change at the start.
      */
     uint32_t id;
+    bool is_ram;                  /* constant */
     uint32_t slot;                /* its place in the migration's list; guarded by migration.lock */
     char name[WIRE_NAME_MAX + 1]; /* written with migration.lock and lock held, read with either */
     struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
@@ -90,12 +69,12 @@ struct file {
     uint64_t removal; /* source: the id of the message that removes it; guarded by migration.lock */
 
     /*
-     * Set when the number of channels is known, and given up by file_settle(). Whoever works for a channel
-     * (receiver, or channel.lock) has it; others look with the lock held.
+     * Set when the number of channels is known, and given up by file_settle(). A thread that works for a
+     * channel (receiver, or channel.lock) has it; others look with the lock held.
      */
     struct file_channel *per_channel;
     unsigned channels;
-    unsigned first_channel, home_channels; /* the channels that its stripes go round */
+    struct homes homes; /* set with per_channel, and with the id */
 
     /*
      * Source: the size that a reader of the file would see. Written with the
@@ -114,68 +93,40 @@ struct file {
     bool announced_open; /* source: whether the destination expects more; guarded by migration.lock */
 
     /*
-     * Destination only. A file that was made here for a peer to fill has none of it until it is
-     * announced: `receiving` says that it is there (release), and then stays.
+     * Destination. A file that was made here for a peer to fill has none of it until it is announced: then
+     * the image begins.
      */
-    atomic_bool receiving;
-    struct memory memory;
-    atomic_bool has_memory; /* release; of a device from its first byte on */
+    struct image image;
+    struct stream stream; /* of a device */
     /* RAM: the memory takes owners and modes; guarded by the lock of the migration's attributes */
     bool settled;
-    /*
-     * RAM: the pages that have arrived, and those whose memory holds something.
-     * A zero page that arrives where nothing is held need not be touched.
-     */
-    struct page_map received, held;
-    _Atomic uint64_t prepared;   /* RAM: the memory of everything before it was there once; relaxed, a hint */
-    _Atomic uint64_t intact;     /* no hole has been made before it */
     struct file *next_unburied;  /* removed, and a receiver may still use it; mig-in's */
     struct barrier *end_barrier; /* devices: at which the stream ends; the migration's thread */
-    /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); the home channel's */
-    uint16_t *mapped;
-    /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
-    _Atomic uint64_t work;
-    struct file_budgets budgets;
-    /* whose it is, with a reference, or NULL; its descriptor is charged to it, and */
-    struct account *account;
-    uint64_t overhead;          /* bytes for the struct and what each channel has of it */
-    pthread_mutex_t lock;       /* guards what follows; a leaf lock, but for file_settle() */
-    pthread_cond_t arrived;     /* the frontier moved, the stream ended, or a reader was interrupted */
-    unsigned readers;           /* waiting on arrived */
-    struct follower *followers; /* who wants to read on, and is told */
-    uint64_t followed_from;     /* none of them at an offset before it */
-    unsigned handles;           /* open ones */
-    bool orphaned;              /* it was removed, and no packet comes for it any more */
-    uint64_t charged;           /* bytes of size that the budget has been charged for */
-    bool ended;                 /* the writers have closed it: what is there is all, for now */
-    bool broken;                /* the migration is over and the stream will never end */
-    bool dropped;               /* the memory has been given back: there is nothing to read */
-    unsigned users;             /* who look at the memory and the maps, and are no receivers: file_use() */
-    bool released;              /* the last of them has given all of it back */
-    uint64_t window;            /* bytes of address space that the budget has been charged for */
-    struct file_totals past;    /* what is left of per_channel when it is given up */
-    uint64_t past_size;
-    bool kept;           /* the migration has completed: the backing file is the user's */
-    uint32_t *prefix;    /* devices: how much of each stripe has arrived without a gap from its start */
-    uint64_t stripes;    /* length of prefix */
-    uint64_t frontier;   /* devices: everything before it has arrived */
-    uint64_t truncation; /* the newest one seen on any channel */
+
+    pthread_mutex_t lock;    /* guards what follows; a leaf lock, but for file_settle() */
+    unsigned handles;        /* open ones */
+    bool orphaned;           /* it was removed, and no packet comes for it any more */
+    struct file_totals past; /* what is left of per_channel when it is given up */
 };
 
 /** file_home - the channel that carries the stripe at @offset */
 static inline unsigned file_home(const struct file *file, uint64_t offset)
 {
-    return file->first_channel + (unsigned)((offset / WIRE_STRIPE_SIZE + file->id) % file->home_channels);
+    return homes_of(&file->homes, offset);
 }
 
 /** file_is_home - whether a channel carries anything of a file */
 static inline bool file_is_home(const struct file *file, unsigned channel)
 {
-    return channel >= file->first_channel && channel - file->first_channel < file->home_channels;
+    return homes_has(&file->homes, channel);
 }
 
 /** file_home_bytes - how much of [offset, offset + len) a channel carries */
-uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset, uint64_t len);
+static inline uint64_t file_home_bytes(const struct file *file, unsigned channel, uint64_t offset,
+                                       uint64_t len)
+{
+    return homes_bytes(&file->homes, channel, offset, len);
+}
 
 /** file_new - a file without channels, with one reference; NULL when memory runs out */
 struct file *file_new(uint32_t id, const char *name);
@@ -196,6 +147,18 @@ void file_rename(struct file *file, const char *name);
 static inline bool file_is_removed(const struct file *file)
 {
     return atomic_load_explicit(&file->removed, memory_order_acquire);
+}
+
+/** file_attributes - of a device, for those of attributes.h, with the migration's table */
+static inline struct attributes *file_attributes(struct file *file)
+{
+    return &file->attributes;
+}
+
+/** file_sent_size - source: the size that a reader of the file would see */
+static inline uint64_t file_sent_size(const struct file *file)
+{
+    return atomic_load(&file->size);
 }
 
 static inline void cleanup_file(struct file **file)
@@ -220,14 +183,14 @@ void file_totals_add(struct file_totals *sum, const struct file_totals *totals);
 struct file_totals file_totals(const struct file *file);
 
 /**
- * file_settle - the migration is over: keep the sums, and free what is there for each channel
+ * file_settle - the migration is over: keep the sums and the size, and free what is there for each channel
  *
- * Nobody works for a channel any more. At the source the caller holds the locks of all channels.
+ * No thread works for a channel any more. At the source the caller holds the locks of all channels.
  */
 void file_settle(struct file *file);
 
 /*
- * The destination's side.
+ * The destination's side: what is asked of the image, or of the stream, and counted.
  */
 
 /** file_set_id - the number that the source has for a file that was expected */
@@ -236,7 +199,7 @@ void file_set_id(struct file *file, uint32_t id);
 /** file_is_receiving - whether the destination's part is there */
 static inline bool file_is_receiving(const struct file *file)
 {
-    return atomic_load_explicit(&file->receiving, memory_order_acquire);
+    return image_is_begun(&file->image);
 }
 
 /**
@@ -254,23 +217,10 @@ int file_receive_account(struct file *file, struct account *account, struct erro
  * @place, @name: memory_init()'s, for RAM, whose memory is made now
  */
 int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const struct memory_place *place,
-                       const char *name, const struct file_budgets *budgets, struct error *err);
+                       const char *name, const struct image_budgets *budgets, struct error *err);
 
-/** file_receive_storage - have the memory there before bytes are stored in it */
+/** file_receive_storage - image_reserve() */
 int file_receive_storage(struct file *file, struct error *err);
-
-/**
- * file_use - keep the memory from being given back while somebody who is no receiver looks at it
- * Return: whether there is any; then file_unuse() follows.
- */
-bool file_use(struct file *file);
-void file_unuse(struct file *file);
-
-/**
- * file_receive_prepare - have the memory of the next part of RAM there before it arrives
- * Return: whether there is more to prepare. One thread at a time.
- */
-bool file_receive_prepare(struct file *file);
 
 /**
  * file_receive_size - note that a channel's data will reach to @end, before it is stored
@@ -281,13 +231,10 @@ int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_
 /** file_received - [offset, offset + len) of one stripe is stored; wakes readers */
 void file_received(struct file *file, unsigned channel, uint64_t offset, uint64_t len);
 
-/** file_window - memory_window() of RAM whose pages are all held, or prepared and still there; else NULL */
-void *file_window(struct file *file, uint64_t offset, size_t len);
-
-/** file_receive_zero - whole pages of one stripe are zero: nothing is done where nothing is held */
+/** file_receive_zero - whole pages of one stripe are zero: image_zero() */
 int file_receive_zero(struct file *file, unsigned channel, uint64_t offset, uint64_t len, struct error *err);
 
-/** file_receive_discard - a channel's part of a hole */
+/** file_receive_discard - a channel's part of a hole: image_discard() */
 int file_receive_discard(struct file *file, unsigned channel, uint64_t offset, uint64_t len,
                          struct error *err);
 
@@ -303,22 +250,19 @@ int file_receive_truncate(struct file *file, unsigned channel, uint64_t size, ui
 void file_receive_end(struct file *file, const uint64_t *counts);
 
 /** file_receive_resume - the stream goes on */
-void file_receive_resume(struct file *file);
+static inline void file_receive_resume(struct file *file)
+{
+    stream_resume(&file->stream);
+}
 
-/**
- * file_receive_over - the migration is over; @broken: readers at the frontier of a stream that has not ended
- * fail
- */
-void file_receive_over(struct file *file, bool broken);
+/** file_receive_over - the migration is over; @broken: stream_over() */
+static inline void file_receive_over(struct file *file, bool broken)
+{
+    stream_over(&file->stream, broken);
+}
 
-/** file_receive_check - memory_check(), if there is any; nobody stores anything meanwhile */
+/** file_receive_check - image_check(); nobody stores anything meanwhile */
 int file_receive_check(struct file *file, struct error *err);
-
-/** file_receive_finish - everything has arrived: give the memory its size, and finish it */
-int file_receive_finish(struct file *file, struct error *err);
-
-/** file_receive_keep - the migration has completed: a backing file stays where it is */
-void file_receive_keep(struct file *file);
 
 /**
  * file_receive_remove - the file has been removed, and nobody writes to it any more
@@ -332,12 +276,6 @@ void file_receive_remove(struct file *file);
 int file_open_reader(struct file *file);
 void file_close_reader(struct file *file);
 
-/** file_receive_unlink - the user has removed the migration: remove the backing file */
-void file_receive_unlink(struct file *file);
-
-/** file_receive_blocks - what stat(2) says of the memory, in blocks of 512 bytes */
-int64_t file_receive_blocks(struct file *file);
-
 /**
  * file_receive_drop - the migration has failed: give everything back; nobody writes any more
  *
@@ -345,60 +283,61 @@ int64_t file_receive_blocks(struct file *file);
  */
 void file_receive_drop(struct file *file);
 
-/**
- * file_receive_discharge - the budget need not count it any more
- *
- * Its memory goes when the last user of it closes it.
+/*
+ * What users ask for.
  */
-void file_receive_discharge(struct file *file);
 
-/** file_received_size - the size as far as it has arrived; exact after a barrier */
-uint64_t file_received_size(const struct file *file);
+/** file_received_size - image_size() */
+static inline uint64_t file_received_size(const struct file *file)
+{
+    return image_size(&file->image);
+}
+
+/** file_receive_blocks - image_blocks() */
+static inline int64_t file_receive_blocks(struct file *file)
+{
+    return image_blocks(&file->image);
+}
 
 /**
- * file_read - read what has arrived
- * @nowait: -EAGAIN at the frontier of a stream that has not ended, instead of waiting
+ * file_read - read what has arrived: stream_read(), or of RAM, which never waits, image_read()
  *
- * The RAM image is read as it is. Return: the count, 0 at the end, -EAGAIN,
- * -EINTR, -ECONNRESET when the stream will never end, or another negative errno.
+ * Return: the count, 0 at the end, -EAGAIN (@nowait), -EINTR, -ECONNRESET when nothing more comes of it, or
+ * another negative errno.
  */
 ssize_t file_read(struct file *file, uint64_t offset, void *buf, size_t len, bool nowait,
                   const struct interrupt *interrupt);
 
-/**
- * file_seek - lseek(2)'s SEEK_DATA and SEEK_HOLE over what has arrived
- * @data: the next byte that is held, or the next hole
- *
- * Past the frontier of a stream that has not ended everything is data.
- * Return: the offset, -ENXIO, or another negative errno.
- */
+/** file_seek - stream_seek(), or image_seek() */
 int64_t file_seek(struct file *file, uint64_t offset, bool data);
 
-/**
- * file_follow - be told once, with file.lock held, that file_read() at @follower->offset would not wait
- * Return: whether @follower waits now; if not, it would not wait already.
- */
+/** file_follow - stream_follow(); RAM is read as it is, and never waited for */
 bool file_follow(struct file *file, struct follower *follower);
 
-/** file_unfollow - leave; whether @follower had not been told: if so, it will not be */
-bool file_unfollow(struct file *file, struct follower *follower);
+/** file_unfollow - stream_unfollow() */
+static inline bool file_unfollow(struct file *file, struct follower *follower)
+{
+    return stream_unfollow(&file->stream, follower);
+}
 
 /** file_readable - whether file_read() at @offset would not wait */
 bool file_readable(struct file *file, uint64_t offset);
 
-/** file_digest - the digest of what has arrived; 0 or a negative errno */
-int file_digest(struct file *file, const struct interrupt *interrupt, uint8_t out[DIGEST_SIZE]);
+/** file_received_map_size, file_read_received_map - image_map_size(), image_read_map() */
+static inline uint64_t file_received_map_size(const struct file *file)
+{
+    return image_map_size(&file->image);
+}
 
-/** file_digest_pieces - digest_pieces() of what has arrived; -ERANGE when it has not so many */
-int file_digest_pieces(struct file *file, uint64_t first, uint64_t count, uint8_t *out);
-
-/** file_received_map_size - bytes of the map of received pages: a bit for each page, in whole 64-bit words */
-uint64_t file_received_map_size(const struct file *file);
-
-/** file_read_received_map - read it; the count */
-size_t file_read_received_map(struct file *file, uint64_t offset, void *buf, size_t len);
+static inline size_t file_read_received_map(struct file *file, uint64_t offset, void *buf, size_t len)
+{
+    return image_read_map(&file->image, offset, buf, len);
+}
 
 /** file_kick - make the readers look at their interrupts */
-void file_kick(struct file *file);
+static inline void file_kick(struct file *file)
+{
+    stream_kick(&file->stream);
+}
 
 #endif

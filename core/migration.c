@@ -448,12 +448,8 @@ struct file *migration_find_device(struct migration *m, const char *name)
 static int own_storage(struct migration *m, struct file *file, const struct attributes *attributes,
                        struct error *err)
 {
-    if (!file_use(file))
-        return 0;
-    int ret = memory_own(&file->memory, attributes->uid, attributes->gid,
-                         attributes_mode(&m->attributes, attributes, ATTRIBUTES_RAM_MODE), err);
-    file_unuse(file);
-    return ret;
+    return image_own(&file->image, attributes->uid, attributes->gid,
+                     attributes_mode(&m->attributes, attributes, ATTRIBUTES_RAM_MODE), err);
 }
 
 int migration_change(struct migration *m, struct attributes *which, enum attribute_place directory,

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Bits of pages; see page_map.h. */
 #include "page_map.h"
-#include "wire.h"
 
 #include <endian.h>
 #include <errno.h>

@@ -10,6 +10,7 @@
 #define MIGFS_PAGE_MAP_H
 
 #include "error.h"
+#include "wire.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,6 +21,14 @@ struct page_map {
     _Atomic uint64_t *words; /* address space for all pages; memory for those that were touched */
     uint64_t pages;
 };
+
+/** page_map_span - how many pages the bytes [offset, offset + len) touch, and the first of them; @len is not
+ * 0 */
+static inline uint64_t page_map_span(uint64_t offset, uint64_t len, uint64_t *first)
+{
+    *first = offset / WIRE_PAGE_SIZE;
+    return (offset + len - 1) / WIRE_PAGE_SIZE - *first + 1;
+}
 
 /** page_map_init - a map of zeros for @bytes of image */
 int page_map_init(struct page_map *map, uint64_t bytes, struct error *err);

@@ -402,7 +402,7 @@ static int look(struct migration *m, struct error *err)
 
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         if (catalog_file(&in->catalog, i))
-            work += counter_get(&catalog_file(&in->catalog, i)->work);
+            work += counter_get(&catalog_file(&in->catalog, i)->image.work);
     }
     wire_write_u64(&body, work);
     all.mark = work;
@@ -437,7 +437,7 @@ static void *mig_prepare(void *arg)
     struct migration *m = arg;
 
     while (!atomic_load(&m->in->prepare_ends) && !state_is_final(m->state) &&
-           file_receive_prepare(m->files[WIRE_RAM]))
+           image_prepare(&m->files[WIRE_RAM]->image))
         ;
     return NULL;
 }
@@ -480,7 +480,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
 {
     const struct limits *limits = &m->host->limits;
     struct incoming *in = m->in;
-    const struct file_budgets budgets = {.memory = &in->account->memory, .windows = &m->host->windows};
+    const struct image_budgets budgets = {.memory = &in->account->memory, .windows = &m->host->windows};
 
     if (id > limits->max_devices)
         return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name,
@@ -687,8 +687,8 @@ static void answer(struct migration *m, enum cause cause, uint8_t *body)
 static int compute(struct file *file, const struct question *question, uint8_t *digests)
 {
     if (question->type == WIRE_VERIFY)
-        return file_digest_pieces(file, question->first, question->count, digests);
-    return file_digest(file, NULL, digests);
+        return image_digest_pieces(&file->image, question->first, question->count, digests);
+    return image_digest(&file->image, NULL, digests);
 }
 
 /* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
@@ -788,7 +788,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
      */
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         struct file *file = catalog_file(&in->catalog, i);
-        if (file && file_receive_finish(file, err) < 0)
+        if (file && image_finish(&file->image, err) < 0)
             return -EIO;
     }
     pthread_mutex_lock(&m->lock);
@@ -806,7 +806,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
     for (uint32_t i = 0; i < in->catalog.size; i++) {
         if (catalog_file(&in->catalog, i))
-            file_receive_keep(catalog_file(&in->catalog, i));
+            image_keep(&catalog_file(&in->catalog, i)->image);
     }
     end_streams(m, false);
     log_info("%s: completed", m->name);
@@ -1081,11 +1081,11 @@ enum wire_outcome incoming_outcome(struct migration *m)
 void incoming_release(struct migration *m)
 {
     if (m->file_count > 0)
-        file_receive_unlink(m->files[WIRE_RAM]);
+        image_unlink(&m->files[WIRE_RAM]->image);
     for (uint32_t i = 0; i < m->file_count; i++) {
         CLEANUP_FILE struct file *file = migration_get_file(m, i);
         if (file)
-            file_receive_discharge(file);
+            image_discharge(&file->image);
     }
 }
 
@@ -1105,13 +1105,8 @@ void incoming_ram_path(struct migration *m, char *out, size_t size)
     struct file *ram = migration_file(m, WIRE_RAM);
 
     out[0] = '\0';
-    if (!ram || !file_use(ram))
-        return;
-    if (ram->memory.path)
-        snprintf(out, size, "%s", ram->memory.path);
-    else
-        snprintf(out, size, "/proc/%d/fd/%d", (int)getpid(), ram->memory.fd);
-    file_unuse(ram);
+    if (ram)
+        image_path(&ram->image, out, size);
 }
 
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index)
@@ -1187,7 +1182,7 @@ static int digest(struct migration *m, struct file *file, const struct interrupt
                   uint8_t out[DIGEST_SIZE], struct error *err)
 {
     char name[WIRE_NAME_MAX + 1];
-    int ret = file_digest(file, interrupt, out);
+    int ret = image_digest(&file->image, interrupt, out);
 
     (void)m;
     if (ret == -EINTR)
@@ -1207,7 +1202,7 @@ static int write_file(struct migration *m, const struct file_write *write, struc
         return error_set(err, CAUSE_STATE, "the image can be written when the migration has completed");
     if (write->offset + write->len > file_received_size(file))
         return error_set(err, CAUSE_TOO_BIG, "a received image does not grow");
-    if (memory_write(&file->memory, write->offset, write->buf, write->len, err) < 0)
+    if (image_write(&file->image, write->offset, write->buf, write->len, err) < 0)
         return -EIO;
     write->accepted(write->arg);
     return 0;

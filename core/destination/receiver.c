@@ -66,7 +66,7 @@ struct sink {
 
 static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
 {
-    return memory_write(&sink->file->memory, sink->offset + at, part, len, err);
+    return image_write(&sink->file->image, sink->offset + at, part, len, err);
 }
 
 static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
@@ -131,8 +131,8 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
                                struct error *err)
 {
     int code = 0;
-    ssize_t n =
-        transport_recv_fd(r->transport, sink->file->memory.fd, (off_t)(sink->offset + at), len, &code);
+    ssize_t n = transport_recv_fd(r->transport, image_descriptor(&sink->file->image),
+                                  (off_t)(sink->offset + at), len, &code);
 
     if (n == -EBADFD)
         return error_set_errno(err, code, "cannot store what arrived");
@@ -141,7 +141,7 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
     if (n == 0)
         return ended_early(err);
     note_received(r, (size_t)n);
-    memory_stored(&sink->file->memory, sink->offset + at + (uint64_t)n);
+    image_stored(&sink->file->image, sink->offset + at + (uint64_t)n);
     return n;
 }
 
@@ -272,17 +272,18 @@ static bool may_have_pipe(struct receiver *r)
 /* The payload of a WIRE_DATA packet goes to its place in the file. */
 static int take_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
 {
-    uint8_t *window = file_window(file, packet->offset, packet->raw_length);
+    uint8_t *window = image_window(&file->image, packet->offset, packet->raw_length);
     struct sink sink = {.window = window, .store = store_in_file, .file = file, .offset = packet->offset};
     const uint8_t *raw;
 
     if (packet->flags & WIRE_PACKET_ZSTD) {
         if (unpack(r, file, packet, window, &raw, err) < 0)
             return -EIO;
-        return window ? 0 : memory_write(&file->memory, packet->offset, raw, packet->raw_length, err);
+        return window ? 0 : image_write(&file->image, packet->offset, raw, packet->raw_length, err);
     }
     sink.direct = !window && !is_checked(r, file) && packet->length >= DIRECT_MIN &&
-                  file->memory.block == 0 && r->transport->traits.receives_to_file && may_have_pipe(r);
+                  image_descriptor(&file->image) >= 0 && r->transport->traits.receives_to_file &&
+                  may_have_pipe(r);
     return take_payload(r, file, packet, &sink, err);
 }
 
@@ -345,7 +346,7 @@ static int apply_pages(struct receiver *r, struct file *file, const struct packe
                 return -EIO;
             continue;
         }
-        if (memory_write(&file->memory, offset, raw, len, err) < 0)
+        if (image_write(&file->image, offset, raw, len, err) < 0)
             return -EIO;
         file_received(file, r->index, offset, len);
         raw += len;

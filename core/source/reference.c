@@ -273,8 +273,8 @@ static int pass(struct reference_scanner *scanner, struct error *err)
 
     /* The stripes of RAM go round its channels from the first. */
     static_assert(WIRE_RAM == 0, "file_home() of RAM begins with its first channel");
-    for (uint64_t stripe = scanner->channel - ram->first_channel; stripe < stripes && ret == 0;
-         stripe += ram->home_channels)
+    for (uint64_t stripe = scanner->channel - ram->homes.first; stripe < stripes && ret == 0;
+         stripe += ram->homes.count)
         ret = send_stripe(scanner, stripe, &held, err);
     if (held > 0)
         send_copied(&ref->conn->channels[scanner->channel]);
@@ -285,7 +285,7 @@ static void *mig_ref(void *arg)
 {
     struct reference_scanner *scanner = arg;
     struct reference *ref = scanner->ref;
-    unsigned step = ref->ram->home_channels;
+    unsigned step = ref->ram->homes.count;
     struct error failure = {0};
 
     pthread_mutex_lock(&ref->lock);
@@ -324,13 +324,13 @@ static int make_scanners(struct reference *ref, struct error *err)
 {
     const struct file *ram = ref->ram;
 
-    ref->scanners = calloc(ram->home_channels, sizeof(*ref->scanners));
+    ref->scanners = calloc(ram->homes.count, sizeof(*ref->scanners));
     if (!ref->scanners)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    for (unsigned i = 0; i < ram->home_channels; i++) {
+    for (unsigned i = 0; i < ram->homes.count; i++) {
         struct reference_scanner *scanner = &ref->scanners[i];
         char name[24];
-        *scanner = (struct reference_scanner){.ref = ref, .channel = ram->first_channel + i, .next = i};
+        *scanner = (struct reference_scanner){.ref = ref, .channel = ram->homes.first + i, .next = i};
         scanner->buffer = malloc(WIRE_STRIPE_SIZE);
         if (!scanner->buffer)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");

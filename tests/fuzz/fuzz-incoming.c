@@ -551,7 +551,7 @@ static void step_user(struct lab *lab)
         break;
     case 4:
         if (file)
-            MUST(file_digest(file, NULL, digest) == 0 || state_is_final(lab->m->state));
+            MUST(image_digest(&file->image, NULL, digest) == 0 || state_is_final(lab->m->state));
         break;
     case 5:
         migration_cancel(lab->m, &err);
@@ -618,10 +618,10 @@ static void check_limits(const struct lab *lab)
         uint64_t size = file_received_size(file);
         MUST(size <= (i ? limits->max_device : limits->max_ram));
         if (lab->m->state == STATE_COMPLETED && !lab->m->removed)
-            MUST(size <= file->charged && file->frontier <= file->charged);
+            MUST(size <= file->image.charged && file->stream.frontier <= file->image.charged);
         else
-            MUST(file->charged == 0);
-        sum += file->charged + file->overhead;
+            MUST(file->image.charged == 0);
+        sum += file->image.charged + file->image.overhead;
     }
     MUST(sum == lab->registry.host.accounts.memory.used && sum <= limits->max_memory);
 }
@@ -765,7 +765,7 @@ static void tear_down(struct lab *lab)
         if (lab->m->state == STATE_COMPLETED && lab->modelled)
             check_file(lab, file);
         if (lab->flags & FLAG_DIGEST)
-            MUST(file_digest(file, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
+            MUST(image_digest(&file->image, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
     }
     migration_put(lab->m);
     registry_drain(&lab->registry, HOST_FOREVER);

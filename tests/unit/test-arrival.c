@@ -137,7 +137,6 @@ static void arrive(unsigned number, unsigned channel, uint64_t bytes)
     counter_add(&c->packets, 1);
     counter_add(&c->bytes, bytes);
     counter_add(&c->digest, bytes * 3);
-    counter_add(&c->end, bytes);
     applied[channel]++;
 }
 

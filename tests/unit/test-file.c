@@ -17,7 +17,7 @@
 #define DEVICE    1u
 
 static struct budget budget = {.limit = 1ull << 40}, windows = {.limit = 4ull << 40};
-static const struct file_budgets budgets = {.memory = &budget, .windows = &windows};
+static const struct image_budgets budgets = {.memory = &budget, .windows = &windows};
 
 static struct file *make(uint32_t id, unsigned channels, uint64_t size)
 {
@@ -43,7 +43,7 @@ static void apply_data(struct file *file, uint64_t offset, const void *data, siz
 
     CHECK_OK(file_receive_size(file, file_home(file, offset), offset + len, UNLIMITED, &err));
     CHECK_OK(file_receive_storage(file, &err));
-    CHECK_OK(memory_write(&file->memory, offset, data, len, &err));
+    CHECK_OK(image_write(&file->image, offset, data, len, &err));
     file_received(file, file_home(file, offset), offset, len);
 }
 
@@ -348,17 +348,17 @@ Test(file, prepared_and_discarded)
     struct file *file = make(WIRE_RAM, 2, 4 * STRIPE);
     struct error err;
 
-    cr_expect(zero(ptr, file_window(file, STRIPE, 100)));
-    while (file_receive_prepare(file))
+    cr_expect(zero(ptr, image_window(&file->image, STRIPE, 100)));
+    while (image_prepare(&file->image))
         ;
-    cr_expect(not(zero(ptr, file_window(file, STRIPE, 100))));
-    cr_expect(not(zero(ptr, file_window(file, 3 * STRIPE, STRIPE))));
+    cr_expect(not(zero(ptr, image_window(&file->image, STRIPE, 100))));
+    cr_expect(not(zero(ptr, image_window(&file->image, 3 * STRIPE, STRIPE))));
     CHECK_OK(file_receive_discard(file, 1, STRIPE + 8192, 4096, &err));
-    cr_expect(not(zero(ptr, file_window(file, STRIPE, 8192))));
-    cr_expect(zero(ptr, file_window(file, STRIPE, 8193)));
-    cr_expect(zero(ptr, file_window(file, STRIPE + 8192, 4096)));
+    cr_expect(not(zero(ptr, image_window(&file->image, STRIPE, 8192))));
+    cr_expect(zero(ptr, image_window(&file->image, STRIPE, 8193)));
+    cr_expect(zero(ptr, image_window(&file->image, STRIPE + 8192, 4096)));
     apply_fill(file, STRIPE + 8192, 'a', 4096);
-    cr_expect(not(zero(ptr, file_window(file, STRIPE + 8192, 4096))), "it is there again");
+    cr_expect(not(zero(ptr, image_window(&file->image, STRIPE + 8192, 4096))), "it is there again");
     discard_file(file);
 }
 
@@ -569,7 +569,7 @@ Test(file, frontier_across_stripes)
             have[orders[o][i]] = true;
             while (have[frontier / STRIPE])
                 frontier += STRIPE;
-            cr_expect(eq(u64, file->frontier, frontier), "order %zu, step %d", o, i);
+            cr_expect(eq(u64, file->stream.frontier, frontier), "order %zu, step %d", o, i);
             cr_expect(eq(int, file_readable(file, frontier), false));
             cr_expect(eq(int, frontier == 0 || file_readable(file, frontier - 1), true));
         }
@@ -714,13 +714,13 @@ Test(file, frontier_and_truncation)
     apply_fill(file, 0, 'a', STRIPE);
     apply_fill(file, STRIPE, 'a', STRIPE);
     CHECK_OK(file_receive_truncate(file, ahead, 0, 1, UNLIMITED, &err));
-    cr_expect(eq(u64, file->frontier, 0));
+    cr_expect(eq(u64, file->stream.frontier, 0));
     apply_fill(file, 0, 'b', STRIPE);
-    cr_expect(eq(u64, file->frontier, STRIPE), "not over the old data of the channel that is behind");
+    cr_expect(eq(u64, file->stream.frontier, STRIPE), "not over the old data of the channel that is behind");
     CHECK_OK(file_receive_truncate(file, behind, 0, 1, UNLIMITED, &err));
-    cr_expect(eq(u64, file->frontier, STRIPE));
+    cr_expect(eq(u64, file->stream.frontier, STRIPE));
     apply_fill(file, STRIPE, 'b', 10);
-    cr_expect(eq(u64, file->frontier, STRIPE + 10));
+    cr_expect(eq(u64, file->stream.frontier, STRIPE + 10));
     discard_file(file);
 }
 
@@ -900,7 +900,7 @@ static void model(uint64_t seed, uint32_t id, unsigned channels)
             more |= queues[c].done < queues[c].n;
     }
     cr_expect(eq(u64, file_received_size(file), size), "seed %llu, %u channels", (unsigned long long)seed, channels);
-    cr_expect(le(u64, file->frontier, size), "seed %llu, %u channels", (unsigned long long)seed, channels);
+    cr_expect(le(u64, file->stream.frontier, size), "seed %llu, %u channels", (unsigned long long)seed, channels);
     file_receive_end(file, NULL);
     cr_expect(eq(long, read_now(file, 0, got, sizeof(got)), (long)size), "seed %llu, %u channels",
               (unsigned long long)seed, channels);
@@ -951,7 +951,7 @@ static void receive_stream(void *arg)
                 buf[i] = byte_at(at + i);
             file_receive_size(stream, channel, at + len, UNLIMITED, NULL);
             file_receive_storage(stream, NULL);
-            memory_write(&stream->memory, at, buf, len, NULL);
+            image_write(&stream->image, at, buf, len, NULL);
             file_received(stream, channel, at, len);
         }
         at += len;
@@ -990,7 +990,7 @@ Test(file, device_without_a_byte)
     CHECK_OK(file_receive_truncate(file, 0, 1000, 1, UNLIMITED, &err));
     CHECK_OK(file_receive_truncate(file, 1, 1000, 1, UNLIMITED, &err));
     CHECK_OK(file_receive_discard(file, file_home(file, 0), 0, 1000, &err));
-    cr_expect(not(file->has_memory));
+    cr_expect(not(file->image.has_memory));
     file_receive_end(file, NULL);
     cr_expect(eq(long, file_read(file, 995, got, sizeof(got), true, NULL), 5));
     cr_expect(zero(int, memcmp(got, "\0\0\0\0\0xxxx", sizeof(got))));
@@ -998,8 +998,8 @@ Test(file, device_without_a_byte)
     cr_expect(eq(long, file_seek(file, 0, false), 0));
     cr_expect(eq(long, file_receive_blocks(file), 0));
     apply_data(file, 10, "data", 4);
-    cr_expect(file->has_memory);
-    cr_expect(zero(ptr, file->memory.window));
+    cr_expect(file->image.has_memory);
+    cr_expect(zero(ptr, file->image.memory.window));
     cr_expect(eq(u64, windows.used, 0));
     discard_file(file);
 }
@@ -1011,18 +1011,18 @@ Test(file, drop_while_it_is_used)
     char got[4];
 
     apply_data(ram, 0, "data", 4);
-    int fd = ram->memory.fd;
-    cr_assert(file_use(ram));
-    cr_assert(file_use(ram));
+    int fd = ram->image.memory.fd;
+    cr_assert(image_use(&ram->image));
+    cr_assert(image_use(&ram->image));
     file_receive_drop(ram);
-    cr_expect(not(file_use(ram)), "nobody starts to look at it");
+    cr_expect(not(image_use(&ram->image)), "nobody starts to look at it");
     cr_expect(eq(long, file_read(ram, 0, got, sizeof(got), true, NULL), -ECONNRESET));
     cr_expect(eq(u64, budget.used, 0));
-    file_unuse(ram);
+    image_unuse(&ram->image);
     cr_expect(ge(int, fcntl(fd, F_GETFD), 0), "one still looks");
-    file_unuse(ram);
+    image_unuse(&ram->image);
     cr_expect(eq(int, fcntl(fd, F_GETFD), -1));
-    cr_expect(zero(ptr, ram->received.words));
+    cr_expect(zero(ptr, ram->image.received.words));
     cr_expect(eq(u64, windows.used, 0));
     cr_expect(eq(u64, file_read_received_map(ram, 0, got, sizeof(got)), 0));
     cr_expect(eq(long, file_seek(ram, 0, true), -ENXIO));
@@ -1046,18 +1046,18 @@ Test(file, no_room_for_a_window)
         files[i] = file_new(WIRE_RAM, "ram");
         CHECK_OK(file_set_channels(files[i], 1, 0));
         CHECK_OK(file_receive_begin(files[i], 0, UNLIMITED, NULL, "ram", &budgets, &err));
-        cr_expect(eq(int, files[i]->memory.window != NULL, i < 4), "%zu", i);
+        cr_expect(eq(int, files[i]->image.memory.window != NULL, i < 4), "%zu", i);
         apply_data(files[i], STRIPE, "data", 4);
-        cr_expect(eq(int, file_window(files[i], STRIPE, 4) != NULL, i < 4));
+        cr_expect(eq(int, image_window(&files[i]->image, STRIPE, 4) != NULL, i < 4));
     }
     struct file *small = make(WIRE_RAM, 1, STRIPE);
-    cr_expect(zero(ptr, small->memory.window));
+    cr_expect(zero(ptr, small->image.memory.window));
     file_put(files[0]);
     file_put(small);
     small = make(WIRE_RAM, 1, STRIPE);
-    cr_expect(eq(u64, small->memory.window_size, STRIPE), "as large as it was declared");
+    cr_expect(eq(u64, small->image.memory.window_size, STRIPE), "as large as it was declared");
     file_settle(small);
-    cr_expect(zero(ptr, small->memory.window));
+    cr_expect(zero(ptr, small->image.memory.window));
     file_put(small);
     for (size_t i = 1; i < 5; i++)
         file_put(files[i]);
@@ -1070,7 +1070,7 @@ static pthread_barrier_t both;
 static void *unuse_racing(void *arg)
 {
     pthread_barrier_wait(&both);
-    file_unuse(racing);
+    image_unuse(&racing->image);
     return arg;
 }
 
@@ -1081,7 +1081,7 @@ Test(file, settled_while_the_last_user_leaves)
     for (int i = 0; i < 2000; i++) {
         pthread_t thread;
         racing = make(WIRE_RAM, 2, STRIPE);
-        cr_assert(file_use(racing));
+        cr_assert(image_use(&racing->image));
         file_receive_drop(racing);
         pthread_create(&thread, NULL, unuse_racing, NULL);
         pthread_barrier_wait(&both);

@@ -1228,7 +1228,7 @@ static void frame_that_shrinks(struct packet *packet, struct migration *m)
 static void memory_went_away(struct packet *packet, struct migration *m)
 {
     (void)packet;
-    cr_assert(zero(int, ftruncate(migration_file(m, WIRE_RAM)->memory.fd, 0)));
+    cr_assert(zero(int, ftruncate(migration_file(m, WIRE_RAM)->image.memory.fd, 0)));
 }
 
 static const struct {
@@ -1512,13 +1512,13 @@ Test(incoming, ends_while_it_prepares)
         struct migration *m = rig_arrived(&rig, "vm");
         cr_assert(eq(int, (int)peer_announce(&peer, WIRE_RAM, limits.max_ram, "ram"), CAUSE_NONE));
         struct file *ram = migration_file(m, WIRE_RAM);
-        while (!counter_get(&ram->prepared))
+        while (!counter_get(&ram->image.prepared))
             sched_yield();
         peer_close(&peer);
         rig_await_end(m);
         rig_await_threads(threads);
-        if (ram->has_memory) {
-            cr_assert(zero(int, fstat(ram->memory.fd, &st)));
+        if (ram->image.has_memory) {
+            cr_assert(zero(int, fstat(ram->image.memory.fd, &st)));
             cr_assert(zero(i64, (int64_t)st.st_blocks), "attempt %d", i);
         }
         migration_put(m);

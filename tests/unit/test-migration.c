@@ -165,7 +165,7 @@ static void carry(struct rig *r, const char *name, unsigned channels, void (*set
     }
     uint8_t there[DIGEST_SIZE], here[DIGEST_SIZE];
     CHECK_OK(outgoing_digest(m, ram, NULL, there, &err));
-    cr_assert(zero(int, file_digest(migration_file(incoming, WIRE_RAM), NULL, here)));
+    cr_assert(zero(int, image_digest(&migration_file(incoming, WIRE_RAM)->image, NULL, here)));
     cr_expect(zero(int, memcmp(there, here, DIGEST_SIZE)));
     for (unsigned d = 0; d < 2; d++) {
         outgoing_close_writer(m, writers[WRITERS + d].file);
@@ -178,7 +178,7 @@ static void carry(struct rig *r, const char *name, unsigned channels, void (*set
     for (unsigned d = 0; d < 2; d++)
         rig_compare(incoming, d + 1, want_devices[d], 3 * STRIPE);
     struct stat st;
-    fstat(migration_file(incoming, WIRE_RAM)->memory.fd, &st);
+    fstat(migration_file(incoming, WIRE_RAM)->image.memory.fd, &st);
     cr_expect(eq(u64, (uint64_t)st.st_size, RAM_SIZE), "a VMM maps it: it has the right size");
     cr_expect(eq(u64, outgoing_queued(m), 0));
     for (unsigned i = 0; i < m->file_count; i++) {
@@ -544,7 +544,7 @@ Test(migration, zero_pages_take_no_memory)
     struct file *ram = migration_file(m, WIRE_RAM), *there = migration_file(incoming, WIRE_RAM);
     rig_write(m, ram, zeros, 8 * STRIPE, 0);
     CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
-    fstat(there->memory.fd, &st);
+    fstat(there->image.memory.fd, &st);
     cr_expect(eq(long, st.st_blocks, 0));
     cr_expect(eq(u64, file_totals(there).zero_pages, 8 * STRIPE / WIRE_PAGE_SIZE));
     cr_expect(eq(u64, file_totals(there).first_pages, 8 * STRIPE / WIRE_PAGE_SIZE));

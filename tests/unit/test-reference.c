@@ -342,7 +342,7 @@ static void leave_holes(enum choice checksum, bool compress)
     cr_expect(le(u64, (uint64_t)st.st_blocks, 2 * PAGE / 512), "%d blocks", (int)st.st_blocks);
     cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).zero_pages, size / PAGE - 2));
     struct migration *incoming = rig_arrived(&rig, "vm");
-    cr_assert(zero(int, fstat(migration_file(incoming, WIRE_RAM)->memory.fd, &st)));
+    cr_assert(zero(int, fstat(migration_file(incoming, WIRE_RAM)->image.memory.fd, &st)));
     cr_expect(le(u64, (uint64_t)st.st_blocks, 2 * PAGE / 512), "%d blocks arrived", (int)st.st_blocks);
     migration_put(incoming);
     compare(size);

@@ -261,8 +261,8 @@ Test(streams, channels_of_a_device)
     bed_said(&bed, WIRE_FILE_CREATE, NULL);
     CHECK_OK(reply(1, CAUSE_NONE, "", &err));
     worker_join(&maker.worker);
-    cr_expect(eq(uint, maker.file->first_channel, 2));
-    cr_expect(eq(uint, maker.file->home_channels, 1));
+    cr_expect(eq(uint, maker.file->homes.first, 2));
+    cr_expect(eq(uint, maker.file->homes.count, 1));
     file_put(maker.file);
     end();
 }
