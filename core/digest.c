@@ -2,6 +2,7 @@
 /* The digest of a file; see digest.h. */
 #include "digest.h"
 #include "cleanup.h"
+#include "descriptor.h"
 #include "xxh3.h"
 
 #include <endian.h>
@@ -131,19 +132,7 @@ void digest_text(const uint8_t digest[DIGEST_SIZE], char out[DIGEST_TEXT])
 
 static ssize_t read_descriptor(void *arg, uint64_t offset, void *buf, size_t len)
 {
-    size_t got = 0;
-
-    while (got < len) {
-        ssize_t n = pread(*(int *)arg, (char *)buf + got, len - got, (off_t)(offset + got));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            break;
-        got += (size_t)n;
-    }
-    return (ssize_t)got;
+    return descriptor_read(*(int *)arg, offset, buf, len);
 }
 
 int digest_path(const char *path, uint8_t out[DIGEST_SIZE])

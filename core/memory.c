@@ -3,6 +3,7 @@
 #include "memory.h"
 #include "backing.h"
 #include "cleanup.h"
+#include "descriptor.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -387,19 +388,7 @@ void memory_map(struct memory *mem, uint64_t offset, size_t len)
 
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len)
 {
-    size_t got = 0;
-
-    while (got < len) {
-        ssize_t n = pread(mem->fd, (char *)buf + got, len - got, (off_t)(offset + got));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            break;
-        got += (size_t)n;
-    }
-    return (ssize_t)got;
+    return descriptor_read(mem->fd, offset, buf, len);
 }
 
 int64_t memory_seek(const struct memory *mem, uint64_t offset, bool data)

@@ -13,10 +13,9 @@
 #include "attributes.h"
 #include "file.h"
 #include "interrupt.h"
-#include "session.h"
 #include "state.h"
 #include "uri.h"
-#include "zerocopy.h"
+#include "zerocopy_mode.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -262,6 +261,23 @@ int migration_start_thread(struct migration *m, void *(*run)(void *), struct err
 
 /** migration_put - drop a reference; the last one frees. NULL is fine. */
 void migration_put(struct migration *m);
+
+/** migration_state - as it is now */
+static inline enum state migration_state(const struct migration *m)
+{
+    return m->state;
+}
+
+/** migration_open_file, migration_close_file - a user has opened a file of it, or closed it */
+static inline void migration_open_file(struct migration *m)
+{
+    atomic_fetch_add(&m->opens, 1);
+}
+
+static inline void migration_close_file(struct migration *m)
+{
+    atomic_fetch_sub(&m->opens, 1);
+}
 
 /** migration_is_incoming - whether a peer sends it, and m->in is there; if not, m->out is */
 static inline bool migration_is_incoming(const struct migration *m)

@@ -30,7 +30,7 @@ struct handle *handle_new(struct node *node, uid_t uid, gid_t gid)
     handle->gid = gid;
     handle->generation = UINT64_MAX;
     if (node->m)
-        atomic_fetch_add(&node->m->opens, 1);
+        migration_open_file(node->m);
     pthread_mutex_init(&handle->lock, NULL);
     SCOPED_LOCK(&all_lock);
     handle->next = all;
@@ -55,7 +55,7 @@ void handle_free(struct handle *handle)
         handle->next->prev = handle->prev;
     pthread_mutex_unlock(&all_lock);
     if (handle->node->m)
-        atomic_fetch_sub(&handle->node->m->opens, 1);
+        migration_close_file(handle->node->m);
     pthread_mutex_destroy(&handle->lock);
     free(handle->text);
     free(handle);
@@ -91,7 +91,7 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         char hex[DIGEST_TEXT];
         ret = migration_digest(m, file, interrupt, digest, err);
         /* Meanwhile. */
-        if (ret < 0 && file_is_removed(file) && !state_is_final(m->state)) {
+        if (ret < 0 && file_is_removed(file) && !state_is_final(migration_state(m))) {
             *err = (struct error){0};
             ret = 0;
             continue;

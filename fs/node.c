@@ -131,7 +131,7 @@ static struct attributes *find_attributes(struct host *host, const struct node *
         return &(*table)->at[ATTRIBUTES_DEVICE_STATE];
     case NODE_DEVICE:
         *directory = ATTRIBUTES_DEVICE_STATE;
-        return &node->file->attributes;
+        return file_attributes(node->file);
     case NODE_RAM:
         return &(*table)->at[ATTRIBUTES_RAM];
     case NODE_RECEIVED:
@@ -178,7 +178,7 @@ static mode_t mode_of(const struct node *node)
 static void stat_file(const struct node *node, struct file *file, struct stat *st)
 {
     if (!migration_is_incoming(node->m)) {
-        st->st_size = (off_t)atomic_load(&file->size);
+        st->st_size = (off_t)file_sent_size(file);
         st->st_blocks = (st->st_size + 511) / 512;
     } else {
         st->st_size = (off_t)file_received_size(file);

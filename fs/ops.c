@@ -288,7 +288,7 @@ static int check_incoming_writer(const struct node *node, int flags, struct erro
 {
     if (node->kind == NODE_DEVICE)
         return error_set(err, CAUSE_READ_ONLY, "a device's stream is written at the source");
-    if (node->m->state != STATE_COMPLETED)
+    if (migration_state(node->m) != STATE_COMPLETED)
         return error_set(err, CAUSE_STATE, "the image can be written when the migration has completed");
     if (flags & O_TRUNC)
         return error_set(err, CAUSE_READ_ONLY, "the size of an incoming file is the source's");
@@ -305,7 +305,7 @@ static int open_data(fuse_req_t req, struct handle *handle, int flags, struct er
         return error_set(err, CAUSE_STALE, "it has been removed");
     handle->counted = true;
     if (migration_is_incoming(node->m)) {
-        handle->cached = node->kind == NODE_RAM && node->m->state == STATE_COMPLETED;
+        handle->cached = node->kind == NODE_RAM && migration_state(node->m) == STATE_COMPLETED;
         return writes ? check_incoming_writer(node, flags, err) : 0;
     }
     /* First: a stream that is emptied to be written again does not end in between. */
@@ -401,7 +401,7 @@ static void claim_device(fuse_req_t req, const struct node *dir, struct file *fi
     struct stat st;
 
     node_stat(request_host(req), dir, &st);
-    attributes_claim(&dir->m->attributes, &file->attributes, ctx->uid ? ctx->uid : st.st_uid,
+    attributes_claim(&dir->m->attributes, file_attributes(file), ctx->uid ? ctx->uid : st.st_uid,
                      ctx->uid ? ctx->gid : st.st_gid, mode & ATTRIBUTES_RAM_MODE);
 }
 
@@ -473,8 +473,8 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 
     (void)datasync;
     /* Before `start` nothing has been accepted, and after `complete` all of it has been applied. */
-    if (!file || migration_is_incoming(node->m) || node->m->state == STATE_NONE ||
-        node->m->state == STATE_COMPLETED) {
+    if (!file || migration_is_incoming(node->m) || migration_state(node->m) == STATE_NONE ||
+        migration_state(node->m) == STATE_COMPLETED) {
         fuse_reply_err(req, 0);
         return;
     }
@@ -801,7 +801,7 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset,
     }
     if (clears)
         ret = migration_discard(node->m, file, (uint64_t)offset, (uint64_t)length, &waiting.interrupt, &err);
-    if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > atomic_load(&file->size))
+    if (ret == 0 && !(mode & FALLOC_FL_KEEP_SIZE) && end > file_sent_size(file))
         ret = migration_truncate(node->m, file, end, &waiting.interrupt, &err);
     request_end_wait(req, &waiting);
     if (ret < 0)

@@ -11,6 +11,7 @@
 #include "name.h"
 #include "refusal.h"
 #include "receiver.h"
+#include "session.h"
 #include "stall.h"
 
 #include <errno.h>

@@ -3,6 +3,7 @@
 #include "reference.h"
 #include "cleanup.h"
 #include "connection.h"
+#include "descriptor.h"
 #include "file.h"
 #include "memory.h"
 #include "sender.h"
@@ -129,17 +130,11 @@ static enum page_kind page_kind(const struct look *look, uint64_t page)
  * errno. */
 static int read_file(int fd, char *buf, size_t len, uint64_t offset)
 {
-    while (len > 0) {
-        ssize_t n = pread(fd, buf, len, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -ENODATA;
-        buf += n;
-        offset += (uint64_t)n;
-        len -= (size_t)n;
-    }
-    return 0;
+    ssize_t n = descriptor_read(fd, offset, buf, len);
+
+    if (n < 0)
+        return (int)n;
+    return (size_t)n < len ? -ENODATA : 0;
 }
 
 /* Copies the resident pages of a packet that will be copied; the others are in the buffer. */

@@ -5,12 +5,6 @@
 
 #include <errno.h>
 
-const char *const zerocopy_mode_names[ZEROCOPY_MODES] = {
-    [ZEROCOPY_OFF] = "off",
-    [ZEROCOPY_AUTO] = "auto",
-    [ZEROCOPY_REQUIRE] = "require",
-};
-
 void zerocopy_init(struct zerocopy *z, enum zerocopy_mode mode, bool possible)
 {
     *z = (struct zerocopy){

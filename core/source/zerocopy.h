@@ -29,6 +29,7 @@
 #define MIGFS_ZEROCOPY_H
 
 #include "transport.h"
+#include "zerocopy_mode.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,21 +44,7 @@
 #define ZEROCOPY_REST_MS   1000        /* the first one */
 #define ZEROCOPY_REST_MAX  60000
 
-enum zerocopy_mode { ZEROCOPY_OFF, ZEROCOPY_AUTO, ZEROCOPY_REQUIRE, ZEROCOPY_MODES /* one past the last */ };
-
-extern const char *const zerocopy_mode_names[ZEROCOPY_MODES];
-
 enum zerocopy_phase { ZEROCOPY_TRYING, ZEROCOPY_GOING, ZEROCOPY_RESTING };
-
-/* Since the channel was made. What has been sent and is not back is nowhere yet. */
-struct zerocopy_counters {
-    uint64_t sends, bytes;               /* without a copy */
-    uint64_t copied_sends, copied_bytes; /* with one, headers and all */
-    /* the part of it that the kernel was to send without */
-    uint64_t kernel_copied_sends, kernel_copied_bytes;
-    uint64_t refused; /* sends that there was no lockable memory for */
-    uint64_t missed;  /* barriers with something large before them, and none of it without a copy */
-};
 
 struct zerocopy {
     enum zerocopy_mode mode;
