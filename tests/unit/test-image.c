@@ -33,10 +33,6 @@ static void begin(void)
 
 static void end(void)
 {
-    cr_expect(zero(u64, account->descriptors.used), "every descriptor was given back");
-    cr_expect(zero(u64, account->memory.used));
-    cr_expect(zero(u64, budget.used), "and every byte");
-    cr_expect(zero(u64, windows.used), "and the address space");
     account_put(account);
     accounts_fini(&accounts);
     scratch_remove();
@@ -65,6 +61,16 @@ static void make(struct image *image, bool is_ram, unsigned channels, uint64_t s
     cr_expect(not(image_is_begun(image)));
     CHECK_OK(image_begin(image, &form, &err));
     cr_assert(image_is_begun(image));
+}
+
+/* The last one goes. */
+static void finish(struct image *image)
+{
+    image_fini(image);
+    cr_expect(zero(u64, account->descriptors.used), "every descriptor was given back");
+    cr_expect(zero(u64, account->memory.used));
+    cr_expect(zero(u64, budget.used), "and every byte");
+    cr_expect(zero(u64, windows.used), "and the address space");
 }
 
 /* Stores bytes of one stripe, as its home channel does. Return: pages that arrived for the first time. */
@@ -128,7 +134,7 @@ Test(image, declared_size)
     cr_expect(eq(u64, image_end(&image, FIRST + 1), 3 * STRIPE + 5));
     cr_assert(zero(int, fstat(image.memory.fd, &st)));
     cr_expect(eq(u64, (uint64_t)st.st_size, 3 * STRIPE + 5), "the memory has its length");
-    image_fini(&image);
+    finish(&image);
 }
 
 /* Not before a byte of it comes. */
@@ -156,7 +162,7 @@ Test(image, memory_of_a_device)
     cr_expect(zero(ptr, image.memory.window));
     cr_expect(image_blocks(&image) > 0);
     cr_expect(zero(ptr, image_window(&image, 10, 4)));
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, growth_is_charged_once)
@@ -175,7 +181,7 @@ Test(image, growth_is_charged_once)
     cr_expect(eq(u64, image_end(&image, FIRST), 1000), "each channel has its own view");
     cr_expect(eq(u64, image_end(&image, FIRST + 1), 1500), "which does not shrink");
     cr_expect(eq(u64, image_size(&image), 1500), "the size is the largest");
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, no_more_than_the_budget)
@@ -200,7 +206,7 @@ Test(image, no_more_than_the_budget)
     image_fini(&other);
     CHECK_OK(image_grow(&image, FIRST, 1500, &err));
     cr_expect(eq(u64, image_size(&image), 1500));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* What cannot begin gives everything back, and can begin again. */
@@ -226,7 +232,7 @@ Test(image, begins_again)
     cr_expect(eq(u64, account->descriptors.used, 1));
     cr_expect(image_use(&image));
     image_unuse(&image);
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, no_descriptor_left)
@@ -246,7 +252,7 @@ Test(image, no_descriptor_left)
     image_fini(&images[1]);
     CHECK_OK(image_begin(&images[2], &form, &err));
     image_fini(&images[0]);
-    image_fini(&images[2]);
+    finish(&images[2]);
 }
 
 /* No map, and no window, is larger than it can be of use. */
@@ -295,7 +301,7 @@ Test(image, maps_and_windows)
     fill(&image, 0, 'x', PAGE);
     cr_expect(zero(ptr, image_window(&image, 0, PAGE)), "all else works");
     cr_expect(eq(chr, byte_at(&image, PAGE - 1), 'x'));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* The channels are gone: the size stays, and what was there for them does not. */
@@ -323,7 +329,7 @@ Test(image, settled)
     image_settle(&image, 100);
     cr_expect(eq(u64, account->memory.used, 60));
     cr_expect(eq(u64, image_size(&image), 3 * STRIPE));
-    image_fini(&image);
+    finish(&image);
 }
 
 /*
@@ -344,7 +350,7 @@ Test(image, pages_that_arrive)
         cr_expect(eq(int, arrived(&image, page), there), "page %d", (int)page);
         cr_expect(eq(int, held(&image, page), there), "page %d", (int)page);
     }
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, reading)
@@ -363,7 +369,7 @@ Test(image, reading)
     memset(buf, '?', sizeof(buf));
     cr_expect(eq(long, image_read(&image, 4, buf, 6), 6));
     cr_expect(zero(int, memcmp(buf, "\0abc\0\0?", 7)), "what was never stored is zero");
-    image_fini(&image);
+    finish(&image);
 }
 
 /* One stripe, or all of them but one channel's. */
@@ -386,7 +392,7 @@ Test(image, discard_touches_only_the_channel_s_stripes)
         cr_assert(eq(int, arrived(&image, at / PAGE), !gone));
     }
     cr_expect(eq(u64, image_size(&image), 9 * STRIPE), "a hole keeps the size");
-    image_fini(&image);
+    finish(&image);
 }
 
 /* A range of one channel is one hole, and no other channel's. */
@@ -406,7 +412,7 @@ Test(image, discard_with_one_channel)
     cr_expect(eq(chr, byte_at(&image, STRIPE - 1), 0));
     cr_expect(eq(chr, byte_at(&image, 2 * STRIPE), 0));
     cr_expect(eq(chr, byte_at(&image, 2 * STRIPE + 1), 'a'));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* A page that a hole only touches has still arrived. */
@@ -430,7 +436,7 @@ Test(image, discard_of_parts_of_pages)
     cr_expect(eq(chr, byte_at(&image, 4 * PAGE + 1), 0));
     cr_expect(eq(chr, byte_at(&image, 10 * PAGE - 2), 0));
     cr_expect(eq(chr, byte_at(&image, 10 * PAGE - 1), 'a'));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* A peer's range may reach far past what is stored: that is no work, and no error. */
@@ -452,7 +458,7 @@ Test(image, discard_past_the_end)
         cr_expect(arrived(&image, 0));
         CHECK_OK(image_discard(&image, FIRST, 0, WIRE_OFFSET_MAX, &err));
         cr_expect(not(arrived(&image, 0)), "there is no more of the page than that");
-        image_fini(&image);
+        finish(&image);
     }
 }
 
@@ -473,7 +479,7 @@ Test(image, a_large_hole)
     cr_expect(eq(i64, image_blocks(&image), (int64_t)(2 * PAGE / 512)), "the first page and the last one are left");
     cr_expect(eq(chr, byte_at(&image, 0), 'x'));
     cr_expect(eq(chr, byte_at(&image, size - 1), 'x'));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* From the first page that holds something on; and nothing where nothing is held. */
@@ -496,7 +502,7 @@ Test(image, zero_pages)
         cr_expect(eq(int, arrived(&image, page), page >= 9 && page < 64), "page %d", (int)page);
         cr_expect(eq(chr, byte_at(&image, page * PAGE), page >= 40 && page < 50 ? 'x' : 0), "page %d", (int)page);
     }
-    image_fini(&image);
+    finish(&image);
 }
 
 /*
@@ -523,7 +529,7 @@ Test(image, truncation_is_each_channel_s)
     cr_expect(eq(chr, byte_at(&image, STRIPE + 99), 'a'));
     for (uint64_t at = STRIPE + 100; at < 4 * STRIPE; at += STRIPE / 4)
         cr_expect(eq(chr, byte_at(&image, at), 0), "at %llu", (unsigned long long)at);
-    image_fini(&image);
+    finish(&image);
 }
 
 /* What a truncation cut off has not arrived, and nothing is held of it. */
@@ -540,7 +546,7 @@ Test(image, truncation_forgets)
         cr_expect(eq(int, held(&image, page), page == 0), "page %d", (int)page);
     }
     cr_expect(eq(i64, image_seek(&image, 0, true), 0));
-    image_fini(&image);
+    finish(&image);
 }
 
 /*
@@ -563,7 +569,7 @@ Test(image, prepared_in_parts)
     cr_expect(eq(u64, counter_get(&image.prepared), 2 * part + 3 * PAGE), "whole pages");
     cr_expect(not(image_prepare(&image)));
     cr_expect(eq(i64, image_blocks(&image), (int64_t)((2 * part + 3 * PAGE) / 512)));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* Memory that was prepared can be given back: what comes then is written, so that a full file system is an error. */
@@ -586,7 +592,7 @@ Test(image, prepared_and_discarded)
     void *window = image_window(&image, STRIPE + 2 * PAGE, PAGE);
     cr_assert(not(zero(ptr, window)), "it is there again");
     cr_expect(zero(int, memcmp(window, "aaaa", 4)));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* All pages that a range touches must be held. */
@@ -602,7 +608,7 @@ Test(image, window_of_held_pages)
     cr_expect(zero(ptr, image_window(&image, 6 * PAGE - 1, 2)));
     cr_expect(zero(ptr, image_window(&image, 3 * PAGE, PAGE)));
     cr_expect(zero(ptr, image_window(&image, 6 * PAGE, PAGE)));
-    image_fini(&image);
+    finish(&image);
 }
 
 /* Page table entries are made once for each unit. */
@@ -626,7 +632,7 @@ Test(image, mapped_once)
     cr_expect(eq(u16, image.mapped[0], 0xffff));
     image_window(&image, 2 * STRIPE - MEMORY_MAP_UNIT, MEMORY_MAP_UNIT);
     cr_expect(eq(u16, image.mapped[1], 1 | 1 << 3 | 7 << 5 | 1 << 15), "as far as the window reaches");
-    image_fini(&image);
+    finish(&image);
 }
 
 /*
@@ -649,7 +655,7 @@ Test(image, seek)
     fill(&image, 10 * PAGE, 'x', 5);
     cr_expect(eq(i64, image_seek(&image, 4 * PAGE, true), (int64_t)(10 * PAGE)));
     cr_expect(eq(i64, image_seek(&image, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)), "the end is a hole");
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, seek_without_maps)
@@ -672,7 +678,7 @@ Test(image, seek_without_maps)
     cr_expect(eq(i64, image_seek(&image, 7 * PAGE, false), (int64_t)(8 * PAGE)));
     CHECK_OK(image_discard(&image, FIRST, 7 * PAGE, PAGE, &err));
     cr_expect(eq(i64, image_seek(&image, 3 * PAGE, true), -ENXIO), "what is behind the end does not count");
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, received_map)
@@ -698,7 +704,7 @@ Test(image, received_map)
     image_fini(&image);
     make(&image, true, 1, 64 * PAGE + 1);
     cr_expect(eq(u64, image_map_size(&image), 16));
-    image_fini(&image);
+    finish(&image);
 }
 
 static ssize_t read_plain(void *arg, uint64_t offset, void *buf, size_t len)
@@ -739,7 +745,7 @@ Test(image, digests)
     image_drop(&image);
     cr_expect(eq(int, image_digest(&image, NULL, got), -ECONNRESET));
     cr_expect(eq(int, image_digest_pieces(&image, 0, 3, got), -ECONNRESET));
-    image_fini(&image);
+    finish(&image);
     free(plain);
 }
 
@@ -776,7 +782,7 @@ Test(image, finished_and_kept)
         CHECK_OK(image_check(&image, &err));
         if (kept)
             image_keep(&image);
-        image_fini(&image);
+        finish(&image);
         cr_expect(eq(int, access(path, F_OK), kept ? 0 : -1));
     }
 }
@@ -800,7 +806,7 @@ Test(image, removed_by_its_user)
     image_discharge(&image);
     cr_expect(zero(u64, budget.used));
     cr_expect(eq(long, image_readable(&image, 0, 10), 10), "it can still be read");
-    image_fini(&image);
+    finish(&image);
 }
 
 Test(image, truncated_by_somebody)
@@ -817,7 +823,7 @@ Test(image, truncated_by_somebody)
     CHECK_OK(image_check(&image, &err));
     cr_assert(zero(int, truncate(path, (off_t)PAGE - 1)));
     CHECK_FAILS(image_check(&image, &err), CAUSE_IO);
-    image_fini(&image);
+    finish(&image);
 }
 
 /* Everything is given back at once, but for what somebody looks at, which goes with the last of them. */
@@ -852,7 +858,7 @@ Test(image, dropped_while_it_is_used)
     image_drop(&image);
     image_settle(&image, 0);
     cr_expect(eq(u64, image_size(&image), STRIPE), "the size is still told");
-    image_fini(&image);
+    finish(&image);
 }
 
 /* A thread that looks at it and goes, while it is not dropped, takes nothing along. */
@@ -869,7 +875,7 @@ Test(image, used_and_left)
     cr_expect(eq(chr, byte_at(&image, 0), 'x'));
     image_drop(&image);
     cr_expect(not(image_has_memory(&image)));
-    image_fini(&image);
+    finish(&image);
 }
 
 static struct image racing;
@@ -897,6 +903,6 @@ Test(image, settled_while_the_last_user_leaves)
         pthread_join(thread, NULL);
         cr_assert(eq(u64, windows.used, 0), "round %d", i);
         cr_assert(eq(u64, budget.used, 0), "round %d", i);
-        image_fini(&racing);
+        finish(&racing);
     }
 }
