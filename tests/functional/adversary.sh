@@ -85,6 +85,7 @@ logged 'migrations already'
 
 say "1000 idle connections"
 before_idle=$(memory_of dst RssAnon)
+: >idle.out # what it said the last time would be taken for its word
 limited "$helper" "$port" idle 1000 >idle.out 2>&1 &
 idle=$!
 eventually "they are there" grep -qs idle idle.out

@@ -15,6 +15,7 @@ uri2=unix:$dir/socket2
 migfs dst2 -o "listen=$uri2"
 
 crowd_in_background() {
+	: >crowd.said # what it said the last time would be taken for its word
 	"$crowd" "$@" >crowd.said 2>&1 &
 	crowd_pid=$!
 }

@@ -17,6 +17,7 @@ chmod 755 "$dir"
 
 # crowd_in_background COUNT OPERATION FILE: sets $crowd_pid; what it says goes to the file crowd.said
 crowd_in_background() {
+	: >crowd.said # what it said the last time would be taken for its word
 	"${as_user[@]}" "$crowd" "$@" <&0 >crowd.said 2>&1 &
 	crowd_pid=$!
 }

@@ -53,12 +53,14 @@ round() {
 
 	say "held"
 	mkfifo held.in
+	: >held.out # what it said the last time would be taken for its word
 	ADDRESS=127.0.0.2 limited "$helper" "$port" hold <held.in >held.out 2>&1 &
 	holder=$!
 	exec 9>held.in
 	eventually "it holds what it may have" grep -qs '^held' held.out
 	grep -q max-peer-migrations held.out || fail "$(cat held.out)"
 	# Idle connections, too.
+	: >idle.out # what it said the last time would be taken for its word
 	ADDRESS=127.0.0.2 limited "$helper" "$port" idle 300 >idle.out 2>&1 &
 	idle=$!
 	eventually "they are there" grep -qs idle idle.out
@@ -94,6 +96,7 @@ same image dst/beside/ram
 
 say "no descriptors left"
 prlimit --pid "${daemon[dst]}" --nofile=$(($(ls "/proc/${daemon[dst]}/fd" | wc -l) + 20)):
+: >idle.out # what it said the last time would be taken for its word
 ADDRESS=127.0.0.2 limited "$helper" "$port" idle 60 >idle.out 2>&1 &
 idle=$!
 eventually "it is said" grep -q 'refusing connections' dst.log

@@ -11,6 +11,7 @@ migfs src -o timeout=300
 
 # in_background OPERATION ARGUMENT...: what attempt says goes to the file said; sets $pid
 in_background() {
+	: >said # what it said the last time would be taken for its word
 	env --default-signal=INT "$attempt" "$@" >said 2>&1 &
 	pid=$!
 }

@@ -10,6 +10,7 @@ polling=$helper
 waiters=0
 waiter() {
 	waiters=$((waiters + 1))
+	: >said.$waiters # what it said the last time would be taken for its word
 	env --default-signal=INT cat "$1/wait" >said.$waiters 2>&1 &
 	waiter=$!
 }
