@@ -383,8 +383,8 @@ bool image_use(struct image *image)
 void image_unuse(struct image *image)
 {
     pthread_mutex_lock(&image->lock);
-    bool last = --image->users == 0 && image->dropped && !image->released;
-    image->released |= last;
+    /* There is one last user: once it is dropped, nobody comes any more. */
+    bool last = --image->users == 0 && image->dropped;
     pthread_mutex_unlock(&image->lock);
     if (last)
         give_back(image);

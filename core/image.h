@@ -82,7 +82,6 @@ struct image {
     uint64_t past_size; /* what was left of them */
     unsigned users;     /* threads that look at it and work for no channel: image_use() */
     bool dropped;       /* the memory has been given back: there is nothing to read */
-    bool released;      /* the last of the users has given all of it back */
     bool kept;          /* the backing file is the user's */
 };
 

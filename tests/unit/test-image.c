@@ -458,6 +458,9 @@ Test(image, discard_past_the_end)
         cr_expect(arrived(&image, 0));
         CHECK_OK(image_discard(&image, FIRST, 0, WIRE_OFFSET_MAX, &err));
         cr_expect(not(arrived(&image, 0)), "there is no more of the page than that");
+        fill(&image, PAGE, 'a', 1);
+        CHECK_OK(image_discard(&image, homes_of(&image.homes, PAGE), PAGE, PAGE, &err));
+        cr_expect(not(arrived(&image, 1)), "and if it is a byte");
         finish(&image);
     }
 }
@@ -493,6 +496,7 @@ Test(image, zero_pages)
     CHECK_OK(image_zero(&image, 10 * PAGE, 54 * PAGE, &first, &err));
     cr_expect(eq(u64, first, 54));
     cr_expect(zero(u64, work_of(&image)), "nothing is held");
+    cr_expect(eq(u64, counter_get(&image.intact), UINT64_MAX), "and nothing is given back");
     fill(&image, 20 * PAGE, 'x', 30 * PAGE);
     CHECK_OK(image_zero(&image, 9 * PAGE, 31 * PAGE, &first, &err));
     cr_expect(eq(u64, first, 1), "the others had arrived before");
@@ -724,9 +728,9 @@ Test(image, digests)
 
     make(&image, true, 1, size);
     memset(plain + 5000, 'x', 3000);
-    memset(plain + DIGEST_PIECE - 10, 'y', 20);
+    memset(plain + DIGEST_PIECE, 'y', DIGEST_PIECE);
     fill(&image, 5000, 'x', 3000);
-    fill(&image, DIGEST_PIECE - 10, 'y', 20);
+    fill(&image, DIGEST_PIECE, 'y', DIGEST_PIECE);
     cr_assert(zero(int, digest_compute(size, read_plain, plain, want)));
     cr_assert(zero(int, digest_pieces(&source, 0, 3, pieces)));
     cr_expect(zero(int, image_digest(&image, &interrupt, got)));
@@ -861,10 +865,13 @@ Test(image, dropped_while_it_is_used)
     finish(&image);
 }
 
-/* A thread that looks at it and goes, while it is not dropped, takes nothing along. */
+/* A thread that looks at it and goes, while it is not dropped, takes nothing along, and keeps nothing. */
 Test(image, used_and_left)
 {
+    uint8_t digest[DIGEST_SIZE], map[8];
+    char path[64];
     struct image image;
+    struct error err;
 
     make(&image, true, 1, PAGE);
     cr_assert(image_use(&image));
@@ -873,8 +880,22 @@ Test(image, used_and_left)
     cr_expect(eq(u64, budget.used, PAGE));
     fill(&image, 0, 'x', 1);
     cr_expect(eq(chr, byte_at(&image, 0), 'x'));
+    cr_expect(zero(i64, image_seek(&image, 0, true)));
+    cr_expect(zero(int, image_digest(&image, NULL, digest)));
+    cr_expect(zero(int, image_digest_pieces(&image, 0, 1, digest)));
+    cr_expect(eq(sz, image_read_map(&image, 0, map, sizeof(map)), sizeof(map)));
+    cr_expect(image_blocks(&image) > 0);
+    image_path(&image, path, sizeof(path));
+    CHECK_OK(image_own(&image, getuid(), getgid(), 0600, &err));
+    image_unlink(&image);
+    cr_expect(zero(uint, image.users));
     image_drop(&image);
     cr_expect(not(image_has_memory(&image)));
+    cr_expect(zero(i64, image_blocks(&image)));
+    image_path(&image, path, sizeof(path));
+    cr_expect(eq(str, path, ""));
+    CHECK_OK(image_own(&image, getuid(), getgid(), 0600, &err));
+    image_unlink(&image);
     finish(&image);
 }
 
