@@ -31,7 +31,7 @@
  * At the end the workers are gone, and fuse-answer ends when its queue is empty: then
  * all that is in the list of all is answered, whether it was told or not.
  *
- * Locks: the request's (libfuse's), then migration.lock or file.lock, then
+ * Locks: the request's (libfuse's), then migration.lock or stream.lock, then
  * parking_lock. Nothing is answered with one of ours held.
  */
 #include "parking.h"

@@ -3,7 +3,7 @@
  * The handles that wait in poll(2); see polling.h.
  *
  * Locks: poll_lock, then whatever the readiness of a file takes
- * (migration.lock, file.lock). A waiter is listed before it is looked at, and
+ * (migration.lock, stream.lock). A waiter is listed before it is looked at, and
  * looked at after every change, so that no change is missed.
  */
 #include "polling.h"

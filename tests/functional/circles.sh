@@ -62,6 +62,7 @@ finds fs/loop.c '#include "ops.h"' loop ops
 finds fs/handle.h '#include "polling.h"' handle polling
 finds core/account.c '#include "host.h"' account host
 finds core/wire.h '  #  include <session.h> /* quietly */' session wire
+finds core/image.h '#include "file.h"' image stream file
 finds core/source/gate.h '#include "connection.h"' gate connection
 finds core/host.c '/* #include "registry.h" */'
 finds core/wire.c '#include <sys/session.h>'

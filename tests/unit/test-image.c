@@ -749,8 +749,12 @@ Test(image, digests)
     image_drop(&image);
     cr_expect(eq(int, image_digest(&image, NULL, got), -ECONNRESET));
     cr_expect(eq(int, image_digest_pieces(&image, 0, 3, got), -ECONNRESET));
-    finish(&image);
+    image_fini(&image);
     free(plain);
+    make(&image, true, 1, 2 * DIGEST_PIECE);
+    cr_expect(zero(int, image_digest_pieces(&image, 0, 2, got)));
+    cr_expect(eq(int, image_digest_pieces(&image, 0, 3, got), -ERANGE), "whole pieces, and none behind them");
+    finish(&image);
 }
 
 /*
