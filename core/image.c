@@ -15,7 +15,7 @@ _Static_assert(WIRE_STRIPE_SIZE / MEMORY_MAP_UNIT == 16, "image.mapped");
 #define HOLE_SIZE (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
 /* of RAM whose size nobody has declared; more is not worth the address space */
 #define UNDECLARED_WINDOW (1ull << 40)
-#define PREPARE_SIZE      (16u << 20) /* at a time; the thread that does it looks up in between */
+#define PREALLOCATE_SIZE  (16u << 20) /* at a time; the thread that does it looks up in between */
 
 void image_init(struct image *image)
 {
@@ -242,7 +242,7 @@ uint64_t image_arrived(struct image *image, uint64_t offset, uint64_t len)
 
 /*
  * Makes a range read as zeros. The one place that takes pages out of the memory while it is filled: what is
- * prepared is there only as long as it was not given back.
+ * preallocated is there only as long as it was not given back.
  */
 static int clear(struct image *image, uint64_t offset, uint64_t len, struct error *err)
 {
@@ -325,14 +325,15 @@ int image_truncate(struct image *image, unsigned channel, uint64_t size, struct 
     return 0;
 }
 
-bool image_prepare(struct image *image)
+bool image_preallocate(struct image *image)
 {
-    uint64_t from = counter_get(&image->prepared), size = image_size(image) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
-    uint64_t len = size - from < PREPARE_SIZE ? size - from : PREPARE_SIZE;
+    uint64_t from = counter_get(&image->preallocated),
+             size = image_size(image) / WIRE_PAGE_SIZE * WIRE_PAGE_SIZE;
+    uint64_t len = size - from < PREALLOCATE_SIZE ? size - from : PREALLOCATE_SIZE;
 
     if (from >= size || !memory_populate(&image->memory, from, len))
         return false;
-    atomic_store_explicit(&image->prepared, from + len, memory_order_relaxed);
+    atomic_store_explicit(&image->preallocated, from + len, memory_order_relaxed);
     return true;
 }
 
@@ -359,7 +360,7 @@ void *image_window(struct image *image, uint64_t offset, size_t len)
 
     if (!image->is_ram)
         return NULL;
-    if (offset + len <= counter_get(&image->prepared) && offset + len <= counter_get(&image->intact))
+    if (offset + len <= counter_get(&image->preallocated) && offset + len <= counter_get(&image->intact))
         return memory_window(&image->memory, offset, len);
     if (page_map_next(&image->held, first, first + pages, false) != first + pages)
         return NULL;

@@ -62,8 +62,9 @@ struct image {
     struct memory memory;
     struct page_map received, held; /* RAM; a word of them is written for its home channel */
     uint16_t *mapped; /* RAM: of each stripe, which MEMORY_MAP_UNITs have had memory_map(); its home's */
-    _Atomic uint64_t prepared; /* RAM: the memory of everything before it was there once; relaxed, a hint */
-    _Atomic uint64_t intact;   /* no hole has been made before it */
+    _Atomic uint64_t
+        preallocated;        /* RAM: the memory of everything before it was there once; relaxed, a hint */
+    _Atomic uint64_t intact; /* no hole has been made before it */
     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     _Atomic uint64_t work;
     struct image_budgets budgets;
@@ -139,8 +140,8 @@ static inline int image_write(struct image *image, uint64_t offset, const void *
 }
 
 /**
- * image_window - where a range of RAM whose pages are all held, or prepared and still there, can be stored
- * into; else NULL: image_write()
+ * image_window - where a range of RAM whose pages are all held, or preallocated and still there, can be
+ * stored into; else NULL: image_write()
  *
  * memory_window() says how; the range is within one stripe.
  */
@@ -176,10 +177,10 @@ int image_discard(struct image *image, unsigned channel, uint64_t offset, uint64
 int image_truncate(struct image *image, unsigned channel, uint64_t size, struct error *err);
 
 /**
- * image_prepare - have the memory of the next part of RAM there before it arrives
- * Return: whether there is more to prepare. One thread at a time.
+ * image_preallocate - have the memory of the next part of RAM there before it arrives
+ * Return: whether there is more to do. One thread at a time.
  */
-bool image_prepare(struct image *image);
+bool image_preallocate(struct image *image);
 
 /*
  * For all others.

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
+#include "answers.h"
 #include "arrival.h"
 #include "catalog.h"
 #include "cleanup.h"
@@ -9,6 +10,7 @@
 #include "host.h"
 #include "log.h"
 #include "name.h"
+#include "preallocation.h"
 #include "refusal.h"
 #include "receiver.h"
 #include "session.h"
@@ -24,14 +26,6 @@
 #define TIMEOUT_MAX         (3600u * 1000) /* as long as the setting can be, whatever the source says */
 /* times the longer timeout: the source, which knows more, gives up before this side does */
 #define PATIENCE 2
-
-/* A question about the contents of a file. */
-struct question {
-    enum wire_message_type type; /* WIRE_DIGEST, or WIRE_VERIFY about @count pieces from @first on */
-    uint64_t id, first;
-    struct file *file; /* with a reference */
-    uint32_t count;
-};
 
 struct incoming {
     /* whose it is; mig-in's: it changes when an expected migration takes over, before there are receivers */
@@ -50,11 +44,8 @@ struct incoming {
     bool holds_channels, holds_session; /* what they need is charged; mig-in's */
     uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
     struct stall_watch watch;           /* mig-in's */
-    pthread_t preparer;                 /* thread mig-prepare; mig-in's */
-    bool preparing;                     /* it has to be joined; mig-in's */
-    atomic_bool prepare_ends;           /* it is to end */
-    atomic_bool digesting;              /* thread mig-digest answers a question */
-    struct question question;           /* it; written before the thread is made */
+    struct preallocation preallocation; /* mig-in's; any thread stops it */
+    struct answers answers;             /* mig-in's, and mig-digest's while a question is open */
 
     /* Guarded by migration.lock: */
     bool has_session;
@@ -103,6 +94,7 @@ static void packet_applied(void *arg)
 }
 
 static const struct arrival_operations arrival_operations;
+static const struct answers_operations answers_operations;
 
 static const struct receiver_events receiver_events = {
     .failed = channel_failed,
@@ -195,6 +187,7 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     if (!in->receivers || catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
         arrival_init(&in->arrival, n, &in->catalog, &account->memory, &arrival_operations, in) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    answers_init(&in->answers, &in->catalog, &answers_operations, in);
     in->account = account_hold(account);
     in->reception.descriptors = &account->descriptors;
     if (error_is_set(err) || take_share(in, err) < 0) {
@@ -432,34 +425,13 @@ static int look(struct migration *m, struct error *err)
  * The main channel
  */
 
-/* Has the memory of the RAM there before it arrives. */
-static void *mig_prepare(void *arg)
+static void begin_preallocation(struct incoming *in, struct file *ram)
 {
-    struct migration *m = arg;
+    struct error failure = {0};
 
-    while (!atomic_load(&m->in->prepare_ends) && !state_is_final(m->state) &&
-           image_prepare(&m->files[WIRE_RAM]->image))
-        ;
-    return NULL;
-}
-
-static void start_preparing(struct migration *m)
-{
-    int code = pthread_create(&m->in->preparer, NULL, mig_prepare, m);
-
-    m->in->preparing = code == 0;
-    if (code == 0)
-        pthread_setname_np(m->in->preparer, "mig-prepare");
-    else /* The memory comes when it is needed. */
-        log_error("%s: cannot make a thread: %s", m->name, strerror(code));
-}
-
-static void end_preparing(struct incoming *in)
-{
-    atomic_store(&in->prepare_ends, true);
-    if (in->preparing)
-        pthread_join(in->preparer, NULL);
-    in->preparing = false;
+    if (preallocation_begin(&in->preallocation, &ram->image, &failure) <
+        0) /* The memory comes when it is needed. */
+        log_error("%s: %s", in->m->name, failure.message);
 }
 
 /* What was made here for the source to fill, with a reference, or NULL. */
@@ -528,7 +500,7 @@ static int make_file(struct migration *m, uint32_t id, uint64_t size, const char
     pthread_mutex_unlock(&m->lock);
     file_put(file);
     if (id == WIRE_RAM && size && limits->preallocate)
-        start_preparing(m);
+        begin_preallocation(in, file);
     return 0;
 }
 
@@ -658,85 +630,39 @@ static int on_complete(struct migration *m, const struct message *message, struc
     return entries ? arrival_manifest(&in->arrival, message->id, counts, entries, count, err) : -EIO;
 }
 
-/* The digests that a question is about. */
-static uint32_t digests_of(const struct question *question)
-{
-    return question->type == WIRE_VERIFY ? question->count : 1;
-}
-
 /*
- * Answers the question that is open. @body: where the answer is written; the digests are in it, behind the
- * cause.
+ * Answers
  */
-static void answer(struct migration *m, enum cause cause, uint8_t *body)
-{
-    struct incoming *in = m->in;
-    struct question question = in->question;
-    struct wire_writer w = {body, body, body + 4};
-    enum wire_message_type type = question.type == WIRE_VERIFY ? WIRE_VERIFY_REPLY : WIRE_DIGEST_REPLY;
-    uint32_t size = digests_of(&question) * DIGEST_SIZE;
 
-    wire_write_u32(&w, cause);
-    if (cause != CAUSE_NONE && type == WIRE_VERIFY_REPLY)
-        size = 0;
-    else if (cause != CAUSE_NONE)
-        memset(body + 4, 0, size);
-    atomic_store(&in->digesting, false);
-    session_send(&in->session, type, question.id, body, 4 + size);
-}
-
-static int compute(struct file *file, const struct question *question, uint8_t *digests)
-{
-    if (question->type == WIRE_VERIFY)
-        return image_digest_pieces(&file->image, question->first, question->count, digests);
-    return image_digest(&file->image, NULL, digests);
-}
-
-/* A question may take seconds to answer, and mig-in has the heartbeat to think of. */
 static void *mig_digest(void *arg)
 {
     struct migration *m = arg;
-    const struct question *question = &m->in->question;
-    uint8_t few[4 + DIGEST_SIZE];
-    CLEANUP_FREE uint8_t *many = malloc(4 + digests_of(question) * (size_t)DIGEST_SIZE);
 
     pthread_setname_np(pthread_self(), "mig-digest");
-    struct file *file = question->file;
-    int ret = many ? compute(file, question, many + 4) : -ENOMEM;
-    file_put(file);
-    answer(m, ret < 0 ? error_cause_of_errno(ret) : CAUSE_NONE, many ? many : few);
+    answers_work(&m->in->answers);
     migration_put(m);
     return NULL;
 }
 
-static int on_question(struct migration *m, const struct message *message, struct wire_reader *body,
-                       struct error *err)
+static int begin_answer(void *arg, struct error *err)
 {
-    struct incoming *in = m->in;
-    struct question question = {.type = message->type, .id = message->id};
-    uint32_t number = wire_read_u32(body);
-    uint8_t few[4 + DIGEST_SIZE];
+    struct migration *m = ((struct incoming *)arg)->m;
 
-    if (question.type == WIRE_VERIFY) {
-        question.count = wire_read_u32(body);
-        question.first = wire_read_u64(body);
-    }
-    if (!wire_read_done(body) || !catalog_has(&in->catalog, number))
-        return error_set(err, CAUSE_PROTOCOL, "a question about a file that does not exist");
-    if (question.type == WIRE_VERIFY && (!question.count || question.count > WIRE_VERIFY_MAX))
-        return error_set(err, CAUSE_PROTOCOL, "a question about %u pieces of a file", question.count);
-    if (atomic_exchange(&in->digesting, true))
-        return error_set(err, CAUSE_PROTOCOL, "a question while another one is open");
-    question.file = file_get(catalog_file(&in->catalog, number));
-    in->question = question;
-    struct error failure = {0};
-    if (migration_start_thread(m, mig_digest, &failure) < 0) {
-        log_error("%s: %s", m->name, failure.message);
-        file_put(question.file);
-        answer(m, failure.cause, few);
-    }
-    return 0;
+    if (migration_start_thread(m, mig_digest, err) == 0)
+        return 0;
+    log_error("%s: %s", m->name, err->message);
+    return -EIO;
 }
+
+static void send_answer(void *arg, enum wire_message_type type, uint64_t id, const void *body,
+                        uint32_t length)
+{
+    struct incoming *in = arg;
+
+    session_send(&in->session, type, id, body, length);
+}
+
+static const struct answers_operations answers_operations = {.begin = begin_answer, .send = send_answer};
 
 static void end_streams(struct migration *m, bool broken)
 {
@@ -764,7 +690,7 @@ static void end_receivers(struct migration *m)
     }
     for (unsigned c = 0; c < in->channel_count; c++)
         receiver_join(&in->receivers[c]);
-    end_preparing(in);
+    preallocation_end(&in->preallocation);
     bury(in);
     close_receivers(in);
     if (m->settings.compress)
@@ -891,7 +817,7 @@ static int handle_message(void *arg, const struct message *message, struct wire_
         return on_sync(m, message, body, err);
     case WIRE_DIGEST:
     case WIRE_VERIFY:
-        return on_question(m, message, body, err);
+        return answers_on_question(&in->answers, message, body, err);
     case WIRE_COMPLETE:
         return on_complete(m, message, body, err);
     case WIRE_COMMIT:
@@ -1135,6 +1061,7 @@ unsigned incoming_channels(struct migration *m)
 
 static void ended(struct migration *m)
 {
+    preallocation_stop(&m->in->preallocation);
     SCOPED_LOCK(&m->lock);
     if (m->in->has_session)
         session_wake(&m->in->session);

@@ -557,33 +557,33 @@ Test(image, truncation_forgets)
  * Memory that is there before it arrives, and windows
  */
 
-Test(image, prepared_in_parts)
+Test(image, preallocated_in_parts)
 {
     uint64_t part = 16 << 20, size = 2 * part + 3 * PAGE + 100;
     struct image image;
 
     make(&image, true, 2, size);
     cr_expect(zero(ptr, image_window(&image, 0, 100)), "nothing is there");
-    cr_expect(image_prepare(&image));
-    cr_expect(eq(u64, counter_get(&image.prepared), part));
+    cr_expect(image_preallocate(&image));
+    cr_expect(eq(u64, counter_get(&image.preallocated), part));
     cr_expect(not(zero(ptr, image_window(&image, part - 100, 100))));
     cr_expect(zero(ptr, image_window(&image, part - 100, 101)));
-    cr_expect(image_prepare(&image));
-    cr_expect(image_prepare(&image));
-    cr_expect(eq(u64, counter_get(&image.prepared), 2 * part + 3 * PAGE), "whole pages");
-    cr_expect(not(image_prepare(&image)));
+    cr_expect(image_preallocate(&image));
+    cr_expect(image_preallocate(&image));
+    cr_expect(eq(u64, counter_get(&image.preallocated), 2 * part + 3 * PAGE), "whole pages");
+    cr_expect(not(image_preallocate(&image)));
     cr_expect(eq(i64, image_blocks(&image), (int64_t)((2 * part + 3 * PAGE) / 512)));
     finish(&image);
 }
 
-/* Memory that was prepared can be given back: what comes then is written, so that a full file system is an error. */
-Test(image, prepared_and_discarded)
+/* Memory that was preallocated can be given back: what comes then is written, so that a full file system is an error. */
+Test(image, preallocated_and_discarded)
 {
     struct image image;
     struct error err;
 
     make(&image, true, 2, 4 * STRIPE);
-    while (image_prepare(&image))
+    while (image_preallocate(&image))
         ;
     cr_expect(not(zero(ptr, image_window(&image, 3 * STRIPE, STRIPE))));
     CHECK_OK(image_discard(&image, FIRST + 1, STRIPE + 2 * PAGE, PAGE, &err));

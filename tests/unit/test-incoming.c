@@ -1498,8 +1498,8 @@ Test(incoming, barriers_that_wait)
     rig_fini(&rig);
 }
 
-/* Memory that is being made ready is not made ready after it was given back. */
-Test(incoming, ends_while_it_prepares)
+/* Memory that is being preallocated is not made after it was given back. */
+Test(incoming, ends_while_it_preallocates)
 {
     struct limits limits = rig_limits();
     struct stat st;
@@ -1512,7 +1512,7 @@ Test(incoming, ends_while_it_prepares)
         struct migration *m = rig_arrived(&rig, "vm");
         cr_assert(eq(int, (int)peer_announce(&peer, WIRE_RAM, limits.max_ram, "ram"), CAUSE_NONE));
         struct file *ram = migration_file(m, WIRE_RAM);
-        while (!counter_get(&ram->image.prepared))
+        while (!counter_get(&ram->image.preallocated))
             sched_yield();
         peer_close(&peer);
         rig_await_end(m);
