@@ -74,6 +74,13 @@ void arrival_fini(struct arrival *a)
     a->barrier_count = 0;
 }
 
+void arrival_read_counts(const struct arrival *a, struct wire_reader *body,
+                         uint64_t counts[WIRE_CHANNELS_MAX])
+{
+    for (unsigned c = 0; c < a->channels; c++)
+        counts[c] = wire_read_u64(body);
+}
+
 int arrival_sync(struct arrival *a, uint64_t id, const uint64_t *counts, struct error *err)
 {
     if (a->syncs == WIRE_SYNCS_MAX)
@@ -115,9 +122,19 @@ int arrival_change(struct arrival *a, struct change *change, const uint64_t *cou
     if (!barrier)
         return -EIO;
     barrier->change = change;
-    /* The source has gone on since it was prepared. */
+    /* The source has gone on since it was checked. */
     arrival_forget_manifest(a);
     return add_barrier(a, barrier, err);
+}
+
+int arrival_on_sync(struct arrival *a, uint64_t id, struct wire_reader *body, struct error *err)
+{
+    uint64_t counts[WIRE_CHANNELS_MAX];
+
+    arrival_read_counts(a, body, counts);
+    if (!wire_read_done(body))
+        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
+    return arrival_sync(a, id, counts, err);
 }
 
 /*
@@ -150,6 +167,47 @@ int arrival_manifest(struct arrival *a, uint64_t id, const uint64_t *counts, str
     return add_barrier(a, barrier, err);
 }
 
+/* The entries of a manifest of @count files, or NULL. */
+static struct manifest_entry *read_entries(struct wire_reader *body, uint32_t count, struct error *err)
+{
+    struct manifest_entry *entries = calloc(count + 1, sizeof(*entries));
+
+    if (!entries) {
+        error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        return NULL;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct manifest_entry *entry = &entries[i];
+        entry->file = wire_read_u32(body);
+        wire_read_u32(body);
+        entry->size = wire_read_u64(body);
+        entry->packets = wire_read_u64(body);
+        entry->bytes = wire_read_u64(body);
+        entry->digest = wire_read_u64(body);
+        if (i > 0 && entry->file <= entry[-1].file) {
+            error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
+            free(entries);
+            return NULL;
+        }
+    }
+    return entries;
+}
+
+int arrival_on_complete(struct arrival *a, uint64_t id, struct wire_reader *body, struct error *err)
+{
+    uint64_t counts[WIRE_CHANNELS_MAX];
+
+    arrival_read_counts(a, body, counts);
+    uint32_t count = wire_read_u32(body);
+    if (body->bad || !id || count > a->catalog->count ||
+        body->left != (size_t)count * WIRE_MANIFEST_ENTRY_SIZE)
+        return error_set(err, CAUSE_MISMATCH,
+                         "a manifest that does not fit: of %u files, where the destination has %u", count,
+                         a->catalog->count);
+    struct manifest_entry *entries = read_entries(body, count, err);
+    return entries ? arrival_manifest(a, id, counts, entries, count, err) : -EIO;
+}
+
 /*
  * Whether what has been applied is exactly what the manifest is about. More means that the source has gone
  * on.
@@ -165,7 +223,7 @@ static bool is_exactly_applied(const struct arrival *a)
 
 bool arrival_is_complete(const struct arrival *a, uint64_t id)
 {
-    return a->manifest.prepared && a->manifest.id == id && a->manifest.entries == a->catalog->count &&
+    return a->manifest.checked && a->manifest.id == id && a->manifest.entries == a->catalog->count &&
            is_exactly_applied(a);
 }
 
@@ -209,7 +267,7 @@ static int check_manifest(struct arrival *a, struct error *err)
             return -EIO;
     }
     int ret = a->operations->complete(a->owner, manifest->id, err);
-    manifest->prepared = ret == 0;
+    manifest->checked = ret == 0;
     return ret;
 }
 

@@ -70,7 +70,7 @@ struct arrival_operations {
 struct manifest {
     uint64_t id;             /* 0: there is none */
     struct barrier *barrier; /* what it is about has not been applied; NULL: it has */
-    bool prepared;           /* it has been checked, and is true */
+    bool checked;            /* it is true, and the source has been told so */
     uint32_t entries;
     struct manifest_entry *entry; /* in the order of their files */
     uint64_t counts[WIRE_CHANNELS_MAX];
@@ -112,6 +112,19 @@ void arrival_fini(struct arrival *a);
 int arrival_sync(struct arrival *a, uint64_t id, const uint64_t *counts, struct error *err);
 int arrival_end(struct arrival *a, struct file *file, const uint64_t *counts, struct error *err);
 int arrival_change(struct arrival *a, struct change *change, const uint64_t *counts, struct error *err);
+
+/** arrival_read_counts - a barrier as it is on the wire: a count for each channel */
+void arrival_read_counts(const struct arrival *a, struct wire_reader *body,
+                         uint64_t counts[WIRE_CHANNELS_MAX]);
+
+/**
+ * arrival_on_sync, arrival_on_complete - the source says so, in message @id: arrival_sync(),
+ * arrival_manifest()
+ *
+ * Return: as above, and what makes no sense is refused.
+ */
+int arrival_on_sync(struct arrival *a, uint64_t id, struct wire_reader *body, struct error *err);
+int arrival_on_complete(struct arrival *a, uint64_t id, struct wire_reader *body, struct error *err);
 
 /** arrival_forget_end - there is newer news of a stream than that it was to end */
 void arrival_forget_end(struct arrival *a, struct file *file);

@@ -174,3 +174,69 @@ struct file *catalog_forget(struct catalog *catalog, uint32_t number)
 {
     return atomic_exchange(&catalog->files[number], NULL);
 }
+
+/* The next file that can be found, from @number on, which moves behind it; NULL: there is none. */
+static struct file *next(const struct catalog *catalog, uint32_t *number)
+{
+    struct file *file = NULL;
+
+    while (!file && *number < catalog->size)
+        file = catalog_file(catalog, (*number)++);
+    return file;
+}
+
+uint64_t catalog_work(const struct catalog *catalog)
+{
+    const struct file *file;
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));)
+        sum += counter_get(&file->image.work);
+    return sum;
+}
+
+int catalog_check_storage(const struct catalog *catalog, struct error *err)
+{
+    struct file *file;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));) {
+        if (file_receive_check(file, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+int catalog_finish(const struct catalog *catalog, struct error *err)
+{
+    struct file *file;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));) {
+        if (image_finish(&file->image, err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+void catalog_keep(const struct catalog *catalog)
+{
+    struct file *file;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));)
+        image_keep(&file->image);
+}
+
+void catalog_drop(const struct catalog *catalog)
+{
+    struct file *file;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));)
+        file_receive_drop(file);
+}
+
+void catalog_settle(const struct catalog *catalog)
+{
+    struct file *file;
+
+    for (uint32_t i = 0; (file = next(catalog, &i));)
+        file_settle(file);
+}

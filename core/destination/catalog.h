@@ -102,4 +102,23 @@ struct change *catalog_take(struct catalog *catalog);
  */
 struct file *catalog_forget(struct catalog *catalog, uint32_t number);
 
+/*
+ * For all files that can be found by their numbers. The thread of the migration.
+ */
+
+/** catalog_work - the sum of their image.work */
+uint64_t catalog_work(const struct catalog *catalog);
+
+/** catalog_check_storage - whether all that was stored is still there: others can reach it.
+ * file_receive_check() */
+int catalog_check_storage(const struct catalog *catalog, struct error *err);
+/** catalog_finish - everything has arrived: image_finish() */
+int catalog_finish(const struct catalog *catalog, struct error *err);
+/** catalog_keep - the migration has completed: image_keep() */
+void catalog_keep(const struct catalog *catalog);
+/** catalog_drop - it has failed: file_receive_drop() */
+void catalog_drop(const struct catalog *catalog);
+/** catalog_settle - it is over: file_settle() */
+void catalog_settle(const struct catalog *catalog);
+
 #endif

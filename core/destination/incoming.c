@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's side of a migration; see incoming.h. */
 #include "incoming.h"
+#include "announced.h"
 #include "answers.h"
 #include "arrival.h"
 #include "catalog.h"
@@ -9,7 +10,6 @@
 #include "compression.h"
 #include "host.h"
 #include "log.h"
-#include "name.h"
 #include "preallocation.h"
 #include "refusal.h"
 #include "receiver.h"
@@ -39,7 +39,7 @@ struct incoming {
     struct receiver *receivers;         /* NULL when it is over; freed with migration.lock held */
     struct arrival arrival;             /* mig-in's */
     struct catalog catalog;             /* mig-in's; receivers look up files */
-    struct file *unburied;              /* removed, and a receiver has them; mig-in's */
+    struct announced announced;         /* mig-in's */
     bool peer_aborted;                  /* mig-in's */
     bool holds_channels, holds_session; /* what they need is charged; mig-in's */
     uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
@@ -94,6 +94,7 @@ static void packet_applied(void *arg)
 }
 
 static const struct arrival_operations arrival_operations;
+static const struct announced_operations announced_operations;
 static const struct answers_operations answers_operations;
 
 static const struct receiver_events receiver_events = {
@@ -189,6 +190,17 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
     answers_init(&in->answers, &in->catalog, &answers_operations, in);
     in->account = account_hold(account);
+    in->announced = (struct announced){
+        .operations = &announced_operations,
+        .owner = in,
+        .host = m->host,
+        .account = in->account,
+        .reception = &in->reception,
+        .catalog = &in->catalog,
+        .arrival = &in->arrival,
+        .device_channels = m->settings.device_channels,
+    };
+    memcpy(in->announced.name, m->name, sizeof(in->announced.name));
     in->reception.descriptors = &account->descriptors;
     if (error_is_set(err) || take_share(in, err) < 0) {
         incoming_free(in);
@@ -238,76 +250,6 @@ void incoming_free(struct incoming *in)
  * Barriers
  */
 
-/* Others can reach the files that arrive: is everything still there that was stored? */
-static int check_storage(struct incoming *in, struct error *err)
-{
-    for (uint32_t i = 0; i < in->catalog.size; i++) {
-        struct file *file = catalog_file(&in->catalog, i);
-        if (file && file_receive_check(file, err) < 0)
-            return -EIO;
-    }
-    return 0;
-}
-
-/* Removed files that nobody uses any more: gives their memory back, as soon as nobody reads them. */
-static void bury(struct incoming *in)
-{
-    struct file **p = &in->unburied;
-
-    while (*p) {
-        struct file *file = *p;
-        bool used = false;
-        for (unsigned c = 0; c < in->channel_count; c++)
-            used |= receiver_uses(&in->receivers[c], file);
-        if (used) {
-            p = &file->next_unburied;
-            continue;
-        }
-        *p = file->next_unburied;
-        file_receive_remove(file);
-        file_put(file);
-    }
-}
-
-/*
- * Shows a file, where the source has it, if nothing that was expected is there. The caller holds
- * migration.lock.
- */
-static void list(struct migration *m, struct file *file)
-{
-    uint32_t slot = migration_file(m, file->id) ? migration_free_slot(m) : file->id;
-
-    migration_add_file_at(m, file_get(file), slot);
-}
-
-/* Makes the next change of names; in one step for whoever looks. */
-static void make_change(struct migration *m, const struct change *change)
-{
-    struct incoming *in = m->in;
-    uint32_t gone = change->type == CHANGE_REMOVE ? change->number : change->replaced;
-    struct file *file = gone ? catalog_forget(&in->catalog, gone) : NULL;
-
-    /* Whoever waits for a device of the new name waits for one that does not come. */
-    CLEANUP_FILE struct file *expected =
-        change->type == CHANGE_RENAME && !gone ? migration_find_device(m, change->name) : NULL;
-    pthread_mutex_lock(&m->lock);
-    struct file *listed = file ? migration_remove_file(m, file) : NULL;
-    CLEANUP_FILE struct file *unfilled = expected ? migration_remove_file(m, expected) : NULL;
-    if (change->type == CHANGE_CREATE)
-        list(m, change->file);
-    else if (change->type == CHANGE_RENAME)
-        file_rename(change->file, change->name);
-    pthread_mutex_unlock(&m->lock);
-    file_put(listed);
-    if (unfilled)
-        file_receive_remove(unfilled);
-    if (file) {
-        arrival_forget_end(&in->arrival, file);
-        file->next_unburied = in->unburied;
-        in->unburied = file;
-    }
-}
-
 static uint64_t channel_applied(void *arg, unsigned channel)
 {
     const struct incoming *in = arg;
@@ -337,22 +279,18 @@ static void end_stream(void *arg, struct file *file, const uint64_t *counts)
     migration_announce(in->m);
 }
 
-static void apply_change(void *arg, const struct change *change)
+static void make_change(void *arg, const struct change *change)
 {
     struct incoming *in = arg;
 
-    make_change(in->m, change);
-    if (change->type == CHANGE_REMOVE)
-        session_send(&in->session, WIRE_FILE_REMOVE, change->id, NULL, 0);
-    else if (change->type == CHANGE_RENAME)
-        session_send(&in->session, WIRE_FILE_RENAME, change->id, NULL, 0);
+    announced_change(&in->announced, change);
 }
 
 static void changes_made(void *arg)
 {
     struct incoming *in = arg;
 
-    bury(in);
+    announced_bury(&in->announced);
     migration_announce(in->m);
 }
 
@@ -360,7 +298,7 @@ static int say_prepared(void *arg, uint64_t id, struct error *err)
 {
     struct incoming *in = arg;
 
-    if (check_storage(in, err) < 0)
+    if (catalog_check_storage(&in->catalog, err) < 0)
         return -EIO;
     session_send(&in->session, WIRE_PREPARED, id, NULL, 0);
     return 0;
@@ -371,18 +309,10 @@ static const struct arrival_operations arrival_operations = {
     .aim = aim_channel,
     .synced = acknowledge_sync,
     .ended = end_stream,
-    .change = apply_change,
+    .change = make_change,
     .changed = changes_made,
     .complete = say_prepared,
 };
-
-/* A barrier on the wire: a count for each channel. */
-static void read_counts(const struct incoming *in, struct wire_reader *body,
-                        uint64_t counts[WIRE_CHANNELS_MAX])
-{
-    for (unsigned c = 0; c < in->channel_count; c++)
-        counts[c] = wire_read_u64(body);
-}
 
 /* Tells the source what has arrived, and looks whether all stands still that a barrier waits for. */
 static int look(struct migration *m, struct error *err)
@@ -392,12 +322,8 @@ static int look(struct migration *m, struct error *err)
     struct wire_writer body = {buf, buf, buf + sizeof(buf)};
     struct stall_sight all = {0};
     unsigned awaited = 0;
-    uint64_t work = 0;
+    uint64_t work = catalog_work(&in->catalog);
 
-    for (uint32_t i = 0; i < in->catalog.size; i++) {
-        if (catalog_file(&in->catalog, i))
-            work += counter_get(&catalog_file(&in->catalog, i)->image.work);
-    }
     wire_write_u64(&body, work);
     all.mark = work;
     for (unsigned c = in->channel_count; c-- > 0;) {
@@ -422,8 +348,28 @@ static int look(struct migration *m, struct error *err)
 }
 
 /*
- * The main channel
+ * Files that the source announces, and what users see of them
  */
+
+static struct file *expected_file(void *arg, uint32_t number, const char *name)
+{
+    struct migration *m = ((struct incoming *)arg)->m;
+
+    return number == WIRE_RAM ? migration_get_file(m, WIRE_RAM) : migration_find_device(m, name);
+}
+
+static int settle_file(void *arg, struct file *file, struct error *err)
+{
+    return migration_settle_file(((struct incoming *)arg)->m, file, err);
+}
+
+/* Where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
+static void show_file(struct migration *m, struct file *file)
+{
+    uint32_t slot = migration_file(m, file->id) ? migration_free_slot(m) : file->id;
+
+    migration_add_file_at(m, file_get(file), slot);
+}
 
 static void begin_preallocation(struct incoming *in, struct file *ram)
 {
@@ -434,201 +380,59 @@ static void begin_preallocation(struct incoming *in, struct file *ram)
         log_error("%s: %s", in->m->name, failure.message);
 }
 
-/* What was made here for the source to fill, with a reference, or NULL. */
-static struct file *expected_file(struct migration *m, uint32_t id, const char *name)
+static void take_file(void *arg, struct file *file, uint64_t size, bool show)
 {
-    return id == WIRE_RAM ? migration_get_file(m, WIRE_RAM) : migration_find_device(m, name);
-}
+    struct incoming *in = arg;
+    struct migration *m = in->m;
 
-static int check_size(const struct migration *m, const struct file *file, uint64_t size, struct error *err)
-{
-    if (size <= reception_limit(&m->in->reception, file))
-        return 0;
-    return error_set(err, CAUSE_QUOTA, "'%.64s' has %llu bytes; the destination %s %llu", file->name,
-                     (unsigned long long)size, file->declared ? "expects at most" : "allows",
-                     (unsigned long long)reception_limit(&m->in->reception, file));
-}
-
-static int make_file(struct migration *m, uint32_t id, uint64_t size, const char *name, struct error *err)
-{
-    const struct limits *limits = &m->host->limits;
-    struct incoming *in = m->in;
-    const struct image_budgets budgets = {.memory = &in->account->memory, .windows = &m->host->windows};
-
-    if (id > limits->max_devices)
-        return error_set(err, CAUSE_QUOTA, "'%.64s': at most %u devices are allowed", name,
-                         limits->max_devices);
-    if (id != WIRE_RAM && name_check_device(name, err) < 0)
-        return -EIO;
-    if (catalog_find(&in->catalog, name))
-        return error_set(err, CAUSE_EXISTS, "the device '%.64s' exists already", name);
-    struct file *expected = expected_file(m, id, name), *file = expected;
-    bool hidden;
-    if (expected && (file_is_receiving(expected) || catalog_is_coming(&in->catalog, name))) {
-        /* It has the name until a change is made that is on its way; one that is expected goes then. */
-        bool refused = id == WIRE_RAM;
-        file_put(expected);
-        file = expected = NULL;
-        if (refused)
-            return error_set(err, CAUSE_STATE, "the RAM has been refused before");
-    }
-    if (expected)
-        file_set_id(file, id);
-    else
-        file = file_new(id, id == WIRE_RAM ? "ram" : name);
-    if (!file || file_set_channels(file, in->channel_count, m->settings.device_channels) < 0)
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (error_is_set(err) || check_size(m, file, size, err) < 0 ||
-        file_receive_account(file, in->account, err) < 0 ||
-        file_receive_begin(file, size, reception_limit(&m->in->reception, file),
-                           id == WIRE_RAM ? &limits->ram : NULL, id == WIRE_RAM ? m->name : name, &budgets,
-                           err) < 0 ||
-        migration_settle_file(m, file, err) < 0) {
-        /* One that was made here stays in its directory; what it was given does not. */
-        if (file)
-            file_receive_drop(file);
-        file_put(file);
-        return -EIO;
-    }
-    if (catalog_add(&in->catalog, id, file, name, expected, &hidden) < 0) {
-        file_put(file);
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    }
     pthread_mutex_lock(&m->lock);
-    if (!expected && !hidden)
-        list(m, file);
+    if (show)
+        show_file(m, file);
     pthread_mutex_unlock(&m->lock);
-    file_put(file);
-    if (id == WIRE_RAM && size && limits->preallocate)
+    if (file->id == WIRE_RAM && size && m->host->limits.preallocate)
         begin_preallocation(in, file);
-    return 0;
 }
 
-static int on_file_create(struct migration *m, struct wire_reader *body, struct error *err)
+static void change_files(void *arg, const struct change *change, struct file *gone, struct file *unfilled)
 {
-    uint32_t id = wire_read_u32(body);
-    uint64_t size = wire_read_u64(body);
-    char name[WIRE_NAME_MAX + 1];
-    struct error refusal = {0};
-    uint8_t buf[16 + WIRE_TEXT_MAX];
-    struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
+    struct migration *m = ((struct incoming *)arg)->m;
 
-    wire_read_text(body, name, WIRE_NAME_MAX);
-    /* RAM is the first one; a number is used again when its file is gone. */
-    bool first = !catalog_file(&m->in->catalog, WIRE_RAM);
-    if (!wire_read_done(body) || id > WIRE_DEVICES_MAX || first != (id == WIRE_RAM) ||
-        catalog_file(&m->in->catalog, id) || size > WIRE_OFFSET_MAX)
-        return error_set(err, CAUSE_PROTOCOL, "a file announced in a way that makes no sense");
-    if (m->in->arrival.manifest.prepared)
-        arrival_forget_manifest(&m->in->arrival);
-    make_file(m, id, size, name, &refusal);
-    if (error_is_set(&refusal))
-        log_error("%s: refused: %s", m->name, refusal.message);
-    refusal.message[WIRE_TEXT_MAX] = '\0';
-    wire_write_u32(&reply, id);
-    wire_write_u32(&reply, refusal.cause);
-    wire_write_text(&reply, refusal.message);
-    session_send(&m->in->session, WIRE_FILE_REPLY, 0, buf, wire_written(&reply));
-    migration_announce(m);
-    return 0;
+    pthread_mutex_lock(&m->lock);
+    CLEANUP_FILE struct file *shown = gone ? migration_remove_file(m, gone) : NULL;
+    CLEANUP_FILE struct file *waited_for = unfilled ? migration_remove_file(m, unfilled) : NULL;
+    if (change->type == CHANGE_CREATE)
+        show_file(m, change->file);
+    else if (change->type == CHANGE_RENAME)
+        file_rename(change->file, change->name);
+    pthread_mutex_unlock(&m->lock);
 }
 
-static int on_stream(struct migration *m, const struct message *message, struct wire_reader *body,
-                     struct error *err)
+static bool is_used(void *arg, const struct file *file)
 {
-    struct incoming *in = m->in;
-    uint32_t id = wire_read_u32(body);
-    struct file *file =
-        id != WIRE_RAM && catalog_has(&in->catalog, id) ? catalog_file(&in->catalog, id) : NULL;
-    uint64_t counts[WIRE_CHANNELS_MAX];
+    const struct incoming *in = arg;
+    bool used = false;
 
-    if (message->type == WIRE_FILE_END)
-        read_counts(in, body, counts);
-    if (!wire_read_done(body) || !file)
-        return error_set(err, CAUSE_PROTOCOL, "news of a stream that does not exist");
-    if (message->type == WIRE_FILE_END)
-        return arrival_end(&in->arrival, file, counts, err);
-    arrival_forget_end(&in->arrival, file);
-    file_receive_resume(file);
-    return 0;
+    for (unsigned c = 0; c < in->channel_count; c++)
+        used |= receiver_uses(&in->receivers[c], file);
+    return used;
 }
 
-static int on_change(struct migration *m, const struct message *message, struct wire_reader *body,
-                     struct error *err)
+static void send_message(void *arg, enum wire_message_type type, uint64_t id, const void *body,
+                         uint32_t length)
 {
-    struct incoming *in = m->in;
-    uint32_t number = wire_read_u32(body), replaced = 0;
-    char name[WIRE_NAME_MAX + 1] = "";
-    uint64_t counts[WIRE_CHANNELS_MAX];
-    struct change *change = NULL;
+    struct incoming *in = arg;
 
-    read_counts(in, body, counts);
-    if (message->type == WIRE_FILE_RENAME) {
-        replaced = wire_read_u32(body);
-        wire_read_text(body, name, WIRE_NAME_MAX);
-    }
-    if (!wire_read_done(body))
-        return error_set(err, CAUSE_PROTOCOL, "a change of a name in a way that makes no sense");
-    if (message->type == WIRE_FILE_REMOVE)
-        change = catalog_remove(&in->catalog, message->id, number, err);
-    else if (name_check_device(name, err) == 0)
-        change = catalog_rename(&in->catalog, message->id, number, name, replaced, err);
-    return change ? arrival_change(&in->arrival, change, counts, err) : -EIO;
+    session_send(&in->session, type, id, body, length);
 }
 
-static int on_sync(struct migration *m, const struct message *message, struct wire_reader *body,
-                   struct error *err)
-{
-    uint64_t counts[WIRE_CHANNELS_MAX];
-
-    read_counts(m->in, body, counts);
-    if (!wire_read_done(body))
-        return error_set(err, CAUSE_PROTOCOL, "a barrier with the wrong number of counts");
-    return arrival_sync(&m->in->arrival, message->id, counts, err);
-}
-
-/* The entries of a manifest of @count files, or NULL. */
-static struct manifest_entry *read_entries(struct wire_reader *body, uint32_t count, struct error *err)
-{
-    struct manifest_entry *entries = calloc(count + 1, sizeof(*entries));
-
-    if (!entries) {
-        error_set(err, CAUSE_NO_MEMORY, "out of memory");
-        return NULL;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        struct manifest_entry *entry = &entries[i];
-        entry->file = wire_read_u32(body);
-        wire_read_u32(body);
-        entry->size = wire_read_u64(body);
-        entry->packets = wire_read_u64(body);
-        entry->bytes = wire_read_u64(body);
-        entry->digest = wire_read_u64(body);
-        if (i > 0 && entry->file <= entry[-1].file) {
-            error_set(err, CAUSE_PROTOCOL, "a manifest whose files are out of order");
-            free(entries);
-            return NULL;
-        }
-    }
-    return entries;
-}
-
-static int on_complete(struct migration *m, const struct message *message, struct wire_reader *body,
-                       struct error *err)
-{
-    struct incoming *in = m->in;
-    uint64_t counts[WIRE_CHANNELS_MAX];
-
-    read_counts(in, body, counts);
-    uint32_t count = wire_read_u32(body);
-    if (body->bad || !message->id || count > in->catalog.count ||
-        body->left != (size_t)count * WIRE_MANIFEST_ENTRY_SIZE)
-        return error_set(err, CAUSE_MISMATCH,
-                         "a manifest that does not fit: of %u files, where the destination has %u", count,
-                         in->catalog.count);
-    struct manifest_entry *entries = read_entries(body, count, err);
-    return entries ? arrival_manifest(&in->arrival, message->id, counts, entries, count, err) : -EIO;
-}
+static const struct announced_operations announced_operations = {
+    .expected = expected_file,
+    .settle = settle_file,
+    .taken = take_file,
+    .change = change_files,
+    .uses = is_used,
+    .send = send_message,
+};
 
 /*
  * Answers
@@ -654,15 +458,7 @@ static int begin_answer(void *arg, struct error *err)
     return -EIO;
 }
 
-static void send_answer(void *arg, enum wire_message_type type, uint64_t id, const void *body,
-                        uint32_t length)
-{
-    struct incoming *in = arg;
-
-    session_send(&in->session, type, id, body, length);
-}
-
-static const struct answers_operations answers_operations = {.begin = begin_answer, .send = send_answer};
+static const struct answers_operations answers_operations = {.begin = begin_answer, .send = send_message};
 
 static void end_streams(struct migration *m, bool broken)
 {
@@ -691,13 +487,14 @@ static void end_receivers(struct migration *m)
     for (unsigned c = 0; c < in->channel_count; c++)
         receiver_join(&in->receivers[c]);
     preallocation_end(&in->preallocation);
-    bury(in);
+    announced_bury(&in->announced);
     close_receivers(in);
     if (m->settings.compress)
         decompressor_pool_trim(&m->host->decompressors);
 }
 
-static int on_commit(struct migration *m, uint64_t id, struct error *err)
+/* The source says that the files are the destination's now. */
+static int commit(struct migration *m, uint64_t id, struct error *err)
 {
     struct incoming *in = m->in;
 
@@ -708,16 +505,13 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     /*
      * It may have been a while since it was prepared, and what has got shorter must not be made longer again.
      */
-    if (check_storage(in, err) < 0)
+    if (catalog_check_storage(&in->catalog, err) < 0)
         return -EIO;
     /*
      * Before anybody sees that it has completed: after that no other daemon takes the image for a leftover.
      */
-    for (uint32_t i = 0; i < in->catalog.size; i++) {
-        struct file *file = catalog_file(&in->catalog, i);
-        if (file && image_finish(&file->image, err) < 0)
-            return -EIO;
-    }
+    if (catalog_finish(&in->catalog, err) < 0)
+        return -EIO;
     pthread_mutex_lock(&m->lock);
     bool completes = state_may_become(m->state, STATE_COMPLETED);
     if (completes) {
@@ -731,10 +525,7 @@ static int on_commit(struct migration *m, uint64_t id, struct error *err)
     pthread_mutex_unlock(&m->lock);
     if (!completes)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
-    for (uint32_t i = 0; i < in->catalog.size; i++) {
-        if (catalog_file(&in->catalog, i))
-            image_keep(&catalog_file(&in->catalog, i)->image);
-    }
+    catalog_keep(&in->catalog);
     end_streams(m, false);
     log_info("%s: completed", m->name);
     session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
@@ -791,44 +582,92 @@ static int activate(struct incoming *in, struct error *err)
     return 0;
 }
 
+/*
+ * The main channel
+ */
+
+static int on_file_create(struct incoming *in, const struct message *message, struct wire_reader *body,
+                          struct error *err)
+{
+    (void)message;
+    if (announced_on_create(&in->announced, body, err) < 0)
+        return -EIO;
+    migration_announce(in->m);
+    return 0;
+}
+
+static int on_stream(struct incoming *in, const struct message *message, struct wire_reader *body,
+                     struct error *err)
+{
+    return announced_on_stream(&in->announced, message, body, err);
+}
+
+static int on_change(struct incoming *in, const struct message *message, struct wire_reader *body,
+                     struct error *err)
+{
+    return announced_on_change(&in->announced, message, body, err);
+}
+
+static int on_sync(struct incoming *in, const struct message *message, struct wire_reader *body,
+                   struct error *err)
+{
+    return arrival_on_sync(&in->arrival, message->id, body, err);
+}
+
+static int on_question(struct incoming *in, const struct message *message, struct wire_reader *body,
+                       struct error *err)
+{
+    return answers_on_question(&in->answers, message, body, err);
+}
+
+static int on_complete(struct incoming *in, const struct message *message, struct wire_reader *body,
+                       struct error *err)
+{
+    return arrival_on_complete(&in->arrival, message->id, body, err);
+}
+
+static int on_commit(struct incoming *in, const struct message *message, struct wire_reader *body,
+                     struct error *err)
+{
+    (void)body;
+    return commit(in->m, message->id, err);
+}
+
+static int on_abort(struct incoming *in, const struct message *message, struct wire_reader *body,
+                    struct error *err)
+{
+    (void)message;
+    in->peer_aborted = true;
+    session_read_abort(body, "the source", err);
+    return -EIO;
+}
+
+/* What the source may say, and whom it concerns. NULL: it may not. */
+static int (*const handlers[WIRE_MESSAGE_MAX])(struct incoming *in, const struct message *message,
+                                               struct wire_reader *body, struct error *err) = {
+    [WIRE_FILE_CREATE] = on_file_create, [WIRE_FILE_END] = on_stream,    [WIRE_FILE_RESUME] = on_stream,
+    [WIRE_FILE_REMOVE] = on_change,      [WIRE_FILE_RENAME] = on_change, [WIRE_SYNC] = on_sync,
+    [WIRE_DIGEST] = on_question,         [WIRE_VERIFY] = on_question,    [WIRE_COMPLETE] = on_complete,
+    [WIRE_COMMIT] = on_commit,           [WIRE_ABORT] = on_abort,
+};
+
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body,
                           struct error *err)
 {
     struct incoming *in = arg;
+    unsigned type = message->type;
 
     /* The first message can overtake the news that the last channel is there. */
     if (activate(in, err) < 0)
         return -EIO;
-    struct migration *m = in->m;
-    if (state_is_final(m->state))
+    enum state state = in->m->state;
+    if (state_is_final(state))
         return error_set(err, CAUSE_STATE, "a message after the end");
-    if (m->state == STATE_SETUP && message->type != WIRE_ABORT)
+    if (state == STATE_SETUP && type != WIRE_ABORT)
         return error_set(err, CAUSE_PROTOCOL, "a message before all channels have arrived");
-    switch (message->type) {
-    case WIRE_FILE_CREATE:
-        return on_file_create(m, body, err);
-    case WIRE_FILE_END:
-    case WIRE_FILE_RESUME:
-        return on_stream(m, message, body, err);
-    case WIRE_FILE_REMOVE:
-    case WIRE_FILE_RENAME:
-        return on_change(m, message, body, err);
-    case WIRE_SYNC:
-        return on_sync(m, message, body, err);
-    case WIRE_DIGEST:
-    case WIRE_VERIFY:
-        return answers_on_question(&in->answers, message, body, err);
-    case WIRE_COMPLETE:
-        return on_complete(m, message, body, err);
-    case WIRE_COMMIT:
-        return on_commit(m, message->id, err);
-    case WIRE_ABORT:
-        m->in->peer_aborted = true;
-        session_read_abort(body, "the source", err);
-        return -EIO;
-    default:
-        return error_set(err, CAUSE_PROTOCOL, "a message of type %d from the source", (int)message->type);
-    }
+    if (type >= WIRE_MESSAGE_MAX || !handlers[type])
+        return error_set(err, CAUSE_PROTOCOL, "a message of type %u from the source", type);
+    return handlers[type](in, message, body, err);
 }
 
 /*
@@ -875,10 +714,7 @@ static void settle(struct migration *m, bool failed)
     arrival_fini(&in->arrival);
     if (migration_keep_records(m, !failed) < 0)
         return;
-    for (uint32_t i = 0; i < in->catalog.size; i++) {
-        if (catalog_file(&in->catalog, i))
-            file_settle(catalog_file(&in->catalog, i));
-    }
+    catalog_settle(&in->catalog);
     catalog_fini(&in->catalog);
     if (failed)
         migration_drop_devices(m);
@@ -921,10 +757,7 @@ static void *mig_in(void *arg)
     end_receivers(m);
     if (failed) {
         end_streams(m, true);
-        for (uint32_t i = 0; i < in->catalog.size; i++) {
-            if (catalog_file(&in->catalog, i))
-                file_receive_drop(catalog_file(&in->catalog, i));
-        }
+        catalog_drop(&in->catalog);
     }
     settle(m, failed);
     if (failed) {
