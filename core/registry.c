@@ -6,6 +6,7 @@
 #include "log.h"
 #include "name.h"
 #include "outgoing.h"
+#include "shown.h"
 
 #include <errno.h>
 #include <string.h>
@@ -95,7 +96,7 @@ static bool has_failed(const struct migration *m)
 /* Whether it is over and nobody loses anything with it: nothing has arrived in it, and nobody looks at it. */
 static bool is_worthless(struct migration *m)
 {
-    return migration_is_incoming(m) && m->state == STATE_COMPLETED && !m->opens && incoming_is_empty(m);
+    return migration_is_incoming(m) && m->state == STATE_COMPLETED && !m->opens && shown_is_empty(m);
 }
 
 /*
@@ -182,7 +183,7 @@ static void let_go(struct migration *gone)
         struct migration *next = gone->next;
         enum state state = gone->state;
         log_info("%s: %s, makes way for a new migration", gone->name, state_names[state]);
-        incoming_release(gone);
+        shown_release(gone);
         migration_put(gone);
         gone = next;
     }

@@ -7,23 +7,19 @@
 #include "catalog.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "compression.h"
 #include "host.h"
+#include "inbound.h"
 #include "log.h"
 #include "preallocation.h"
 #include "refusal.h"
-#include "receiver.h"
-#include "session.h"
-#include "stall.h"
+#include "shown.h"
 
 #include <errno.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define SUSPECT_MS          1000 /* how long a broken data channel waits for the main channel to say why */
-#define LINGER_MS           2000
-#define SESSION_DESCRIPTORS 2              /* a connection and an eventfd */
-#define TIMEOUT_MAX         (3600u * 1000) /* as long as the setting can be, whatever the source says */
+#define LINGER_MS   2000
+#define TIMEOUT_MAX (3600u * 1000) /* as long as the setting can be, whatever the source says */
 /* times the longer timeout: the source, which knows more, gives up before this side does */
 #define PATIENCE 2
 
@@ -31,28 +27,14 @@ struct incoming {
     /* whose it is; mig-in's: it changes when an expected migration takes over, before there are receivers */
     struct migration *m;
     const struct incoming_owner_operations *owner_operations;
-    void *owner;                /* who has made it; constant, like its operations */
-    struct reception reception; /* constant once there are receivers */
-    struct account *account;    /* whose limits it counts against; constant */
-    struct session session;
-    unsigned channel_count;
-    struct receiver *receivers;         /* NULL when it is over; freed with migration.lock held */
+    void *owner;                        /* who has made it; constant, like its operations */
+    struct account *account;            /* whose limits it counts against; constant */
+    struct inbound inbound;             /* mig-in reads it; its lock is migration.lock */
     struct arrival arrival;             /* mig-in's */
     struct catalog catalog;             /* mig-in's; receivers look up files */
     struct announced announced;         /* mig-in's */
-    bool peer_aborted;                  /* mig-in's */
-    bool holds_channels, holds_session; /* what they need is charged; mig-in's */
-    uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
-    struct stall_watch watch;           /* mig-in's */
     struct preallocation preallocation; /* mig-in's; any thread stops it */
     struct answers answers;             /* mig-in's, and mig-digest's while a question is open */
-
-    /* Guarded by migration.lock: */
-    bool has_session;
-    uint64_t barrier_ns; /* when the receivers are gone: the sum of theirs */
-    unsigned attached;   /* receivers that have a connection */
-    struct error suspect;
-    int64_t suspect_until;
 };
 
 /*
@@ -65,24 +47,16 @@ static void channel_failed(void *arg, unsigned channel, const struct error *reas
     struct migration *m = in->m;
 
     pthread_mutex_lock(&m->lock);
-    if (!error_is_set(&in->suspect)) {
-        in->suspect = *reason;
-        error_prefix(&in->suspect, "channel %u", channel);
-        /*
-         * What the connection says may be explained on the main channel; what the data says needs no
-         * explanation.
-         */
-        in->suspect_until = clock_ms() + (reason->cause == CAUSE_RESET ? SUSPECT_MS : 0);
-    }
+    inbound_suspect(&in->inbound, channel, reason);
     pthread_mutex_unlock(&m->lock);
-    session_wake(&in->session);
+    session_wake(&in->inbound.session);
 }
 
 static void channel_reached(void *arg)
 {
     struct incoming *in = arg;
 
-    session_wake(&in->session);
+    session_wake(&in->inbound.session);
 }
 
 static void packet_applied(void *arg)
@@ -103,62 +77,9 @@ static const struct receiver_events receiver_events = {
     .applied = packet_applied,
 };
 
-/* What a migration is charged for from its start on, for the main channel and for each data channel. */
-static uint64_t session_memory(unsigned channels)
-{
-    return SESSION_MEMORY + arrival_memory(channels);
-}
-
-static uint64_t channels_memory(unsigned channels)
-{
-    return (uint64_t)channels * RECEIVER_MEMORY;
-}
-
 uint64_t incoming_memory(unsigned channels)
 {
-    return channels_memory(channels) + session_memory(channels);
-}
-
-static void release_channels(struct incoming *in)
-{
-    if (!in->holds_channels)
-        return;
-    budget_release(&in->account->channels, in->channel_count);
-    budget_release(&in->account->descriptors, in->channel_count);
-    budget_release(&in->account->memory, channels_memory(in->channel_count));
-    in->holds_channels = false;
-}
-
-static void release_session(struct incoming *in)
-{
-    if (!in->holds_session)
-        return;
-    budget_release(&in->account->descriptors, SESSION_DESCRIPTORS);
-    budget_release(&in->account->memory, session_memory(in->channel_count));
-    in->holds_session = false;
-}
-
-/* All at once, so that a source is told at its start, and not when its VM has stopped. */
-static int take_share(struct incoming *in, struct error *err)
-{
-    struct account *account = in->account;
-    unsigned n = in->channel_count;
-
-    if (budget_take(&account->channels, n, err, "%u channels are too many", n) < 0)
-        return -EIO;
-    if (budget_take(&account->descriptors, n + SESSION_DESCRIPTORS, err, "%u connections are too many",
-                    n + 1) < 0) {
-        budget_release(&account->channels, n);
-        return -EIO;
-    }
-    if (budget_take(&account->memory, incoming_memory(n), err, "the buffers of %u channels do not fit", n) <
-        0) {
-        budget_release(&account->channels, n);
-        budget_release(&account->descriptors, n + SESSION_DESCRIPTORS);
-        return -EIO;
-    }
-    in->holds_channels = in->holds_session = true;
-    return 0;
+    return inbound_memory(channels) + arrival_memory(channels);
 }
 
 struct incoming *incoming_new(struct migration *m, struct account *account,
@@ -175,7 +96,8 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     in->m = m;
     in->owner_operations = operations;
     in->owner = owner;
-    in->reception = (struct reception){
+    in->account = account_hold(account);
+    const struct reception reception = {
         .events = &receiver_events,
         .owner = in,
         .catalog = &in->catalog,
@@ -183,65 +105,35 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
         .max_ram = m->host->limits.max_ram,
         .max_device = m->host->limits.max_device,
     };
-    in->channel_count = n;
-    in->receivers = calloc(n, sizeof(*in->receivers));
-    if (!in->receivers || catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
+    if (catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
         arrival_init(&in->arrival, n, &in->catalog, &account->memory, &arrival_operations, in) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    answers_init(&in->answers, &in->catalog, &answers_operations, in);
-    in->account = account_hold(account);
+    if (error_is_set(err) || inbound_init(&in->inbound, &reception, account, n, arrival_memory(n), err) < 0) {
+        incoming_free(in);
+        return NULL;
+    }
     in->announced = (struct announced){
         .operations = &announced_operations,
         .owner = in,
         .host = m->host,
-        .account = in->account,
-        .reception = &in->reception,
+        .account = account,
+        .reception = &in->inbound.reception,
         .catalog = &in->catalog,
         .arrival = &in->arrival,
         .device_channels = m->settings.device_channels,
     };
     memcpy(in->announced.name, m->name, sizeof(in->announced.name));
-    in->reception.descriptors = &account->descriptors;
-    if (error_is_set(err) || take_share(in, err) < 0) {
-        incoming_free(in);
-        return NULL;
-    }
-    for (unsigned c = 0; c < n; c++)
-        receiver_init(&in->receivers[c], &in->reception, c);
+    answers_init(&in->answers, &in->catalog, &answers_operations, in);
     return in;
-}
-
-/* The receivers' threads are gone. */
-static void close_receivers(struct incoming *in)
-{
-    release_channels(in);
-    for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
-        receiver_close(&in->receivers[c]);
-}
-
-/* The loop is over: what is left is why, and what has arrived. */
-static void end_session(struct migration *m)
-{
-    struct incoming *in = m->in;
-
-    arrival_fini(&in->arrival);
-    release_session(in);
-    /* Others wake the session with the lock held. */
-    SCOPED_LOCK(&m->lock);
-    session_end(&in->session);
 }
 
 void incoming_free(struct incoming *in)
 {
     if (!in)
         return;
-    close_receivers(in);
+    inbound_fini(&in->inbound);
     arrival_fini(&in->arrival);
     catalog_fini(&in->catalog);
-    release_session(in);
-    if (in->has_session)
-        session_fini(&in->session);
-    free(in->receivers);
     account_put(in->account);
     free(in);
 }
@@ -254,21 +146,21 @@ static uint64_t channel_applied(void *arg, unsigned channel)
 {
     const struct incoming *in = arg;
 
-    return receiver_applied(&in->receivers[channel]);
+    return receiver_applied(&in->inbound.receivers[channel]);
 }
 
 static bool aim_channel(void *arg, unsigned channel, uint64_t target)
 {
     struct incoming *in = arg;
 
-    return receiver_aim(&in->receivers[channel], target);
+    return receiver_aim(&in->inbound.receivers[channel], target);
 }
 
 static void acknowledge_sync(void *arg, uint64_t id)
 {
     struct incoming *in = arg;
 
-    session_send(&in->session, WIRE_SYNC_ACK, id, NULL, 0);
+    session_send(&in->inbound.session, WIRE_SYNC_ACK, id, NULL, 0);
 }
 
 static void end_stream(void *arg, struct file *file, const uint64_t *counts)
@@ -300,7 +192,7 @@ static int say_prepared(void *arg, uint64_t id, struct error *err)
 
     if (catalog_check_storage(&in->catalog, err) < 0)
         return -EIO;
-    session_send(&in->session, WIRE_PREPARED, id, NULL, 0);
+    session_send(&in->inbound.session, WIRE_PREPARED, id, NULL, 0);
     return 0;
 }
 
@@ -314,61 +206,18 @@ static const struct arrival_operations arrival_operations = {
     .complete = say_prepared,
 };
 
-/* Tells the source what has arrived, and looks whether all stands still that a barrier waits for. */
-static int look(struct migration *m, struct error *err)
-{
-    struct incoming *in = m->in;
-    uint8_t buf[8 + 16 * WIRE_CHANNELS_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    struct stall_sight all = {0};
-    unsigned awaited = 0;
-    uint64_t work = catalog_work(&in->catalog);
-
-    wire_write_u64(&body, work);
-    all.mark = work;
-    for (unsigned c = in->channel_count; c-- > 0;) {
-        if (receiver_is_awaited(&in->receivers[c])) {
-            all.awaited = true;
-            awaited = c;
-        }
-    }
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        uint64_t received = counter_get(&in->receivers[c].wire_bytes),
-                 applied = receiver_applied(&in->receivers[c]);
-        wire_write_u64(&body, received);
-        wire_write_u64(&body, applied);
-        all.mark += received + applied;
-    }
-    session_send(&in->session, WIRE_PROGRESS, 0, buf, wire_written(&body));
-    if (stall_look(&in->watch, clock_ms(), &all, 1) < 0)
-        return 0;
-    return error_set(err, CAUSE_TIMEOUT,
-                     "channel %u has stalled: a barrier waits for it, and nothing has come for %u ms",
-                     awaited, in->patience_ms);
-}
-
 /*
  * Files that the source announces, and what users see of them
  */
 
 static struct file *expected_file(void *arg, uint32_t number, const char *name)
 {
-    struct migration *m = ((struct incoming *)arg)->m;
-
-    return number == WIRE_RAM ? migration_get_file(m, WIRE_RAM) : migration_find_device(m, name);
+    return shown_expected(((struct incoming *)arg)->m, number, name);
 }
 
 static int settle_file(void *arg, struct file *file, struct error *err)
 {
     return migration_settle_file(((struct incoming *)arg)->m, file, err);
-}
-
-/* Where the source has it, if nothing that was expected is there. The caller holds migration.lock. */
-static void show_file(struct migration *m, struct file *file)
-{
-    uint32_t slot = migration_file(m, file->id) ? migration_free_slot(m) : file->id;
-
-    migration_add_file_at(m, file_get(file), slot);
 }
 
 static void begin_preallocation(struct incoming *in, struct file *ram)
@@ -385,36 +234,20 @@ static void take_file(void *arg, struct file *file, uint64_t size, bool show)
     struct incoming *in = arg;
     struct migration *m = in->m;
 
-    pthread_mutex_lock(&m->lock);
     if (show)
-        show_file(m, file);
-    pthread_mutex_unlock(&m->lock);
+        shown_add(m, file);
     if (file->id == WIRE_RAM && size && m->host->limits.preallocate)
         begin_preallocation(in, file);
 }
 
 static void change_files(void *arg, const struct change *change, struct file *gone, struct file *unfilled)
 {
-    struct migration *m = ((struct incoming *)arg)->m;
-
-    pthread_mutex_lock(&m->lock);
-    CLEANUP_FILE struct file *shown = gone ? migration_remove_file(m, gone) : NULL;
-    CLEANUP_FILE struct file *waited_for = unfilled ? migration_remove_file(m, unfilled) : NULL;
-    if (change->type == CHANGE_CREATE)
-        show_file(m, change->file);
-    else if (change->type == CHANGE_RENAME)
-        file_rename(change->file, change->name);
-    pthread_mutex_unlock(&m->lock);
+    shown_change(((struct incoming *)arg)->m, change, gone, unfilled);
 }
 
 static bool is_used(void *arg, const struct file *file)
 {
-    const struct incoming *in = arg;
-    bool used = false;
-
-    for (unsigned c = 0; c < in->channel_count; c++)
-        used |= receiver_uses(&in->receivers[c], file);
-    return used;
+    return inbound_uses(&((struct incoming *)arg)->inbound, file);
 }
 
 static void send_message(void *arg, enum wire_message_type type, uint64_t id, const void *body,
@@ -422,7 +255,7 @@ static void send_message(void *arg, enum wire_message_type type, uint64_t id, co
 {
     struct incoming *in = arg;
 
-    session_send(&in->session, type, id, body, length);
+    session_send(&in->inbound.session, type, id, body, length);
 }
 
 static const struct announced_operations announced_operations = {
@@ -460,35 +293,21 @@ static int begin_answer(void *arg, struct error *err)
 
 static const struct answers_operations answers_operations = {.begin = begin_answer, .send = send_message};
 
-static void end_streams(struct migration *m, bool broken)
-{
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        CLEANUP_FILE struct file *file = migration_get_file(m, i);
-        if (file)
-            file_receive_over(file, broken);
-    }
-}
+/*
+ * The end
+ */
 
 /*
- * Ends all that touches the memory: nothing more is applied. No more connections are attached once they are
- * all there, or the state is final.
+ * Ends all that touches the memory: nothing more is applied. No more connections are attached: they are all
+ * there, or the state is final, which it has become with the lock held.
  */
 static void end_receivers(struct migration *m)
 {
     struct incoming *in = m->in;
 
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        pthread_mutex_lock(&m->lock);
-        struct transport *transport = in->receivers[c].transport;
-        pthread_mutex_unlock(&m->lock);
-        if (transport)
-            transport_shutdown(transport);
-    }
-    for (unsigned c = 0; c < in->channel_count; c++)
-        receiver_join(&in->receivers[c]);
+    inbound_end(&in->inbound);
     preallocation_end(&in->preallocation);
     announced_bury(&in->announced);
-    close_receivers(in);
     if (m->settings.compress)
         decompressor_pool_trim(&m->host->decompressors);
 }
@@ -526,9 +345,9 @@ static int commit(struct migration *m, uint64_t id, struct error *err)
     if (!completes)
         return error_set(err, CAUSE_STATE, "a commit of a migration that is over");
     catalog_keep(&in->catalog);
-    end_streams(m, false);
+    shown_end_streams(m, false);
     log_info("%s: completed", m->name);
-    session_send(&in->session, WIRE_COMMITTED, id, NULL, 0);
+    session_send(&in->inbound.session, WIRE_COMMITTED, id, NULL, 0);
     migration_announce(m);
     return 0;
 }
@@ -537,12 +356,12 @@ void incoming_limit_ram(struct migration *m, uint64_t size)
 {
     uint64_t limit = m->host->limits.max_ram;
 
-    m->in->reception.max_ram = size && size < limit ? size : limit;
+    m->in->inbound.reception.max_ram = size && size < limit ? size : limit;
 }
 
 uint64_t incoming_max_ram(const struct migration *m)
 {
-    return m->in->reception.max_ram;
+    return m->in->inbound.reception.max_ram;
 }
 
 void incoming_hand_over(struct migration *from, struct migration *to)
@@ -561,7 +380,7 @@ static int activate(struct incoming *in, struct error *err)
     struct migration *m = in->m;
 
     pthread_mutex_lock(&m->lock);
-    bool ready = m->state == STATE_SETUP && in->attached == in->channel_count;
+    bool ready = m->state == STATE_SETUP && inbound_is_whole(&in->inbound);
     pthread_mutex_unlock(&m->lock);
     if (!ready)
         return 0;
@@ -571,13 +390,12 @@ static int activate(struct incoming *in, struct error *err)
     if (shown == m)
         migration_put(shown);
     m = shown;
-    in->reception.compressed = m->settings.compress;
-    in->reception.checked = m->settings.checksum;
-    for (unsigned c = 0; c < in->channel_count; c++) {
-        if (receiver_start(&in->receivers[c], err) < 0)
-            return -EIO;
-    }
-    log_info("%s: active, %u channels from %s", m->name, in->channel_count, in->session.transport->peer);
+    in->inbound.reception.compressed = m->settings.compress;
+    in->inbound.reception.checked = m->settings.checksum;
+    if (inbound_start(&in->inbound, err) < 0)
+        return -EIO;
+    log_info("%s: active, %u channels from %s", m->name, in->inbound.channel_count,
+             in->inbound.session.transport->peer);
     migration_announce(m);
     return 0;
 }
@@ -637,7 +455,7 @@ static int on_abort(struct incoming *in, const struct message *message, struct w
                     struct error *err)
 {
     (void)message;
-    in->peer_aborted = true;
+    in->inbound.peer_aborted = true;
     session_read_abort(body, "the source", err);
     return -EIO;
 }
@@ -678,27 +496,28 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
 {
     struct migration *m = in->m;
+    struct inbound *inbound = &in->inbound;
     bool setup = m->state == STATE_SETUP;
 
     pthread_mutex_lock(&m->lock);
-    bool suspected = error_is_set(&in->suspect);
-    unsigned attached = in->attached;
-    int64_t deadline = suspected ? in->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
+    bool suspected = error_is_set(&inbound->suspect);
+    unsigned attached = inbound->attached;
+    int64_t deadline = suspected ? inbound->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
     pthread_mutex_unlock(&m->lock);
     if (activate(in, err) < 0)
         return -EIO;
-    int ret = session_step(&in->session, deadline, handle_message, in, err);
+    int ret = session_step(&inbound->session, deadline, handle_message, in, err);
     if (ret == 0 && !setup)
         ret = arrival_check(&in->arrival, err);
-    if (ret == 0 && in->m->state == STATE_ACTIVE && stall_is_due(&in->watch, clock_ms()))
-        ret = look(in->m, err);
-    if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < in->channel_count)
-        ret =
-            error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached, in->channel_count);
+    if (ret == 0 && in->m->state == STATE_ACTIVE && inbound_look_is_due(inbound))
+        ret = inbound_look(inbound, catalog_work(&in->catalog), err);
+    if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < inbound->channel_count)
+        ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached,
+                        inbound->channel_count);
     if (ret == 0 && suspected && clock_ms() >= deadline)
         ret = -EIO;
-    if (ret < 0 && suspected && !in->peer_aborted)
-        *err = in->suspect;
+    if (ret < 0 && suspected && !inbound->peer_aborted)
+        *err = inbound->suspect;
     return ret;
 }
 
@@ -709,8 +528,6 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
 static void settle(struct migration *m, bool failed)
 {
     struct incoming *in = m->in;
-    uint64_t barrier_ns = incoming_barrier_ns(m);
-
     arrival_fini(&in->arrival);
     if (migration_keep_records(m, !failed) < 0)
         return;
@@ -718,11 +535,19 @@ static void settle(struct migration *m, bool failed)
     catalog_fini(&in->catalog);
     if (failed)
         migration_drop_devices(m);
-    pthread_mutex_lock(&m->lock);
-    free(in->receivers);
-    in->receivers = NULL;
-    in->barrier_ns = barrier_ns;
-    pthread_mutex_unlock(&m->lock);
+    SCOPED_LOCK(&m->lock);
+    inbound_settle(&in->inbound);
+}
+
+/* The loop is over: what is left is why, and what has arrived. */
+static void end_session(struct migration *m)
+{
+    struct incoming *in = m->in;
+
+    arrival_fini(&in->arrival);
+    /* Others wake the session with the lock held. */
+    SCOPED_LOCK(&m->lock);
+    inbound_close(&in->inbound);
 }
 
 static void *mig_in(void *arg)
@@ -747,22 +572,22 @@ static void *mig_in(void *arg)
             migration_fail(m, &err);
     }
     bool failed = m->state != STATE_COMPLETED;
-    if (failed && !in->peer_aborted)
-        session_goodbye(&in->session, &m->failure);
+    if (failed && !in->inbound.peer_aborted)
+        session_goodbye(&in->inbound.session, &m->failure);
     if (failed && m->was_active)
         host_record(m->host, m->session_id, WIRE_OUTCOME_FAILED);
     /* After a completion the source closes when it has read the confirmation. */
     if (!failed)
-        session_linger(&in->session, LINGER_MS);
+        session_linger(&in->inbound.session, LINGER_MS);
     end_receivers(m);
     if (failed) {
-        end_streams(m, true);
+        shown_end_streams(m, true);
         catalog_drop(&in->catalog);
     }
     settle(m, failed);
     if (failed) {
         migration_announce(m);
-        session_linger(&in->session, LINGER_MS);
+        session_linger(&in->inbound.session, LINGER_MS);
     }
     end_session(m);
     if (!m->was_active)
@@ -782,16 +607,13 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     /* See host.closed. */
     if (atomic_load(&m->host->closed))
         return error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
-    if (session_init(&in->session, transport, (int)m->settings.timeout_ms, peer_timeout_ms) < 0)
-        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     uint32_t longer =
         m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
-    in->patience_ms = PATIENCE * (longer < TIMEOUT_MAX ? longer : TIMEOUT_MAX);
-    stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
-    in->session.budget = &in->account->memory;
-    in->has_session = true;
+    uint32_t patience = PATIENCE * (longer < TIMEOUT_MAX ? longer : TIMEOUT_MAX);
+    if (inbound_open(&in->inbound, transport, m->settings.timeout_ms, peer_timeout_ms, patience, err) < 0)
+        return -EIO;
     if (migration_start_thread(m, mig_in, err) < 0) {
-        in->session.transport = NULL; /* the caller keeps the connection */
+        inbound_give_back(&in->inbound);
         return -EIO;
     }
     if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
@@ -803,33 +625,18 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
 int incoming_attach(struct migration *m, unsigned channel, unsigned channels, struct transport *transport,
                     const struct hello_reply *reply, struct error *err)
 {
-    struct wire_hello_reply wire;
-
-    SCOPED_LOCK(&m->lock);
-    struct incoming *in = m->in;
-    if (m->state != STATE_SETUP)
-        return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel,
-                         state_names[m->state]);
-    if (channels != in->channel_count)
-        return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels,
-                         in->channel_count);
-    if (in->receivers[channel].transport)
-        return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
-    transport_set_timeout(transport, (int)m->settings.timeout_ms);
     /*
      * Under the lock, so that mig-in neither closes the connection meanwhile nor misses that it is there when
      * the source's next message comes. It never blocks.
      */
-    wire_hello_reply_encode(reply, &wire);
-    if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
-        return error_set(err, CAUSE_RESET, "channel %u takes no welcome", channel);
-    in->receivers[channel].transport = transport;
-    if (++in->attached == in->channel_count)
-        session_wake(&in->session);
-    return 0;
+    SCOPED_LOCK(&m->lock);
+    if (m->state != STATE_SETUP)
+        return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel,
+                         state_names[m->state]);
+    return inbound_attach(&m->in->inbound, channel, channels, transport, m->settings.timeout_ms, reply, err);
 }
 
-enum wire_outcome incoming_outcome(struct migration *m)
+enum wire_outcome incoming_decide(struct migration *m)
 {
     struct error failure = {0};
 
@@ -838,66 +645,31 @@ enum wire_outcome incoming_outcome(struct migration *m)
     return m->state == STATE_COMPLETED ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED;
 }
 
-void incoming_release(struct migration *m)
-{
-    if (m->file_count > 0)
-        image_unlink(&m->files[WIRE_RAM]->image);
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        CLEANUP_FILE struct file *file = migration_get_file(m, i);
-        if (file)
-            image_discharge(&file->image);
-    }
-}
-
-bool incoming_is_empty(struct migration *m)
-{
-    for (uint32_t i = 0; i < m->file_count; i++) {
-        CLEANUP_FILE struct file *file = migration_get_file(m, i);
-        struct file_totals totals = file ? file_totals(file) : (struct file_totals){0};
-        if (totals.bytes || totals.zero_pages)
-            return false;
-    }
-    return true;
-}
-
-void incoming_ram_path(struct migration *m, char *out, size_t size)
-{
-    struct file *ram = migration_file(m, WIRE_RAM);
-
-    out[0] = '\0';
-    if (ram)
-        image_path(&ram->image, out, size);
-}
-
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index)
 {
     SCOPED_LOCK(&m->lock);
-    if (m->in->receivers)
-        return atomic_load_explicit(&m->in->receivers[index].wire_bytes, memory_order_relaxed);
+    if (m->in->inbound.receivers)
+        return inbound_wire_bytes(&m->in->inbound, index);
     return index < m->past_channels ? m->past[index].wire_bytes : 0;
 }
 
 uint64_t incoming_barrier_ns(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
-    uint64_t sum = m->in->barrier_ns;
-
-    for (unsigned c = 0; m->in->receivers && c < m->in->channel_count; c++)
-        sum += counter_get(&m->in->receivers[c].barrier_ns);
-    return sum;
+    return inbound_barrier_ns(&m->in->inbound);
 }
 
 unsigned incoming_channels(struct migration *m)
 {
-    return m->in->channel_count;
+    return m->in->inbound.channel_count;
 }
 
 static void ended(struct migration *m)
 {
     preallocation_stop(&m->in->preallocation);
     SCOPED_LOCK(&m->lock);
-    if (m->in->has_session)
-        session_wake(&m->in->session);
+    if (m->in->inbound.has_session)
+        session_wake(&m->in->inbound.session);
 }
 
 static void free_role(struct migration *m)
@@ -936,46 +708,7 @@ static void figures(struct migration *m, struct migration_figures *out)
         .ram_size = ram ? file_received_size(ram) : 0,
         .barrier_ns = incoming_barrier_ns(m),
     };
-    incoming_ram_path(m, out->ram_path, sizeof(out->ram_path));
-}
-
-static int digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
-                  uint8_t out[DIGEST_SIZE], struct error *err)
-{
-    char name[WIRE_NAME_MAX + 1];
-    int ret = image_digest(&file->image, interrupt, out);
-
-    (void)m;
-    if (ret == -EINTR)
-        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-    return ret < 0 ? error_set_errno(err, ret, "reading '%.64s'", file_name(file, name)) : 0;
-}
-
-/* A completed image is the user's. */
-static int write_file(struct migration *m, const struct file_write *write, struct error *err)
-{
-    struct file *file = write->file;
-
-    /* It may have been opened before a peer came. */
-    if (file->id != WIRE_RAM)
-        return error_set(err, CAUSE_READ_ONLY, "a device's stream is written at the source");
-    if (m->state != STATE_COMPLETED)
-        return error_set(err, CAUSE_STATE, "the image can be written when the migration has completed");
-    if (write->offset + write->len > file_received_size(file))
-        return error_set(err, CAUSE_TOO_BIG, "a received image does not grow");
-    if (image_write(&file->image, write->offset, write->buf, write->len, err) < 0)
-        return -EIO;
-    write->accepted(write->arg);
-    return 0;
-}
-
-static bool splices(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
-{
-    (void)m;
-    (void)file;
-    (void)len;
-    (void)offset;
-    return false;
+    shown_ram_path(m, out->ram_path, sizeof(out->ram_path));
 }
 
 const struct role_operations incoming_operations = {
@@ -984,7 +717,7 @@ const struct role_operations incoming_operations = {
     .kick = kick,
     .is_committing = is_committing,
     .leave = leave,
-    .release = incoming_release,
+    .release = shown_release,
     .channels = incoming_channels,
     .count = count,
     .figures = figures,
@@ -993,9 +726,9 @@ const struct role_operations incoming_operations = {
     .flush = refusal_of_barrier,
     .sync = refusal_of_barrier,
     .complete = refusal_of_command,
-    .digest = digest,
-    .write = write_file,
-    .splices = splices,
+    .digest = shown_digest,
+    .write = shown_write,
+    .splices = refusal_of_splice,
     .discard = refusal_of_discard,
     .truncate = refusal_of_truncate,
     .create_device = refusal_of_create,

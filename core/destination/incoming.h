@@ -83,24 +83,10 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
                     const struct hello_reply *reply, struct error *err);
 
 /**
- * incoming_outcome - what became of it; a migration that still runs is ended, so that the answer stays true
+ * incoming_decide - what becomes of it, for a source that has lost it: a migration that still runs is failed,
+ * so that the answer stays true
  */
-enum wire_outcome incoming_outcome(struct migration *m);
-
-/**
- * incoming_release - the user has removed it: remove its backing file, and let others have its share of the
- * budget
- *
- * Threads, and users who have a file open, may hold the memory a little longer; what a user keeps
- * open after rmdir is the user's own.
- */
-void incoming_release(struct migration *m);
-
-/** incoming_is_empty - whether nothing but declared sizes and holes has arrived */
-bool incoming_is_empty(struct migration *m);
-
-/** incoming_ram_path - where the RAM image can be mapped by a VMM */
-void incoming_ram_path(struct migration *m, char *out, size_t size);
+enum wire_outcome incoming_decide(struct migration *m);
 
 /** incoming_wire_bytes - received on channel @index, headers and all */
 uint64_t incoming_wire_bytes(struct migration *m, unsigned index);

@@ -131,7 +131,7 @@ static void answer_query(struct listener *l, struct pending *p, const struct hel
     struct hello_reply reply = welcome(&l->registry->host);
     struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
 
-    reply.outcome = m ? incoming_outcome(m) : host_outcome(&l->registry->host, hello->session);
+    reply.outcome = m ? incoming_decide(m) : host_outcome(&l->registry->host, hello->session);
     migration_put(m);
     send_reply(p->transport, &reply);
     transport_finish(p->transport);

@@ -84,6 +84,15 @@ int refusal_of_rename(struct migration *m, const char *from, const char *to, boo
     return refuse(err);
 }
 
+bool refusal_of_splice(const struct migration *m, const struct file *file, size_t len, uint64_t offset)
+{
+    (void)m;
+    (void)file;
+    (void)len;
+    (void)offset;
+    return false;
+}
+
 void refusal_of_writer(struct migration *m, struct file *file)
 {
     (void)m;

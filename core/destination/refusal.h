@@ -29,6 +29,9 @@ int refusal_of_settings(struct migration *m, const struct interrupt *interrupt, 
 int refusal_of_reference(struct migration *m, int fd, const char *text, pid_t writer,
                          const struct interrupt *interrupt, struct error *err);
 
+/* With `false`: */
+bool refusal_of_splice(const struct migration *m, const struct file *file, size_t len, uint64_t offset);
+
 /* Without an answer: nothing is written, and there is no reference. */
 void refusal_of_writer(struct migration *m, struct file *file);
 void refusal_of_reference_text(struct migration *m, char *out, size_t size);

@@ -15,6 +15,7 @@
 #include "registry.h"
 #include "incoming.h"
 #include "lane.h"
+#include "shown.h"
 #include "zero.h"
 
 #include <errno.h>
@@ -557,13 +558,13 @@ static void step_user(struct lab *lab)
         migration_cancel(lab->m, &err);
         break;
     case 6:
-        incoming_outcome(lab->m);
+        incoming_decide(lab->m);
         break;
     case 7:
         registry_remove(&lab->registry, lab->m, &err);
         break;
     case 8:
-        incoming_ram_path(lab->m, path, sizeof(path));
+        shown_ram_path(lab->m, path, sizeof(path));
         break;
     default:
         settle_all(lab);

@@ -5,6 +5,7 @@
 #include "incoming.h"
 #include "rig.h"
 #include "scratch.h"
+#include "shown.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -1162,7 +1163,7 @@ Test(migration, backing_file)
     struct migration *incoming = rig_arrived(&rig, "vm");
     snprintf(path, sizeof(path), "%s/vm", directory);
     cr_assert(zero(int, stat(path, &st)));
-    incoming_ram_path(incoming, shown, sizeof(shown));
+    shown_ram_path(incoming, shown, sizeof(shown));
     cr_expect(eq(str, shown, path));
     rig_write(m, migration_file(m, WIRE_RAM), "hello", 5, STRIPE);
     CHECK_OK(migration_cancel(m, &err));

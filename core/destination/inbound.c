@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The other end of a source's connection; see inbound.h. */
+#include "inbound.h"
+#include "clock.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#define SUSPECT_MS          1000 /* how long a broken data channel waits for the main channel to say why */
+#define SESSION_DESCRIPTORS 2    /* a connection and an eventfd */
+
+/*
+ * What it is charged
+ */
+
+/* From its start on, for the data channels and for the main channel. */
+static uint64_t channels_memory(unsigned channels)
+{
+    return (uint64_t)channels * RECEIVER_MEMORY;
+}
+
+uint64_t inbound_memory(unsigned channels)
+{
+    return channels_memory(channels) + SESSION_MEMORY;
+}
+
+static void release_channels(struct inbound *in)
+{
+    if (!in->holds_channels)
+        return;
+    budget_release(&in->account->channels, in->channel_count);
+    budget_release(&in->account->descriptors, in->channel_count);
+    budget_release(&in->account->memory, channels_memory(in->channel_count));
+    in->holds_channels = false;
+}
+
+static void release_session(struct inbound *in)
+{
+    if (!in->holds_session)
+        return;
+    budget_release(&in->account->descriptors, SESSION_DESCRIPTORS);
+    budget_release(&in->account->memory, SESSION_MEMORY + in->beside);
+    in->holds_session = false;
+}
+
+/* All at once, or nothing. */
+static int charge(struct inbound *in, struct error *err)
+{
+    struct account *account = in->account;
+    unsigned n = in->channel_count;
+
+    if (budget_take(&account->channels, n, err, "%u channels are too many", n) < 0)
+        return -EIO;
+    if (budget_take(&account->descriptors, n + SESSION_DESCRIPTORS, err, "%u connections are too many",
+                    n + 1) < 0) {
+        budget_release(&account->channels, n);
+        return -EIO;
+    }
+    if (budget_take(&account->memory, inbound_memory(n) + in->beside, err,
+                    "the buffers of %u channels do not fit", n) < 0) {
+        budget_release(&account->channels, n);
+        budget_release(&account->descriptors, n + SESSION_DESCRIPTORS);
+        return -EIO;
+    }
+    in->holds_channels = in->holds_session = true;
+    return 0;
+}
+
+int inbound_init(struct inbound *in, const struct reception *reception, struct account *account,
+                 unsigned channels, uint64_t beside, struct error *err)
+{
+    *in = (struct inbound){
+        .reception = *reception, .account = account, .channel_count = channels, .beside = beside};
+    in->reception.descriptors = &account->descriptors;
+    in->receivers = calloc(channels, sizeof(*in->receivers));
+    if (!in->receivers)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    for (unsigned c = 0; c < channels; c++)
+        receiver_init(&in->receivers[c], &in->reception, c);
+    return charge(in, err);
+}
+
+void inbound_fini(struct inbound *in)
+{
+    inbound_end(in);
+    release_session(in);
+    if (in->has_session)
+        session_fini(&in->session);
+    free(in->receivers);
+}
+
+/*
+ * It comes together
+ */
+
+int inbound_open(struct inbound *in, struct transport *transport, uint32_t timeout_ms,
+                 uint32_t peer_timeout_ms, uint32_t patience_ms, struct error *err)
+{
+    if (session_init(&in->session, transport, timeout_ms, peer_timeout_ms) < 0)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    in->session.budget = &in->account->memory;
+    in->has_session = true;
+    in->patience_ms = patience_ms;
+    stall_init(&in->watch, patience_ms, in->session.ping_ms);
+    return 0;
+}
+
+void inbound_give_back(struct inbound *in)
+{
+    in->session.transport = NULL;
+}
+
+int inbound_attach(struct inbound *in, unsigned channel, unsigned channels, struct transport *transport,
+                   uint32_t timeout_ms, const struct hello_reply *reply, struct error *err)
+{
+    struct wire_hello_reply wire;
+
+    if (channels != in->channel_count)
+        return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels,
+                         in->channel_count);
+    if (in->receivers[channel].transport)
+        return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
+    transport_set_timeout(transport, (int)timeout_ms);
+    wire_hello_reply_encode(reply, &wire);
+    if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
+        return error_set(err, CAUSE_RESET, "channel %u takes no welcome", channel);
+    in->receivers[channel].transport = transport;
+    if (++in->attached == in->channel_count)
+        session_wake(&in->session);
+    return 0;
+}
+
+bool inbound_is_whole(const struct inbound *in)
+{
+    return in->attached == in->channel_count;
+}
+
+int inbound_start(struct inbound *in, struct error *err)
+{
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (receiver_start(&in->receivers[c], err) < 0)
+            return -EIO;
+    }
+    return 0;
+}
+
+/*
+ * While it is there
+ */
+
+void inbound_suspect(struct inbound *in, unsigned channel, const struct error *reason)
+{
+    if (error_is_set(&in->suspect))
+        return;
+    in->suspect = *reason;
+    error_prefix(&in->suspect, "channel %u", channel);
+    /*
+     * What the connection says may be explained on the main channel; what the data says needs no explanation.
+     */
+    in->suspect_until = clock_ms() + (reason->cause == CAUSE_RESET ? SUSPECT_MS : 0);
+}
+
+bool inbound_uses(const struct inbound *in, const struct file *file)
+{
+    bool used = false;
+
+    for (unsigned c = 0; c < in->channel_count; c++)
+        used |= receiver_uses(&in->receivers[c], file);
+    return used;
+}
+
+bool inbound_look_is_due(const struct inbound *in)
+{
+    return stall_is_due(&in->watch, clock_ms());
+}
+
+int inbound_look(struct inbound *in, uint64_t work, struct error *err)
+{
+    uint8_t buf[8 + 16 * WIRE_CHANNELS_MAX];
+    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct stall_sight all = {.mark = work};
+    unsigned awaited = 0;
+
+    wire_write_u64(&body, work);
+    for (unsigned c = in->channel_count; c-- > 0;) {
+        if (receiver_is_awaited(&in->receivers[c])) {
+            all.awaited = true;
+            awaited = c;
+        }
+    }
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        uint64_t received = counter_get(&in->receivers[c].wire_bytes),
+                 applied = receiver_applied(&in->receivers[c]);
+        wire_write_u64(&body, received);
+        wire_write_u64(&body, applied);
+        all.mark += received + applied;
+    }
+    session_send(&in->session, WIRE_PROGRESS, 0, buf, wire_written(&body));
+    if (stall_look(&in->watch, clock_ms(), &all, 1) < 0)
+        return 0;
+    return error_set(err, CAUSE_TIMEOUT,
+                     "channel %u has stalled: a barrier waits for it, and nothing has come for %u ms",
+                     awaited, in->patience_ms);
+}
+
+uint64_t inbound_wire_bytes(const struct inbound *in, unsigned channel)
+{
+    return counter_get(&in->receivers[channel].wire_bytes);
+}
+
+uint64_t inbound_barrier_ns(const struct inbound *in)
+{
+    uint64_t sum = in->barrier_ns;
+
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
+        sum += counter_get(&in->receivers[c].barrier_ns);
+    return sum;
+}
+
+/*
+ * It is over
+ */
+
+void inbound_end(struct inbound *in)
+{
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++) {
+        if (in->receivers[c].transport)
+            transport_shutdown(in->receivers[c].transport);
+    }
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
+        receiver_join(&in->receivers[c]);
+    release_channels(in);
+    for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
+        receiver_close(&in->receivers[c]);
+}
+
+void inbound_settle(struct inbound *in)
+{
+    in->barrier_ns = inbound_barrier_ns(in);
+    free(in->receivers);
+    in->receivers = NULL;
+}
+
+void inbound_close(struct inbound *in)
+{
+    release_session(in);
+    session_end(&in->session);
+}
