@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DEVICES 5
 
@@ -178,4 +179,73 @@ Test(catalog, a_file_after_a_change)
     cr_expect(eq(ptr, catalog_take(&catalog), removal));
     free(removal);
     cr_assert(zero(int, catalog_remove(&catalog, 3, 3, &err) == NULL));
+}
+
+/*
+ * All files
+ */
+
+static struct budget budget = {.limit = 64ull << 40, .unit = "bytes"};
+
+/* Makes a file arrive: RAM of one MiB, whose memory is there, or a device without a byte. */
+static void receive(uint32_t number)
+{
+    const struct image_budgets budgets = {.memory = &budget, .windows = &budget};
+    const struct memory_place place = {0};
+
+    CHECK_OK(file_set_channels(files[number], 1, 0));
+    CHECK_OK(file_receive_begin(files[number], number ? 0 : 1 << 20, 1 << 20, number ? NULL : &place, "ram", &budgets,
+                                &err));
+}
+
+Test(catalog, work_of_all)
+{
+    cr_expect(zero(u64, catalog_work(&catalog)));
+    for (uint32_t i = 0; i <= DEVICES; i++)
+        files[i]->image.work = 1 << i;
+    cr_expect(eq(u64, catalog_work(&catalog), 1 + 2 + 4 + 8));
+    file_put(catalog_forget(&catalog, 2));
+    cr_expect(eq(u64, catalog_work(&catalog), 1 + 2 + 8), "a removed one is done with");
+}
+
+/* Each of them goes over all files, those behind a gap as well. */
+Test(catalog, finished_and_kept)
+{
+    file_put(catalog_forget(&catalog, 2));
+    for (uint32_t i = 0; i <= 3; i++) {
+        if (i != 2)
+            receive(i);
+    }
+    CHECK_OK(catalog_check_storage(&catalog, &err));
+    CHECK_OK(catalog_finish(&catalog, &err));
+    catalog_keep(&catalog);
+    catalog_settle(&catalog);
+    for (uint32_t i = 0; i <= 3; i++) {
+        cr_expect(eq(int, files[i]->image.kept, i != 2), "%u", i);
+        cr_expect(zero(ptr, files[i]->per_channel), "%u", i);
+    }
+}
+
+Test(catalog, dropped)
+{
+    for (uint32_t i = 0; i <= 3; i++)
+        receive(i);
+    catalog_drop(&catalog);
+    for (uint32_t i = 0; i <= 3; i++)
+        cr_expect(files[i]->image.dropped, "%u", i);
+    cr_expect(zero(u64, budget.used));
+}
+
+/* Somebody who can reach the memory has made it shorter: that is found, whichever file it is. */
+Test(catalog, storage_that_went_away)
+{
+    for (uint32_t i = 0; i <= 3; i++)
+        receive(i);
+    CHECK_OK(file_receive_size(files[3], 0, 8192, 1 << 20, &err));
+    CHECK_OK(file_receive_storage(files[3], &err));
+    CHECK_OK(image_write(&files[3]->image, 4096, "x", 1, &err));
+    CHECK_OK(catalog_check_storage(&catalog, &err));
+    cr_assert(zero(int, ftruncate(files[3]->image.memory.fd, 0)));
+    CHECK_FAILS(catalog_check_storage(&catalog, &err), CAUSE_IO);
+    catalog_drop(&catalog);
 }
