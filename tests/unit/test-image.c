@@ -659,6 +659,10 @@ Test(image, seek)
     fill(&image, 10 * PAGE, 'x', 5);
     cr_expect(eq(i64, image_seek(&image, 4 * PAGE, true), (int64_t)(10 * PAGE)));
     cr_expect(eq(i64, image_seek(&image, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)), "the end is a hole");
+    image_fini(&image);
+    make(&image, true, 2, 10 * PAGE + 1);
+    fill(&image, 10 * PAGE, 'x', 1);
+    cr_expect(eq(i64, image_seek(&image, 0, true), (int64_t)(10 * PAGE)), "a page of one byte");
     finish(&image);
 }
 

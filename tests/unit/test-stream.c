@@ -356,6 +356,24 @@ Test(stream, seek)
     end();
 }
 
+/* Nothing is held at all, before the frontier or behind it. */
+Test(stream, seek_in_a_hole)
+{
+    struct error err;
+
+    make(2);
+    fill(0, 'x', STRIPE);
+    for (unsigned c = FIRST; c < FIRST + 2; c++) {
+        CHECK_OK(image_grow(&image, c, 2 * STRIPE, &err));
+        CHECK_OK(image_discard(&image, c, 0, STRIPE, &err));
+    }
+    cr_expect(eq(i64, stream_seek(&stream, 0, true), (int64_t)STRIPE), "what may still come is data");
+    stream_has_ended();
+    cr_expect(eq(i64, stream_seek(&stream, 0, true), -ENXIO));
+    cr_expect(zero(i64, stream_seek(&stream, 0, false)));
+    end();
+}
+
 /*
  * Followers
  */
