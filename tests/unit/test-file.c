@@ -89,18 +89,38 @@ Test(file, totals)
     cr_expect(eq(u64, file_totals(file).packets, 0), "also before the channels are known");
     file_set_channels(file, 3, 0);
     for (unsigned c = 0; c < 3; c++) {
-        counter_add(&file->per_channel[c].packets, c + 1);
-        counter_add(&file->per_channel[c].bytes, 10 * (c + 1));
-        counter_add(&file->per_channel[c].pages, 100 * (c + 1));
-        counter_add(&file->per_channel[c].digest, UINT64_MAX - c);
+        struct file_channel *fc = &file->per_channel[c];
+        _Atomic uint64_t *counters[] = {&fc->packets, &fc->accepted, &fc->bytes, &fc->pages, &fc->zero_pages, &fc->first_pages, &fc->discarded_bytes};
+        for (unsigned i = 0; i < ARRAY_LENGTH(counters); i++)
+            counter_add(counters[i], (c + 1) * (i + 1));
+        counter_add(&fc->digest, UINT64_MAX - c);
     }
-    struct file_totals totals = file_totals(file);
-    cr_expect(eq(u64, totals.packets, 6));
-    cr_expect(eq(u64, totals.bytes, 60));
-    cr_expect(eq(u64, totals.pages, 600));
-    cr_expect(eq(u64, totals.digest, (uint64_t)-6), "the digest wraps");
+    cr_expect(zero(u64, file_channel_totals(file, 3).packets), "there is no such channel");
+    for (int settled = 0; settled < 2; settled++) {
+        struct file_totals totals = file_totals(file);
+        cr_expect(eq(u64, totals.packets, 6));
+        cr_expect(eq(u64, totals.accepted, 12));
+        cr_expect(eq(u64, totals.bytes, 18));
+        cr_expect(eq(u64, totals.pages, 24));
+        cr_expect(eq(u64, totals.zero_pages, 30));
+        cr_expect(eq(u64, totals.first_pages, 36));
+        cr_expect(eq(u64, totals.discarded_bytes, 42));
+        cr_expect(eq(u64, totals.digest, (uint64_t)-6), "the digest wraps");
+        file_settle(file);
+    }
     file_put(file);
     file_put(NULL);
+}
+
+Test(file, renamed)
+{
+    struct file *file = file_new(DEVICE, "dev");
+    char name[WIRE_NAME_MAX + 1];
+
+    cr_expect(eq(str, (char *)file_name(file, name), "dev"));
+    file_rename(file, "other");
+    cr_expect(eq(str, (char *)file_name(file, name), "other"));
+    file_put(file);
 }
 
 /*
