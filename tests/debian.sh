@@ -4,7 +4,7 @@
 # debian.sh: where the machine's packages come from. Hosts of packages are the machine's business, and stand nowhere here.
 
 # sources_with_backports DIR: writes the machine's own Debian sources to DIR/migfs.list and DIR/migfs.sources, with
-# bookworm-backports besides bookworm. `sources_options DIR` has apt use them, and keep to DIR.
+# bookworm-backports besides bookworm
 sources_with_backports() {
 	local file
 	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do

@@ -20,6 +20,7 @@
 #   MIGFS_SLOW        not empty: the daemon is instrumented; sizes are scaled down, and memory is not measured
 #   MIGFS_HELPERS     where the helper programs are, or will be, built; default: functional/ beside the daemon
 #   MIGFS_TEST_LIMIT  seconds that a test may take
+#   MIGFS_LIMIT       seconds that one command in it may take; default: 60
 #   MIGFS_KEEP        not empty: a failed test's directory is kept
 
 set -Eeuo pipefail
@@ -118,7 +119,7 @@ supervise() {
 
 dir=$MIGFS_TEST_DIR
 cd "$dir"
-limit=60             # seconds that one command may take
+limit=${MIGFS_LIMIT:-60}     # seconds that one command may take
 declare -A daemon    # the process of each migfs that runs, by the name of its mount
 
 # One report a process; they are looked at when the test is over.
@@ -447,6 +448,43 @@ is_in() { [ "$(status "$1" status)" = "$2" ]; }
 says_why() {
 	[ -n "$(status "$1" error-desc)" ] || fail "$1 is $(status "$1" status) and does not say why in status"
 	[ -n "$(limited cat "$1/error")" ] || fail "$1 is $(status "$1" status) and does not say why in error"
+}
+
+# expect_status MIGRATION KEY TEST VALUE: as test(1) has it
+expect_status() {
+	local is
+	is=$(status "$1" "$2")
+	[ "$is" "$3" "$4" ] || fail "$1: $2 is $is, not $3 $4"
+}
+
+# add_up MIGRATION: each channel's bytes went in one of three ways, and the sums are sums, also in status.json
+add_up() {
+	limited cat "$1/status" >add-up.status
+	limited cat "$1/status.json" >add-up.json
+	awk '
+		FNR == 1 { file++ }
+		file == 2 { gsub(/[",:]/, " "); json[$1, $2] = 1; next }
+		match($1, /^channel-[0-9]+-/) {
+			key = substr($1, RLENGTH + 1)
+			of[substr($1, 9, RLENGTH - 9), key] = $2
+			sum[key] += $2
+			next
+		}
+		{ top[$1] = $2 }
+		END {
+			for (n = 0; n < top["channels"]; n++) {
+				sent = of[n, "zero-copy-bytes"] + of[n, "copied-bytes"] + of[n, "spliced-bytes"]
+				if (sent != of[n, "bytes"]) { print "channel " n " has sent " sent " bytes in three ways"; wrong = 1 }
+			}
+			count = split("zero-copy-bytes zero-copy-sends copied-bytes copied-sends kernel-copied-bytes " \
+				"kernel-copied-sends zero-copy-refused spliced-bytes dirty-sync-missed-zero-copy", keys, " ")
+			for (i = 1; i <= count; i++) {
+				key = keys[i]
+				if (!(key in sum) || top[key] != sum[key]) { print key " is " top[key] ", its channels have " sum[key]; wrong = 1 }
+				if (!((key, sum[key] "") in json)) { print "status.json says otherwise of " key; wrong = 1 }
+			}
+			exit wrong || !count || !top["channels"]
+		}' add-up.status add-up.json || fail "$1: the counters do not add up"
 }
 
 # same FILE FILE

@@ -7,25 +7,6 @@
 size=$(scaled 64M 12M)
 random image "$size"
 
-# add_up MIGRATION: each channel's bytes went in one of three ways, and the sums are sums
-add_up() {
-	local channel n=0 key sum
-	for ((channel = 0; channel < $(status "$1" channels); channel++)); do
-		n=$(($(status "$1" channel-$channel-zero-copy-bytes) + $(status "$1" channel-$channel-copied-bytes) +
-			$(status "$1" channel-$channel-spliced-bytes)))
-		[ "$n" = "$(status "$1" channel-$channel-bytes)" ] || fail "$1: channel $channel has sent $n bytes in three ways"
-	done
-	for key in zero-copy-bytes zero-copy-sends copied-bytes copied-sends kernel-copied-bytes kernel-copied-sends \
-		zero-copy-refused spliced-bytes dirty-sync-missed-zero-copy; do
-		sum=$(sed -n "s/^channel-[0-9]*-$key //p" "$1/status" | paste -sd+ | bc)
-		[ "$(status "$1" "$key")" = "$sum" ] || fail "$1: $key is $(status "$1" "$key"), its channels have $sum"
-		grep -q "\"$key\": $sum,*$" "$1/status.json" || fail "$1: status.json says otherwise of $key"
-	done
-}
-
-# expect_status MIGRATION KEY TEST...: as test(1) has it
-expect_status() { [ "$(status "$1" "$2")" "$3" "$4" ] || fail "$1: $2 is $(status "$1" "$2"), not $3 $4"; }
-
 # write_image MIGRATION WRITERS: each writes its share
 write_image() {
 	local i mib=$(($(stat -c %s image) >> 20)) writers=()
@@ -37,7 +18,6 @@ write_image() {
 	for i in "${writers[@]}"; do wait "$i" || fail "a writer has failed"; done
 }
 
-requires bc paste
 migfs dst -o listen=tcp:127.0.0.1:0,listen="unix:$dir/socket",timeout=600
 migfs src -o timeout=600
 uri=$(sed -n 's/.*listening at \(tcp:\)/\1/p' dst.log)

@@ -15,13 +15,13 @@
 #   MIGFS_VM_KERNEL   the series: 6.1 (default) or 6.12
 #   MIGFS_VM_RESULTS  a directory for tests within this one, see each_result
 
-MIGFS_TEST_LIMIT=${MIGFS_TEST_LIMIT:-900}
+MIGFS_TEST_LIMIT=${MIGFS_TEST_LIMIT:-1800}
 series=${MIGFS_VM_KERNEL:-6.1}
 vm=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=../functional/functions.sh
 . "$vm/../functional/functions.sh"
 
-limit=600
+limit=1500
 PATH=$PATH:/usr/sbin:/sbin
 requires qemu-system-x86_64 setpriv
 "$vm/kernel" "$series" >kernel.log 2>&1 || skip "$(sed -n 's/^skip: //p' kernel.log | grep . || tail -n 1 kernel.log)"

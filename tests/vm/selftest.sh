@@ -107,7 +107,7 @@ await done
 await never
 exit 7
 END
-guest -2 -- "bash $dir/first $vm" "bash $dir/second $vm" >output
+guest -2 -t 300 -- "bash $dir/first $vm" "bash $dir/second $vm" >output
 cat output
 [ $status = 7 ] || fail "the status is $status, not the second guest's"
 grep -qx '1: mtu 4200' output
