@@ -21,6 +21,7 @@ void image_init(struct image *image)
 {
     *image = (struct image){.intact = UINT64_MAX};
     pthread_mutex_init(&image->lock, NULL);
+    pthread_rwlock_init(&image->hole_lock, NULL);
 }
 
 /* Called with image->lock held. */
@@ -65,6 +66,7 @@ void image_fini(struct image *image)
     account_put(image->account);
     free(image->ends);
     pthread_mutex_destroy(&image->lock);
+    pthread_rwlock_destroy(&image->hole_lock);
 }
 
 void image_account(struct image *image, struct account *account, uint64_t overhead)
@@ -240,6 +242,36 @@ uint64_t image_arrived(struct image *image, uint64_t offset, uint64_t len)
     return page_map_set(&image->received, first, pages);
 }
 
+/* Makes a range read as zeros; gives its pages back, unless somebody may store into them. */
+static int make_hole(struct image *image, uint64_t offset, uint64_t len, struct error *err)
+{
+    pthread_rwlock_rdlock(&image->hole_lock);
+    int ret = image_is_exposed(image) ? memory_clear(&image->memory, offset, len, err)
+                                      : memory_discard(&image->memory, offset, len, err);
+    pthread_rwlock_unlock(&image->hole_lock);
+    return ret;
+}
+
+void *image_expose(struct image *image, uint64_t offset, uint64_t len, uint64_t limit)
+{
+    if (!image->is_ram || image->memory.block || offset + len > limit ||
+        charge(image, offset + len, NULL) < 0)
+        return NULL;
+    /* From here on no page is given back, and one that was is: what is made now stays. */
+    pthread_rwlock_wrlock(&image->hole_lock);
+    atomic_fetch_add(&image->exposed, 1);
+    pthread_rwlock_unlock(&image->hole_lock);
+    void *memory = memory_make(&image->memory, offset, len);
+    if (!memory)
+        image_unexpose(image);
+    return memory;
+}
+
+void image_unexpose(struct image *image)
+{
+    atomic_fetch_sub(&image->exposed, 1);
+}
+
 /*
  * Makes a range read as zeros. The one place that takes pages out of the memory while it is filled: what is
  * preallocated is there only as long as it was not given back.
@@ -254,7 +286,7 @@ static int clear(struct image *image, uint64_t offset, uint64_t len, struct erro
         return 0;
     for (uint64_t done = 0, part; done < len; done += part) {
         part = len - done < HOLE_SIZE ? len - done : HOLE_SIZE;
-        if (memory_discard(&image->memory, offset + done, part, err) < 0)
+        if (make_hole(image, offset + done, part, err) < 0)
             return -EIO;
         atomic_fetch_add_explicit(&image->work, part, memory_order_relaxed);
     }

@@ -65,6 +65,12 @@ struct image {
     _Atomic uint64_t
         preallocated;        /* RAM: the memory of everything before it was there once; relaxed, a hint */
     _Atomic uint64_t intact; /* no hole has been made before it */
+    /*
+     * RAM: ranges that somebody else stores into; grows with hole_lock held for writing. While there are any,
+     * pages are cleared and not given back.
+     */
+    atomic_uint exposed;
+    pthread_rwlock_t hole_lock; /* held for reading while pages are given back; a leaf */
     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     _Atomic uint64_t work;
     struct image_budgets budgets;
@@ -176,6 +182,18 @@ int image_discard(struct image *image, unsigned channel, uint64_t offset, uint64
 /** image_truncate - a channel's part of a truncation to @size, which image_grow() has been asked for */
 int image_truncate(struct image *image, unsigned channel, uint64_t size, struct error *err);
 
+/** image_is_exposed - whether some of it is; then the bytes of a packet can be in their place already */
+static inline bool image_is_exposed(const struct image *image)
+{
+    return atomic_load(&image->exposed);
+}
+
+/** image_exposed - where [offset, offset + len), which has been exposed, is mapped; NULL: it was not */
+static inline void *image_exposed(struct image *image, uint64_t offset, size_t len)
+{
+    return memory_window(&image->memory, offset, len);
+}
+
 /**
  * image_preallocate - have the memory of the next part of RAM there before it arrives
  * Return: whether there is more to do. One thread at a time.
@@ -195,6 +213,16 @@ uint64_t image_size(const struct image *image);
  */
 bool image_use(struct image *image);
 void image_unuse(struct image *image);
+
+/**
+ * image_expose - have the memory of a part of RAM there, and let it be stored into from outside
+ * @limit: the size that it may have
+ *
+ * Until image_unexpose(), called as often, no page of the image is given back. Return: where it is mapped;
+ * NULL: that cannot be.
+ */
+void *image_expose(struct image *image, uint64_t offset, uint64_t len, uint64_t limit);
+void image_unexpose(struct image *image);
 
 /** image_readable - how many of @len bytes at @offset there are; 0 past the end, -ECONNRESET: all is dropped
  */

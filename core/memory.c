@@ -354,6 +354,16 @@ bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
     return window && madvise(window, len, MADV_POPULATE_WRITE) == 0;
 }
 
+void *memory_make(struct memory *mem, uint64_t offset, uint64_t len)
+{
+    bool inside = mem->window && len <= mem->window_size && offset <= mem->window_size - len;
+
+    if (!inside || fallocate(mem->fd, 0, (off_t)offset, (off_t)len) < 0)
+        return NULL;
+    memory_stored(mem, offset + len);
+    return mem->window + offset;
+}
+
 struct range {
     const char *start, *end;
 };
@@ -405,6 +415,19 @@ int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct err
 {
     if (fallocate(mem->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) < 0)
         return error_set_errno(err, errno, "cannot punch a hole");
+    return 0;
+}
+
+int memory_clear(struct memory *mem, uint64_t offset, uint64_t len, struct error *err)
+{
+    static const char zeros[64u << 10];
+    uint64_t part;
+
+    for (uint64_t done = 0; done < len; done += part) {
+        part = len - done < sizeof(zeros) ? len - done : sizeof(zeros);
+        if (memory_write(mem, offset + done, zeros, part, err) < 0)
+            return -EIO;
+    }
     return 0;
 }
 

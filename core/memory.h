@@ -114,6 +114,12 @@ void *memory_window(struct memory *mem, uint64_t offset, size_t len);
  */
 bool memory_populate(struct memory *mem, uint64_t offset, size_t len);
 
+/**
+ * memory_make - have memory for [@offset, @offset + @len), growing as needed
+ * Return: where it is mapped; NULL: there is no window there, or no memory.
+ */
+void *memory_make(struct memory *mem, uint64_t offset, uint64_t len);
+
 /* What the kernel maps at a fault for reading, if nobody has told it otherwise (fault_around_bytes). */
 #define MEMORY_MAP_UNIT (64u << 10)
 
@@ -147,6 +153,9 @@ int64_t memory_seek(const struct memory *mem, uint64_t offset, bool data);
 
 /** memory_discard - make a range read as zeros and give its pages back */
 int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
+
+/** memory_clear - make a range that is there read as zeros, and keep its pages */
+int memory_clear(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
 
 /**
  * memory_resize - set the length (rounded up to whole huge pages on hugetlbfs);

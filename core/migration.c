@@ -346,6 +346,7 @@ static void add_copies(struct channel_record *all, const struct channel_record *
     sum->refused += one->refused;
     sum->missed += one->missed;
     all->spliced_bytes += record->spliced_bytes;
+    all->placed_bytes += record->placed_bytes;
 }
 
 /* Adds up what is there now. */

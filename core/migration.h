@@ -16,6 +16,8 @@
 #include "state.h"
 #include "uri.h"
 #include "zerocopy_mode.h"
+#include "placing_figures.h"
+#include "transport.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -79,6 +81,7 @@ struct channel_record {
     /* Source: what was sent without a copy, and with one; and out of pipes, which is in no other counter. */
     struct zerocopy_counters copies;
     uint64_t spliced_bytes;
+    uint64_t placed_bytes; /* the part of wire_bytes that the source's card has written by itself */
 };
 
 /* A write to a file, for migration_write(). */
@@ -102,6 +105,9 @@ struct migration_figures {
     uint64_t queued;     /* source: bytes that are accepted, or asked for, and not sent */
     uint64_t verified;   /* source: bytes of RAM that `complete` has found the same at both ends so far */
     uint64_t barrier_ns; /* destination: nanoseconds that all receivers together were blocked at barriers */
+    bool places;         /* source: what follows says something */
+    struct placing_figures placing;
+    struct transport_figures transport;
     const char *path;    /* source: which way RAM takes into the sockets; NULL before the start */
     char ram_path[4096]; /* destination: where the RAM image can be mapped; empty: nowhere */
 };

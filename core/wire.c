@@ -205,7 +205,8 @@ static bool is_pages_of_stripe(const struct packet *packet)
 static bool is_payload(const struct packet *packet)
 {
     if (packet->flags & WIRE_PACKET_ZSTD)
-        return packet->length > 0 && packet->length < packet->raw_length;
+        return packet->length > 0 && packet->length < packet->raw_length &&
+               !(packet->flags & WIRE_PACKET_PLACED);
     return packet->length > 0 && packet->length == packet->raw_length;
 }
 
@@ -220,8 +221,8 @@ static bool is_plausible(const struct packet *packet)
         return is_payload(packet) && packet->raw_length <= WIRE_OFFSET_MAX - packet->offset &&
                packet->raw_length <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
     case WIRE_PAGES:
-        return is_pages_of_stripe(packet) && is_payload(packet) && packet->raw_length > bitmap &&
-               packet->raw_length <= bitmap + packet->range;
+        return is_pages_of_stripe(packet) && is_payload(packet) && !(packet->flags & WIRE_PACKET_PLACED) &&
+               packet->raw_length > bitmap && packet->raw_length <= bitmap + packet->range;
     case WIRE_ZERO:
         return empty && is_pages_of_stripe(packet);
     case WIRE_DISCARD:
@@ -251,7 +252,8 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
         return error_set(err, CAUSE_PROTOCOL, "no packet where one was due");
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "the header of a packet arrived damaged");
-    if (wire->type < WIRE_DATA || wire->type >= WIRE_PACKET_MAX || (wire->flags & ~WIRE_PACKET_ZSTD))
+    if (wire->type < WIRE_DATA || wire->type >= WIRE_PACKET_MAX ||
+        (wire->flags & ~(WIRE_PACKET_ZSTD | WIRE_PACKET_PLACED)))
         return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u, flags %#x", wire->type,
                          wire->flags);
     if (packet.offset > WIRE_OFFSET_MAX || !is_plausible(&packet))

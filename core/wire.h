@@ -76,6 +76,9 @@ enum wire_message_type {
     WIRE_FILE_RENAME = 17,
     WIRE_VERIFY = 18, /* source: what are the digests of these pieces of a file? In place of WIRE_DIGEST */
     WIRE_VERIFY_REPLY = 19,
+    WIRE_EXPOSE = 20,   /* source: let this part of the RAM be written by placed packets */
+    WIRE_EXPOSED = 21,  /* destination: it may, and by which key; or why not */
+    WIRE_WITHDRAW = 22, /* source: this part is not written any more */
     WIRE_MESSAGE_MAX
 };
 
@@ -90,7 +93,14 @@ enum wire_packet_type {
     WIRE_PACKET_MAX
 };
 
-#define WIRE_PACKET_ZSTD 1 /* flag: the payload is one zstd frame */
+#define WIRE_PACKET_ZSTD   1 /* flag: the payload is one zstd frame */
+#define WIRE_PACKET_PLACED 2 /* flag: the payload is in its place already, and not in the stream */
+
+/*
+ * On a channel that places, the destination tells, as 8 bytes each time, how many packets it has applied,
+ * after such as the source must not place over before.
+ */
+#define WIRE_APPLIED_SIZE 8
 
 struct wire_hello {
     char magic[8];

@@ -18,6 +18,7 @@
 #include "loop.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "transport.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -133,6 +134,7 @@ static void worker_free(struct worker *worker)
     if (!worker)
         return;
     close_pipe(worker->pipe);
+    transport_memory_remove(worker->data);
     munmap(worker->mapping, MAPPING_SIZE);
     free(worker);
 }
@@ -152,6 +154,8 @@ static struct worker *worker_new(struct loop *loop)
         return NULL;
     }
     worker->data = worker->mapping + HUGE_PAGE - (uintptr_t)worker->mapping % HUGE_PAGE;
+    /* If not, what is written is copied once more where the card could have taken it from here. */
+    transport_memory_add(worker->data, LOOP_WRITE_MAX);
     return worker;
 }
 
@@ -162,8 +166,12 @@ static struct worker *worker_new(struct loop *loop)
 static void use_huge_page(struct worker *worker)
 {
     worker->huge = true;
-    if (madvise(worker->data, HUGE_PAGE, MADV_HUGEPAGE) == 0)
-        madvise(worker->data, HUGE_PAGE, MADV_DONTNEED); /* the small pages that are in its place */
+    if (madvise(worker->data, HUGE_PAGE, MADV_HUGEPAGE) < 0)
+        return;
+    /* The small pages that are in its place go, and are not to be sent from any more. */
+    transport_memory_remove(worker->data);
+    madvise(worker->data, HUGE_PAGE, MADV_DONTNEED);
+    transport_memory_add(worker->data, LOOP_WRITE_MAX);
 }
 
 static void worker_join(struct worker *worker)

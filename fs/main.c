@@ -311,7 +311,8 @@ int main(int argc, char **argv)
     } else if (options.help) {
         options_help(argv[0]);
     } else if (options.version) {
-        printf("migfs %s, protocol %d, libfuse %s\n", MIGFS_VERSION, WIRE_VERSION, fuse_pkgversion());
+        printf("migfs %s, protocol %d, libfuse %s, %s RDMA\n", MIGFS_VERSION, WIRE_VERSION, fuse_pkgversion(),
+               transport_has_rdma ? "with" : "without");
     } else if (options.digest) {
         ret = print_digest(options.digest);
     } else if (mountpoint_claim(options.mountpoint, options.stack, &absolute, &err) < 0) {

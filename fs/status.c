@@ -124,6 +124,7 @@ static void put_channel(struct writer *w, const struct migration_snapshot *s, un
     put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
     put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
     put_number(w, "device-bytes", sums.devices.bytes);
+    put_number(w, "rdma-bytes", sums.placed_bytes);
     if (!s->incoming)
         put_copies(w, &sums);
 }
@@ -169,6 +170,19 @@ static void put_rounds(struct writer *w, const struct migration_snapshot *s)
         round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
 }
 
+/* What of the destination's memory can be written from here, and what is registered for that. */
+static void put_placing(struct writer *w, const struct migration_figures *figures)
+{
+    put_number(w, "rdma-chunks", figures->placing.chunks);
+    put_number(w, "rdma-exposures", figures->placing.exposures);
+    put_number(w, "rdma-withdrawals", figures->placing.evictions);
+    put_number(w, "rdma-refusals", figures->placing.refusals);
+    put_number(w, "rdma-registrations", figures->transport.registrations);
+    put_number(w, "rdma-evictions", figures->transport.evictions);
+    put_number(w, "rdma-registered-bytes", figures->transport.registered_bytes);
+    put_number(w, "rdma-partial-drains", figures->transport.partial_drains);
+}
+
 static void put_counters(struct writer *w, const struct migration_snapshot *s)
 {
     const struct channel_record *sums = &s->records[s->channels];
@@ -187,6 +201,9 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     put_number(w, "device-bytes", sums->devices.bytes);
     put_number(w, "devices", s->devices);
     put_number(w, "ram-size", s->figures.ram_size);
+    put_number(w, "rdma-bytes", sums->placed_bytes);
+    if (s->figures.places)
+        put_placing(w, &s->figures);
     if (s->incoming) {
         put_number(w, "first-arrivals", sums->ram.first_pages);
         put_number(w, "barrier-idle-time", s->figures.barrier_ns / 1000000);

@@ -43,6 +43,30 @@ int dummy_send_zerocopy(struct transport *t, const struct iovec *iov, int n, con
     return -EOPNOTSUPP;
 }
 
+int dummy_place(struct transport *t, const struct transport_key *key, uint64_t offset, const void *buf,
+                size_t len, struct transport_handed *handed)
+{
+    (void)t, (void)key, (void)offset, (void)buf, (void)len;
+    *handed = (struct transport_handed){0};
+    return -EOPNOTSUPP;
+}
+
+int dummy_expose(struct transport *t, void *base, size_t len, struct transport_key *key)
+{
+    (void)t, (void)base, (void)len, (void)key;
+    return -EOPNOTSUPP;
+}
+
+void dummy_withdraw(struct transport *t, const struct transport_key *key)
+{
+    (void)t, (void)key;
+}
+
+void dummy_figures(struct transport *t, bool of_group, struct transport_figures *out)
+{
+    (void)t, (void)of_group, (void)out;
+}
+
 void dummy_reap(struct transport *t, int wait_ms, struct transport_returns *returns)
 {
     (void)t, (void)wait_ms, (void)returns;

@@ -21,6 +21,19 @@ int dummy_zerocopy(struct transport *t);
 int dummy_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                         struct transport_handed *handed);
 
+/** dummy_place - hands nothing over. Return: -EOPNOTSUPP. */
+int dummy_place(struct transport *t, const struct transport_key *key, uint64_t offset, const void *buf,
+                size_t len, struct transport_handed *handed);
+
+/** dummy_expose - Return: -EOPNOTSUPP. */
+int dummy_expose(struct transport *t, void *base, size_t len, struct transport_key *key);
+
+/** dummy_withdraw - there is nothing to withdraw */
+void dummy_withdraw(struct transport *t, const struct transport_key *key);
+
+/** dummy_figures - there is nothing to add */
+void dummy_figures(struct transport *t, bool of_group, struct transport_figures *out);
+
 /** dummy_reap - nothing has been handed over, so nothing more comes back */
 void dummy_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 

@@ -185,6 +185,10 @@ static const struct transport_ops faulty_ops = {
     .send_pipe = dummy_send_pipe,
     .zerocopy = dummy_zerocopy,
     .send_zerocopy = dummy_send_zerocopy,
+    .place = dummy_place,
+    .expose = dummy_expose,
+    .withdraw = dummy_withdraw,
+    .figures = dummy_figures,
     .reap = dummy_reap,
     .try_send = faulty_try_send,
     .recv = faulty_recv,
@@ -222,13 +226,13 @@ static struct uri inner_uri(const struct uri *uri)
     return inner;
 }
 
-static int faulty_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                          struct transport **out, struct error *err)
+static int faulty_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
+                          const struct transport_wait *wait, struct transport **out, struct error *err)
 {
     struct uri below = inner_uri(uri);
     struct transport *t;
 
-    if (transport_connect(&below, index, wait, &t, err) < 0)
+    if (transport_connect(&below, index, group, wait, &t, err) < 0)
         return -EIO;
     if (break_connection(t, &uri->faults, index) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");

@@ -91,13 +91,13 @@ static int connect_to(const struct addrinfo *ai, const struct transport_wait *wa
     return ret < 0 ? ret : steal_fd(&fd);
 }
 
-static int tcp_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                       struct transport **out, struct error *err)
+static int tcp_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
+                       const struct transport_wait *wait, struct transport **out, struct error *err)
 {
     __attribute__((cleanup(cleanup_addrinfo))) struct addrinfo *list = NULL;
     int fd = -EHOSTUNREACH;
 
-    (void)index;
+    (void)index, (void)group;
     if (resolve(uri, wait, &list, err) < 0)
         return -EIO;
     for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)

@@ -14,10 +14,10 @@ static const struct transport_family *const families[] = {
     [URI_FAULTY] = &transport_faulty,
 };
 
-int transport_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                      struct transport **out, struct error *err)
+int transport_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
+                      const struct transport_wait *wait, struct transport **out, struct error *err)
 {
-    return families[uri->scheme]->connect(uri, index, wait, out, err);
+    return families[uri->scheme]->connect(uri, index, group, wait, out, err);
 }
 
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
@@ -70,6 +70,27 @@ int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n,
                             struct transport_handed *handed)
 {
     return t->ops->send_zerocopy(t, iov, n, buf, len, handed);
+}
+
+int transport_place(struct transport *t, const struct transport_key *key, uint64_t offset, const void *buf,
+                    size_t len, struct transport_handed *handed)
+{
+    return t->ops->place(t, key, offset, buf, len, handed);
+}
+
+int transport_expose(struct transport *t, void *base, size_t len, struct transport_key *key)
+{
+    return t->ops->expose(t, base, len, key);
+}
+
+void transport_withdraw(struct transport *t, const struct transport_key *key)
+{
+    t->ops->withdraw(t, key);
+}
+
+void transport_figures(struct transport *t, bool of_group, struct transport_figures *out)
+{
+    t->ops->figures(t, of_group, out);
 }
 
 void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns)

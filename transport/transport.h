@@ -31,6 +31,9 @@
 #define TRANSPORT_PEER_MAX    128
 #define TRANSPORT_ADDRESS_MAX 72
 #define TRANSPORT_IOV_MAX     64
+#define TRANSPORT_GROUP_SIZE  16
+/* bytes: how much memory is registered at once, unless it is said */
+#define TRANSPORT_CHUNK (32u << 20)
 
 struct transport;
 struct transport_listener;
@@ -61,6 +64,27 @@ struct transport_returns {
     uint64_t copied_sends, copied_bytes; /* that the kernel has copied all the same */
 };
 
+/* What the connections of one attempt of a migration have in common. */
+struct transport_group {
+    uint8_t id[TRANSPORT_GROUP_SIZE]; /* random: nobody but the two ends knows it */
+    uint64_t chunk;                   /* bytes: how much memory is registered at once; a power of two */
+};
+
+/* A range of the peer's memory that it lets this group write, as it came from the peer; opaque. */
+struct transport_key {
+    uint64_t address;
+    uint32_t key;
+};
+
+/* What a connection, or its group, has done so far. */
+struct transport_figures {
+    uint64_t placed_bytes;     /* that are written into the peer's memory, and complete */
+    uint64_t partial_drains;   /* waits for some of what was in flight, since it was too much */
+    uint64_t registrations;    /* of chunks of memory; the group's */
+    uint64_t evictions;        /* of chunks that made room for others; the group's */
+    uint64_t registered_bytes; /* now; the group's */
+};
+
 /**
  * struct transport_ops - what a connection can do
  *
@@ -80,6 +104,16 @@ struct transport_returns {
  *        much as there is lockable memory for: all of @len, or fewer bytes, *@handed says how
  *        many. Those belong to the kernel or the card until @reap says that their ticket is
  *        back, also after an error and after @shutdown. Under the rules of @send.
+ * @place: Writes @len bytes of @buf into the peer's memory, @offset bytes into what @key stands for, so
+ *        that they are there before anything is received that is sent later. As much of @buf as *@handed
+ *        says (any part of it) is lent until its ticket is back, as with @send_zerocopy. Under the rules
+ *        of @send. 0; -EOPNOTSUPP: there is no such thing here; after another error the connection cannot
+ *        be used.
+ * @expose: Lets the peers of this connection's group write [@base, @base + @len), which is mapped writable
+ *        until @withdraw, and pins it. Any thread. 0 and *@key for the peer; -EOPNOTSUPP: there is no such
+ *        thing here; -ENOMEM: no more memory may be pinned; another negative errno.
+ * @withdraw: Once it returns, nobody writes there any more: a peer that does breaks its connection.
+ * @figures: Adds its figures to *@out: those of the connection, and with @of_group those of its group, too.
  * @reap: Waits until more is back than *@returns says, for @wait_ms at most, and updates it. Any
  *        thread, several at a time, also while another one sends, whom it does not hold up.
  *        After @shutdown all is back soon, whatever the peer does, and only then @close comes.
@@ -107,6 +141,11 @@ struct transport_ops {
     int (*zerocopy)(struct transport *t);
     int (*send_zerocopy)(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                          struct transport_handed *handed);
+    int (*place)(struct transport *t, const struct transport_key *key, uint64_t offset, const void *buf,
+                 size_t len, struct transport_handed *handed);
+    int (*expose)(struct transport *t, void *base, size_t len, struct transport_key *key);
+    void (*withdraw)(struct transport *t, const struct transport_key *key);
+    void (*figures)(struct transport *t, bool of_group, struct transport_figures *out);
     void (*reap)(struct transport *t, int wait_ms, struct transport_returns *returns);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
@@ -126,6 +165,7 @@ struct transport_traits {
     uint32_t copy_max;     /* bytes: to copy so many costs no more than to keep them until they have left */
     bool splices;          /* to send what is in a pipe costs less than to read and to send it */
     bool receives_to_file; /* @recv_fd costs less than @recv into the file's mapping */
+    bool places;           /* there is @place, and @expose at the other end */
 };
 
 /*
@@ -165,8 +205,8 @@ struct transport_listener {
  * @listen: Binds and listens. On success *@out is the caller's.
  */
 struct transport_family {
-    int (*connect)(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                   struct transport **out, struct error *err);
+    int (*connect)(const struct uri *uri, unsigned index, const struct transport_group *group,
+                   const struct transport_wait *wait, struct transport **out, struct error *err);
     int (*listen)(const struct uri *uri, struct transport_listener **out, struct error *err);
 };
 
@@ -175,13 +215,27 @@ extern const struct transport_family transport_tcp, transport_unix, transport_rd
 /**
  * transport_connect - connect to a URI
  * @uri: where to
- * @index: which of the caller's connections to this peer it is, from 0 (faults can pick one)
+ * @index: which of the caller's connections to this peer it is, from 0, the main one (faults can pick one)
+ * @group: what they have in common; copied
  * @wait: for how long
  * @out: the connection; the caller closes it with transport_close()
  * @err: why not
  */
-int transport_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                      struct transport **out, struct error *err);
+int transport_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
+                      const struct transport_wait *wait, struct transport **out, struct error *err);
+
+/**
+ * transport_memory_add - let memory be sent from where it is, by transports that have to register it
+ * @base: stays mapped until transport_memory_remove(), which waits for nothing that is in flight: the caller
+ * does, before. Memory that is not added can be sent, too; it is copied
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int transport_memory_add(void *base, size_t len);
+void transport_memory_remove(void *base);
+
+/* Whether rdma: URIs can be used, where there is a device. */
+extern const bool transport_has_rdma;
 
 /** transport_listen - listen at a URI; the caller ends it with transport_listener_close() */
 int transport_listen(const struct uri *uri, struct transport_listener **out, struct error *err);
@@ -217,6 +271,11 @@ int transport_send_pipe(struct transport *t, const struct iovec *iov, int n, int
 int transport_zerocopy(struct transport *t);
 int transport_send_zerocopy(struct transport *t, const struct iovec *iov, int n, const void *buf, size_t len,
                             struct transport_handed *handed);
+int transport_place(struct transport *t, const struct transport_key *key, uint64_t offset, const void *buf,
+                    size_t len, struct transport_handed *handed);
+int transport_expose(struct transport *t, void *base, size_t len, struct transport_key *key);
+void transport_withdraw(struct transport *t, const struct transport_key *key);
+void transport_figures(struct transport *t, bool of_group, struct transport_figures *out);
 void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 
 ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);

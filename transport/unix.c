@@ -30,14 +30,14 @@ static int unix_socket(void)
     return fd < 0 ? -errno : fd;
 }
 
-static int unix_connect(const struct uri *uri, unsigned index, const struct transport_wait *wait,
-                        struct transport **out, struct error *err)
+static int unix_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
+                        const struct transport_wait *wait, struct transport **out, struct error *err)
 {
     struct sockaddr_un addr = address_of(uri);
     CLEANUP_FD int fd = unix_socket();
     int ret = fd < 0 ? fd : socket_connect(fd, (struct sockaddr *)&addr, sizeof(addr), wait);
 
-    (void)index;
+    (void)index, (void)group;
     /* No socket there: nobody listens. */
     if (ret == -ENOENT)
         ret = -ECONNREFUSED;

@@ -137,6 +137,13 @@ bool inbound_is_whole(const struct inbound *in)
 
 int inbound_start(struct inbound *in, struct error *err)
 {
+    struct transport *places = NULL;
+
+    for (unsigned c = 0; c < in->channel_count; c++) {
+        if (in->receivers[c].transport->traits.places)
+            places = in->receivers[c].transport;
+    }
+    exposures_init(&in->exposures, places, in->reception.max_ram);
     for (unsigned c = 0; c < in->channel_count; c++) {
         if (receiver_start(&in->receivers[c], err) < 0)
             return -EIO;
@@ -147,6 +154,22 @@ int inbound_start(struct inbound *in, struct error *err)
 /*
  * While it is there
  */
+
+int inbound_on_expose(struct inbound *in, struct file *ram, struct wire_reader *body, struct error *err)
+{
+    uint8_t buf[EXPOSURE_REPLY_SIZE];
+    struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
+
+    if (exposures_add(&in->exposures, ram, body, &reply, err) < 0)
+        return -EIO;
+    session_send(&in->session, WIRE_EXPOSED, 0, buf, wire_written(&reply));
+    return 0;
+}
+
+int inbound_on_withdraw(struct inbound *in, struct wire_reader *body, struct error *err)
+{
+    return exposures_remove(&in->exposures, body, err);
+}
 
 void inbound_suspect(struct inbound *in, unsigned channel, const struct error *reason)
 {
@@ -208,6 +231,11 @@ uint64_t inbound_wire_bytes(const struct inbound *in, unsigned channel)
     return counter_get(&in->receivers[channel].wire_bytes);
 }
 
+uint64_t inbound_placed_bytes(const struct inbound *in, unsigned channel)
+{
+    return counter_get(&in->receivers[channel].placed_bytes);
+}
+
 uint64_t inbound_barrier_ns(const struct inbound *in)
 {
     uint64_t sum = in->barrier_ns;
@@ -229,6 +257,7 @@ void inbound_end(struct inbound *in)
     }
     for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
         receiver_join(&in->receivers[c]);
+    exposures_fini(&in->exposures);
     release_channels(in);
     for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
         receiver_close(&in->receivers[c]);

@@ -19,6 +19,7 @@
 
 #include "account.h"
 #include "error.h"
+#include "exposure.h"
 #include "receiver.h"
 #include "session.h"
 #include "stall.h"
@@ -37,6 +38,7 @@ struct inbound {
     uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
     struct stall_watch watch;           /* the reader's */
     bool peer_aborted;                  /* the reader's */
+    struct exposures exposures;         /* the reader's */
 
     /* The reader's, and written with the owner's lock held; others look with it. */
     struct receiver *receivers; /* NULL when it is over */
@@ -97,6 +99,12 @@ bool inbound_is_whole(const struct inbound *in);
 /** inbound_start - make the receivers' threads; it is whole */
 int inbound_start(struct inbound *in, struct error *err);
 
+/** inbound_on_expose - WIRE_EXPOSE: answers it. @ram: NULL: it has not been announced; the reader */
+int inbound_on_expose(struct inbound *in, struct file *ram, struct wire_reader *body, struct error *err);
+
+/** inbound_on_withdraw - WIRE_WITHDRAW; the reader */
+int inbound_on_withdraw(struct inbound *in, struct wire_reader *body, struct error *err);
+
 /** inbound_suspect - a receiver has ended, and why; the first one counts; the owner's lock is held */
 void inbound_suspect(struct inbound *in, unsigned channel, const struct error *reason);
 
@@ -115,6 +123,9 @@ int inbound_look(struct inbound *in, uint64_t work, struct error *err);
 
 /** inbound_wire_bytes - received on a channel, headers and all; it has receivers; the owner's lock is held */
 uint64_t inbound_wire_bytes(const struct inbound *in, unsigned channel);
+
+/** inbound_placed_bytes - the part of it that the source has written by itself; likewise */
+uint64_t inbound_placed_bytes(const struct inbound *in, unsigned channel);
 
 /** inbound_barrier_ns - nanoseconds that all receivers were blocked at barriers; the owner's lock is held */
 uint64_t inbound_barrier_ns(const struct inbound *in);

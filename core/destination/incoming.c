@@ -451,6 +451,20 @@ static int on_commit(struct incoming *in, const struct message *message, struct 
     return commit(in->m, message->id, err);
 }
 
+static int on_expose(struct incoming *in, const struct message *message, struct wire_reader *body,
+                     struct error *err)
+{
+    (void)message;
+    return inbound_on_expose(&in->inbound, catalog_file(&in->catalog, WIRE_RAM), body, err);
+}
+
+static int on_withdraw(struct incoming *in, const struct message *message, struct wire_reader *body,
+                       struct error *err)
+{
+    (void)message;
+    return inbound_on_withdraw(&in->inbound, body, err);
+}
+
 static int on_abort(struct incoming *in, const struct message *message, struct wire_reader *body,
                     struct error *err)
 {
@@ -466,7 +480,8 @@ static int (*const handlers[WIRE_MESSAGE_MAX])(struct incoming *in, const struct
     [WIRE_FILE_CREATE] = on_file_create, [WIRE_FILE_END] = on_stream,    [WIRE_FILE_RESUME] = on_stream,
     [WIRE_FILE_REMOVE] = on_change,      [WIRE_FILE_RENAME] = on_change, [WIRE_SYNC] = on_sync,
     [WIRE_DIGEST] = on_question,         [WIRE_VERIFY] = on_question,    [WIRE_COMPLETE] = on_complete,
-    [WIRE_COMMIT] = on_commit,           [WIRE_ABORT] = on_abort,
+    [WIRE_COMMIT] = on_commit,           [WIRE_ABORT] = on_abort,        [WIRE_EXPOSE] = on_expose,
+    [WIRE_WITHDRAW] = on_withdraw,
 };
 
 static int handle_message(void *arg, const struct message *message, struct wire_reader *body,
@@ -698,6 +713,9 @@ static void leave(struct migration *m, const struct error *reason)
 static void count(struct migration *m, unsigned channel, struct channel_record *record)
 {
     record->wire_bytes = incoming_wire_bytes(m, channel);
+    SCOPED_LOCK(&m->lock);
+    if (m->in->inbound.receivers)
+        record->placed_bytes = inbound_placed_bytes(&m->in->inbound, channel);
 }
 
 static void figures(struct migration *m, struct migration_figures *out)

@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 
 #define PIPE_DESCRIPTORS 2
+#define TELL_EVERY       64          /* packets */
 #define DIRECT_MIN       (64u << 10) /* a payload from this size on is worth a pipe */
 
 void receiver_init(struct receiver *r, const struct reception *reception, unsigned index)
@@ -269,9 +270,33 @@ static bool may_have_pipe(struct receiver *r)
     return r->has_pipe;
 }
 
+/* The payload is in its place already: only its checksum, if it has one, is left to be looked at. */
+static int take_placed(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+{
+    char name[WIRE_NAME_MAX + 1];
+
+    if (!image_is_exposed(&file->image))
+        return error_set(err, CAUSE_PROTOCOL, "a placed packet, though nothing is exposed");
+    note_received(r, packet->length);
+    atomic_fetch_add_explicit(&r->placed_bytes, packet->length, memory_order_relaxed);
+    if (!is_checked(r, file))
+        return 0;
+    void *memory = image_exposed(&file->image, packet->offset, packet->length);
+    struct window_check check = {r->checker, memory, packet->length};
+    XXH3_64bits_reset(r->checker);
+    if (!memory || memory_guard(check_window, &check) < 0)
+        return went_away(file, err);
+    if (XXH3_64bits_digest(r->checker) != packet->payload_check)
+        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
+                         file_name(file, name), (unsigned long long)packet->offset);
+    return 0;
+}
+
 /* The payload of a WIRE_DATA packet goes to its place in the file. */
 static int take_data(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
 {
+    if (packet->flags & WIRE_PACKET_PLACED)
+        return take_placed(r, file, packet, err);
     uint8_t *window = image_window(&file->image, packet->offset, packet->raw_length);
     struct sink sink = {.window = window, .store = store_in_file, .file = file, .offset = packet->offset};
     const uint8_t *raw;
@@ -453,6 +478,24 @@ static int apply_to(struct receiver *r, struct file *file, const struct packet *
     }
 }
 
+/*
+ * The source places nothing over what may not be applied, and waits for no word of it: it is told when there
+ * is nothing more to apply at the moment, or after a while. A channel that has no room is told later.
+ */
+static void tell_applied(struct receiver *r, const struct file *file, const struct packet *packet,
+                         uint64_t sequence)
+{
+    uint64_t count = htole64(sequence);
+
+    r->untold |= file->id == WIRE_RAM && (!(packet->flags & WIRE_PACKET_PLACED) || r->reception->checked);
+    if (!r->untold || (r->start != r->end && sequence - r->told < TELL_EVERY))
+        return;
+    if (transport_try_send(r->transport, &count, sizeof(count)) != sizeof(count))
+        return;
+    r->told = sequence;
+    r->untold = false;
+}
+
 /* The packet is applied: counts it, lets go of its file, and only then says so to those who wait for it. */
 static void publish(struct receiver *r, struct file *file, const struct packet *packet, uint64_t sequence)
 {
@@ -466,6 +509,8 @@ static void publish(struct receiver *r, struct file *file, const struct packet *
     uint64_t target = atomic_load(&r->target);
     if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0))
         tell_reached(r);
+    if (r->transport->traits.places)
+        tell_applied(r, file, packet, sequence);
     r->reception->events->applied(r->reception->owner);
 }
 

@@ -77,8 +77,11 @@ struct receiver {
     uint8_t *packed;                   /* payloads that are needed whole; made when the first one arrives */
     struct decompressor *decompressor; /* while a packet is unpacked and stored */
     bool has_pipe, no_pipe;            /* a pipe has been charged, or there is nothing left to charge it to */
-    size_t start, end;                 /* of what is in the buffer */
-    size_t ahead;                      /* how much to read when a header is wanted */
+    uint64_t told;                     /* of what is applied, the source knows so much, if it places */
+    bool untold;                   /* it must not place over something that it does not know to be applied */
+    _Atomic uint64_t placed_bytes; /* the part of wire_bytes that the source has placed; relaxed */
+    size_t start, end;             /* of what is in the buffer */
+    size_t ahead;                  /* how much to read when a header is wanted */
     uint8_t *buffer;
 };
 

@@ -5,6 +5,7 @@
 #include "clock.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <errno.h>
 #include <string.h>
 
@@ -33,6 +34,7 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
         .transport = transport,
         .copy_max = copy_max < CHANNEL_COPY_MAX ? copy_max : CHANNEL_COPY_MAX,
         .splices = transport->traits.splices,
+        .places = transport->traits.places,
         .gate = gate,
         .failed = failed,
         .failed_arg = failed_arg,
@@ -50,6 +52,11 @@ int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode)
 
     zerocopy_init(&ch->zerocopy, mode, ret == 0);
     return mode == ZEROCOPY_REQUIRE ? ret : 0;
+}
+
+int channel_set_placing(struct channel *ch)
+{
+    return ch->places ? unapplied_init(&ch->unapplied) : 0;
 }
 
 /* Nothing is queued. */
@@ -70,6 +77,7 @@ void channel_fini(struct channel *ch)
     assert(!ch->head && !ch->busy && !ch->in_flight);
     transport_close(ch->transport);
     free_chunks(ch);
+    unapplied_fini(&ch->unapplied);
     pthread_cond_destroy(&ch->more);
     pthread_cond_destroy(&ch->progress);
     pthread_mutex_destroy(&ch->lock);
@@ -223,6 +231,45 @@ uint64_t channel_made(const struct packet *packet, const void *payload, struct c
     return wire_packet_encode(packet, &entry->header);
 }
 
+/* Reads what the destination says that it has applied. Called with the lock held. */
+static void read_applied(struct channel *ch)
+{
+    ssize_t n;
+
+    while (ch->transport &&
+           (n = transport_recv(ch->transport, ch->applied + ch->applied_have,
+                               sizeof(ch->applied) - ch->applied_have, TRANSPORT_NOWAIT)) > 0) {
+        uint64_t count;
+        ch->applied_have += (size_t)n;
+        if (ch->applied_have < sizeof(ch->applied))
+            continue;
+        ch->applied_have = 0;
+        memcpy(&count, ch->applied, sizeof(count));
+        count = le64toh(count);
+        if (count <= ch->last_sequence)
+            unapplied_pass(&ch->unapplied, count);
+    }
+}
+
+bool channel_may_place(struct channel *ch, uint64_t offset, uint64_t len)
+{
+    if (!unapplied_is_empty(&ch->unapplied))
+        read_applied(ch);
+    return !unapplied_touches(&ch->unapplied, offset, len);
+}
+
+void channel_place(struct channel_entry *entry, const struct transport_key *key, uint64_t offset)
+{
+    entry->placed = true;
+    entry->key = *key;
+    entry->key_offset = offset;
+}
+
+void channel_note_unapplied(struct channel *ch, uint64_t offset, uint64_t len)
+{
+    unapplied_add(&ch->unapplied, ch->last_sequence, offset, len);
+}
+
 /* Whether there is something to send. */
 static bool can_send(const struct channel *ch)
 {
@@ -232,7 +279,7 @@ static bool can_send(const struct channel *ch)
 /* Whether a payload is worth being sent without a copy. */
 static bool is_large(const struct channel *ch, const struct channel_entry *entry)
 {
-    return entry->place == CHANNEL_MEMORY && !channel_copies(ch, entry->length);
+    return entry->place == CHANNEL_MEMORY && !entry->placed && !channel_copies(ch, entry->length);
 }
 
 /* What is sent in one go; made by take_batch(). */
@@ -242,6 +289,7 @@ struct batch {
     int n;
     uint64_t bytes, large; /* that are copied: of iov, and of large payloads in it */
     uint64_t uncopied;     /* of other payloads */
+    uint64_t placed;       /* of payloads that are placed, and not in iov */
     /* One of them, or none: the payload of the last entry, which is not in iov. */
     const struct channel_entry *piped;
     struct channel_entry *zerocopy;
@@ -263,11 +311,11 @@ static void take_batch(struct channel *ch, struct batch *batch)
 
     batch->entries = ch->head;
     batch->n = 0;
-    batch->bytes = batch->large = batch->uncopied = 0;
+    batch->bytes = batch->large = batch->uncopied = batch->placed = 0;
     batch->piped = NULL;
     batch->zerocopy = NULL;
-    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX && batch->bytes < CHANNEL_BATCH &&
-           !batch->piped && !batch->zerocopy) {
+    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX &&
+           batch->bytes + batch->placed < CHANNEL_BATCH && !batch->piped && !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
         bool zerocopy = is_large(ch, entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
@@ -278,6 +326,8 @@ static void take_batch(struct channel *ch, struct batch *batch)
             batch->zerocopy = entry;
         else if (entry->place == CHANNEL_PIPE)
             batch->piped = entry;
+        else if (entry->placed)
+            batch->placed += entry->length;
         else if (entry->length)
             batch_add(batch, entry->payload, entry->length);
         if (is_large(ch, entry) && !zerocopy)
@@ -298,6 +348,8 @@ static uint64_t retire(struct channel *ch, struct channel_entry *entry)
 {
     uint64_t bytes = entry->bytes;
 
+    if (entry->placed && !ch->lost)
+        ch->placed_bytes += entry->length;
     if (entry->place == CHANNEL_SLICE) {
         retire_slice(ch, entry->chunk);
     } else {
@@ -319,7 +371,7 @@ static uint64_t retire_returned(struct channel *ch)
 {
     uint64_t bytes = 0;
 
-    while (ch->in_flight && ch->in_flight->ticket <= ch->zerocopy.known.ticket) {
+    while (ch->in_flight && ch->in_flight->ticket <= ch->returned) {
         struct channel_entry *entry = ch->in_flight;
         ch->in_flight = entry->next;
         if (!ch->in_flight)
@@ -375,12 +427,16 @@ static void reap(struct channel *ch)
 {
     struct transport_returns returns = ch->zerocopy.known;
 
+    returns.ticket = ch->returned;
     ch->reaping = true;
     pthread_mutex_unlock(&ch->lock);
     transport_reap(ch->transport, REAP_MS, &returns);
     pthread_mutex_lock(&ch->lock);
     ch->reaping = false;
-    zerocopy_returned(&ch->zerocopy, &returns);
+    if (ch->zerocopy.possible)
+        zerocopy_returned(&ch->zerocopy, &returns);
+    if (returns.ticket > ch->returned)
+        ch->returned = returns.ticket;
     uint64_t bytes = retire_returned(ch);
     int verdict = zerocopy_verdict(&ch->zerocopy);
     if (ch->flushers)
@@ -412,7 +468,7 @@ static void pass_reaping(struct channel *ch)
 /* Called with the lock held, by a thread that waits on progress: until something has happened. */
 static void await_progress(struct channel *ch)
 {
-    if (ch->zerocopy.in_flight && !ch->reaping) {
+    if ((ch->zerocopy.in_flight || ch->in_flight) && !ch->reaping) {
         reap(ch);
         return;
     }
@@ -479,6 +535,24 @@ static int send_zerocopy(struct channel *ch, struct batch *batch)
     return ret;
 }
 
+/* Places what is to be placed: it is there before the headers, which follow. Called without the lock. */
+static int place_batch(struct channel *ch, struct batch *batch)
+{
+    int ret = 0;
+
+    for (struct channel_entry *entry = batch->entries; entry && ret == 0; entry = entry->next) {
+        struct transport_handed handed;
+        if (!entry->placed)
+            continue;
+        ret = transport_place(ch->transport, &entry->key, entry->key_offset, entry->payload, entry->length,
+                              &handed);
+        SCOPED_LOCK(&ch->lock);
+        if (handed.bytes)
+            entry->ticket = handed.ticket;
+    }
+    return ret;
+}
+
 /* Called without the lock. */
 static int send_batch(struct channel *ch, struct batch *batch)
 {
@@ -486,6 +560,11 @@ static int send_batch(struct channel *ch, struct batch *batch)
 
     if (batch->zerocopy)
         return send_zerocopy(ch, batch);
+    if (batch->placed) {
+        int ret = place_batch(ch, batch);
+        if (ret < 0)
+            return ret;
+    }
     if (!piped)
         return transport_send(ch->transport, batch->iov, batch->n);
     batch->uncopied = piped->length;
@@ -516,7 +595,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
 
         pthread_mutex_lock(&ch->lock);
         if (ret == 0) {
-            ch->wire_bytes += batch.bytes + batch.uncopied;
+            ch->wire_bytes += batch.bytes + batch.uncopied + batch.placed;
             ch->spliced_bytes += batch.piped ? batch.uncopied : 0;
             zerocopy_copied(&ch->zerocopy, batch.bytes, batch.large);
         } else {
@@ -650,6 +729,23 @@ bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved)
     return ch->busy || ch->left_sequence > done;
 }
 
+static void add_figures(struct transport_figures *sum, const struct transport_figures *figures)
+{
+    sum->placed_bytes += figures->placed_bytes;
+    sum->partial_drains += figures->partial_drains;
+    sum->registrations += figures->registrations;
+    sum->evictions += figures->evictions;
+    sum->registered_bytes += figures->registered_bytes;
+}
+
+void channel_figures(struct channel *ch, struct transport_figures *out)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (ch->transport)
+        transport_figures(ch->transport, ch->index == 0, out);
+    add_figures(out, &ch->figures);
+}
+
 void channel_close(struct channel *ch, enum channel_closed closed)
 {
     SCOPED_LOCK(&ch->lock);
@@ -678,7 +774,10 @@ void channel_disconnect(struct channel *ch)
     assert(ch->closed != CHANNEL_OPEN);
     while (ch->busy || ch->head || ch->in_flight || ch->reaping)
         await_progress(ch);
+    transport_figures(ch->transport, ch->index == 0, &ch->figures);
+    ch->figures.registered_bytes = 0;
     transport_close(ch->transport);
     ch->transport = NULL;
     free_chunks(ch);
+    unapplied_fini(&ch->unapplied);
 }

@@ -37,6 +37,7 @@
 #include "gate.h"
 #include "interrupt.h"
 #include "transport.h"
+#include "unapplied.h"
 #include "wire.h"
 #include "zerocopy.h"
 
@@ -79,9 +80,12 @@ struct channel_entry {
     struct channel_chunk *chunk; /* CHANNEL_SLICE */
     const void *payload;         /* CHANNEL_MEMORY, and the bytes of a CHANNEL_SLICE */
     int pipe;                    /* CHANNEL_PIPE */
-    uint32_t length;             /* of the payload, or of the slice */
-    uint64_t bytes;              /* what the gate is given back when it is sent */
-    uint64_t last_sequence;      /* of its last packet */
+    bool placed;                 /* CHANNEL_MEMORY: the payload is placed, and then the header is sent */
+    struct transport_key key;    /* where, if it is: @key_offset bytes into what it stands for */
+    uint64_t key_offset;
+    uint32_t length;        /* of the payload, or of the slice */
+    uint64_t bytes;         /* what the gate is given back when it is sent */
+    uint64_t last_sequence; /* of its last packet */
     /* Guarded by channel.lock: */
     bool unmade;         /* its owner still makes the payload: nothing from here on is sent */
     bool in_flight;      /* sent, but for the buffer, which is not back */
@@ -97,6 +101,7 @@ struct channel {
     struct transport *transport; /* constant until channel_disconnect(); used by the sender */
     uint32_t copy_max;           /* a payload up to this size is copied; the transport says it; constant */
     bool splices;                /* the transport's; constant */
+    bool places;                 /* the transport's; constant */
     struct gate *gate;           /* constant */
     void (*failed)(void *arg, unsigned index, int code); /* called once, with no lock held */
     void *failed_arg;
@@ -119,11 +124,19 @@ struct channel {
     struct channel_chunk *chunk;      /* where the next slice is cut from, or NULL */
     struct channel_chunk *free_chunks;
     unsigned free_count;
-    uint64_t last_sequence; /* given to a packet */
-    uint64_t left_sequence; /* everything up to here has been sent */
-    uint64_t sent_sequence; /* and its buffers are free */
-    uint64_t wire_bytes;    /* sent, headers and all */
-    uint64_t spliced_bytes; /* the part of it that came out of pipes */
+    uint64_t last_sequence;           /* given to a packet */
+    uint64_t left_sequence;           /* everything up to here has been sent */
+    uint64_t sent_sequence;           /* and its buffers are free */
+    uint64_t wire_bytes;              /* sent, headers and all */
+    uint64_t spliced_bytes;           /* the part of it that came out of pipes */
+    uint64_t placed_bytes;            /* the part of it that was placed, and is complete */
+    struct transport_figures figures; /* the transport's, when it has been closed */
+    uint64_t returned;                /* the last ticket that is back */
+    /* Where the transport places: what the destination may not have applied, and the start of a count of it
+     */
+    struct unapplied unapplied;
+    uint8_t applied[WIRE_APPLIED_SIZE];
+    size_t applied_have;
 };
 
 /**
@@ -141,6 +154,12 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
  * Return: 0; with ZEROCOPY_REQUIRE why it cannot be, a negative errno.
  */
 int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode);
+
+/**
+ * channel_set_placing - payloads may be placed, if the transport does that; before the first packet
+ * Return: 0 or -ENOMEM.
+ */
+int channel_set_placing(struct channel *ch);
 
 /** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
 void channel_fini(struct channel *ch);
@@ -207,6 +226,25 @@ void channel_add_unmade(struct channel *ch, struct packet *packet, uint64_t byte
 uint64_t channel_made(const struct packet *packet, const void *payload, struct channel_entry *entry);
 
 /**
+ * channel_may_place - whether a payload for [@offset, @offset + @len) of the RAM can be placed: nothing
+ * before it that says something of these bytes can be unapplied
+ *
+ * The caller holds the channel's lock.
+ */
+bool channel_may_place(struct channel *ch, uint64_t offset, uint64_t len);
+
+/**
+ * channel_place - the payload of a packet that has just been added goes to (@key, @offset)
+ *
+ * The caller holds the channel's lock, channel_may_place() has agreed, and the packet is flagged.
+ */
+void channel_place(struct channel_entry *entry, const struct transport_key *key, uint64_t offset);
+
+/** channel_note_unapplied - a packet that has just been added says something of [@offset, @offset + @len) of
+ * RAM */
+void channel_note_unapplied(struct channel *ch, uint64_t offset, uint64_t len);
+
+/**
  * channel_finish_entry - see to it that a packet with an entry goes out
  *
  * Returns when the payload may be used again. A failure to send is not this
@@ -240,6 +278,9 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
  * What its owner still prepares, or nobody has begun to send, is owed by this side.
  */
 bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved);
+
+/** channel_figures - add the transport's; also when it is closed */
+void channel_figures(struct channel *ch, struct transport_figures *out);
 
 /** channel_close - seal the channel, or declare it dead and wake everybody; a dead channel stays dead */
 void channel_close(struct channel *ch, enum channel_closed closed);

@@ -4,6 +4,7 @@
 #include "cleanup.h"
 #include "clock.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +56,7 @@ static int greet(const struct connection *conn, enum wire_hello_kind kind, unsig
 
     hello.kind = kind;
     hello.channel = channel;
-    if (transport_connect(uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, wait, &t, err) < 0)
+    if (transport_connect(uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, &conn->group, wait, &t, err) < 0)
         return -EIO;
     wire_hello_encode(&hello, &wire);
     int ret = transport_send(t, &iov, 1);
@@ -110,6 +111,9 @@ static struct connection *new_attempt(const struct connection_config *config, st
         free(conn);
         return NULL;
     }
+    conn->group.chunk = TRANSPORT_CHUNK;
+    static_assert(sizeof(conn->group.id) == sizeof(conn->hello.session), "a group's id is the session's");
+    memcpy(conn->group.id, conn->hello.session, sizeof(conn->group.id));
     gate_init(&conn->gate, config->write_behind);
     return conn;
 }
@@ -121,8 +125,10 @@ static int open_main(struct connection *conn, const struct connection_config *co
 
     if (greet(conn, WIRE_HELLO_MAIN, 0, &wait, &t, &conn->limits, err) < 0)
         return -EIO;
-    if (session_init(&conn->main, t, config->timeout_ms, conn->limits.timeout_ms) == 0)
+    if (session_init(&conn->main, t, config->timeout_ms, conn->limits.timeout_ms) == 0) {
+        placing_init(&conn->placing, &conn->main, conn->group.chunk);
         return 0;
+    }
     transport_close(t);
     return error_set(err, CAUSE_NO_MEMORY, "out of memory");
 }
@@ -139,6 +145,9 @@ static int open_channel(struct connection *conn, const struct connection_config 
     transport_set_timeout(t, (int)config->timeout_ms);
     channel_init(&conn->channels[c], c, t, &conn->gate, channel_failed, conn);
     conn->channel_count = c + 1;
+    conn->places |= conn->channels[c].places;
+    if (channel_set_placing(&conn->channels[c]) < 0)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     int ret = channel_set_zerocopy(&conn->channels[c], config->zero_copy);
     if (ret == -EOPNOTSUPP)
         return error_set(err, CAUSE_UNSUPPORTED,
@@ -194,6 +203,7 @@ void connection_free(struct connection *conn)
         channel_fini(&conn->channels[c]);
     compressor_free(conn->compressor);
     free(conn->channels);
+    placing_fini(&conn->placing);
     session_fini(&conn->main);
     gate_fini(&conn->gate);
     free(conn);
@@ -328,6 +338,7 @@ void connection_break(struct connection *conn)
         channel_close(&conn->channels[c], CHANNEL_DEAD);
         transport_shutdown(conn->channels[c].transport);
     }
+    placing_close(&conn->placing);
     gate_close(&conn->gate);
 }
 

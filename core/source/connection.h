@@ -25,6 +25,7 @@
 #include "compression.h"
 #include "file.h"
 #include "gate.h"
+#include "placing.h"
 #include "session.h"
 #include "stall.h"
 #include "uri.h"
@@ -71,6 +72,7 @@ struct connection {
     /* Constant: */
     struct uri uri;
     struct hello hello; /* what all its hellos say, but for the kind and the channel; has the session id */
+    struct transport_group group; /* of all its channels */
     enum zerocopy_mode zero_copy;
     struct hello_reply limits; /* the peer's */
     struct channel *channels;
@@ -81,6 +83,8 @@ struct connection {
     void *failed_arg;
 
     struct session main;
+    bool places;              /* payloads of RAM can be placed; constant */
+    struct placing placing;   /* if they can: what of the peer's RAM is exposed */
     struct gate gate;         /* apart from what is constant: all who write change it */
     _Atomic uint64_t last_id; /* of a message that has an answer */
 

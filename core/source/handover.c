@@ -130,7 +130,7 @@ static bool await_prepared(struct handover *handover, uint64_t id, const struct 
 static bool send_and_check(struct handover *handover, struct connection *conn, uint64_t id,
                            const struct interrupt *interrupt, struct error *failure)
 {
-    bool sent = seal(handover, conn, interrupt);
+    bool sent = seal(handover, conn, interrupt) && placing_withdraw_all(&conn->placing, interrupt) == 0;
 
     if (sent && send_manifest(handover, conn, id, failure) < 0)
         return false;

@@ -245,6 +245,14 @@ static int on_progress(struct outgoing *out, struct connection *conn, const stru
     return connection_note_progress(conn, body, err);
 }
 
+static int on_exposed(struct outgoing *out, struct connection *conn, const struct message *message,
+                      struct wire_reader *body, struct error *err)
+{
+    (void)out;
+    (void)message;
+    return placing_on_exposed(&conn->placing, body, err);
+}
+
 static int on_changed(struct outgoing *out, struct connection *conn, const struct message *message,
                       struct wire_reader *body, struct error *err)
 {
@@ -260,7 +268,7 @@ static int (*const handlers[WIRE_MESSAGE_MAX])(struct outgoing *out, struct conn
     [WIRE_FILE_REPLY] = on_file_reply, [WIRE_SYNC_ACK] = on_sync_ack, [WIRE_PREPARED] = on_prepared,
     [WIRE_COMMITTED] = on_committed,   [WIRE_ABORT] = on_abort,       [WIRE_DIGEST_REPLY] = on_answer,
     [WIRE_VERIFY_REPLY] = on_answer,   [WIRE_PROGRESS] = on_progress, [WIRE_FILE_REMOVE] = on_changed,
-    [WIRE_FILE_RENAME] = on_changed,
+    [WIRE_FILE_RENAME] = on_changed,   [WIRE_EXPOSED] = on_exposed,
 };
 
 /* Runs in mig-out, and in the thread of `start` before that exists. */
@@ -311,6 +319,7 @@ static void look_for_stall(struct migration *m, struct connection *conn)
     pthread_mutex_lock(&m->lock);
     bool due = is_answer_due(m->out);
     pthread_mutex_unlock(&m->lock);
+    due = due || placing_is_answer_due(&conn->placing);
     if (!connection_look(conn, due, &reason))
         return;
     SCOPED_LOCK(&m->lock);
@@ -416,6 +425,7 @@ static void kick(struct migration *m)
     if (!conn)
         return;
     gate_kick(&conn->gate);
+    placing_kick(&conn->placing);
     if (out->source.reference)
         reference_kick(out->source.reference);
     for (unsigned c = 0; c < conn->channel_count; c++)
@@ -556,6 +566,7 @@ static void count(struct migration *m, unsigned channel, struct channel_record *
     record->wire_bytes = ch->wire_bytes;
     record->copies = ch->zerocopy.counters;
     record->spliced_bytes = ch->spliced_bytes;
+    record->placed_bytes = ch->placed_bytes;
 }
 
 static void figures(struct migration *m, struct migration_figures *out)
@@ -567,6 +578,13 @@ static void figures(struct migration *m, struct migration_figures *out)
         .verified = outgoing_verified(m),
         .path = outgoing_path(m),
     };
+    struct connection *conn = source_connection(&m->out->source);
+    out->places = conn && conn->places;
+    if (!out->places)
+        return;
+    out->placing = placing_figures(&conn->placing);
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_figures(&conn->channels[c], &out->transport);
 }
 
 static int write_file(struct migration *m, const struct file_write *request, struct error *err)

@@ -37,6 +37,7 @@ struct path_write {
 struct path_piece {
     const struct path *path;
     struct channel *channel;
+    uint64_t offset; /* the packet's */
     struct channel_entry entry;
     /* Of a packet that is made: what of, and the buffers that hold it until it is sent. */
     struct packet packet;

@@ -371,6 +371,7 @@ int reference_start(struct reference *ref, struct connection *conn, struct file 
     /* What is compressed or checked must not change meanwhile: it is copied. */
     ref->rules.large = rules->compress || rules->checksum ? PLAN_KEPT : PLAN_MAPPED;
     ref->map = map;
+    transport_memory_add(map, ref->mapped);
     ref->size = size;
     ref->stopped = false;
     ref->asked = 0;
@@ -396,8 +397,10 @@ void reference_stop(struct reference *ref)
     ref->count = 0;
     free(ref->scanners);
     ref->scanners = NULL;
-    if (ref->map)
+    if (ref->map) {
+        transport_memory_remove((void *)(uintptr_t)ref->map);
         munmap((void *)(uintptr_t)ref->map, ref->mapped);
+    }
     ref->map = NULL;
     page_map_fini(&ref->dirty);
 }

@@ -72,12 +72,43 @@ static int reserve(struct connection *conn, const struct file *file, const struc
     return 0;
 }
 
-/* The channel's lock is held. */
-static void add_packet(struct channel *ch, struct file *file, struct packet *packet, const struct path *path,
-                       const struct path_bytes *bytes, struct path_piece *piece)
+/* What of a file a packet says something. */
+static uint64_t said_bytes(const struct packet *packet)
 {
+    if (packet->type == WIRE_TRUNCATE)
+        return WIRE_OFFSET_MAX - packet->offset;
+    return plan_bytes(packet);
+}
+
+/*
+ * Whether the payload of a packet that is about to be added is placed: it is data of RAM as it stands, its
+ * place is exposed, and nothing that is not applied says something of it. The channel's lock is held.
+ */
+static bool is_placed(struct connection *conn, struct channel *ch, const struct file *file,
+                      const struct packet *packet, const struct path_piece *piece, struct transport_key *key,
+                      uint64_t *at)
+{
+    return ch->places && piece && file->id == WIRE_RAM && packet->type == WIRE_DATA && !conn->compressor &&
+           piece->path != &path_spliced && channel_may_place(ch, packet->offset, packet->length) &&
+           placing_use(&conn->placing, packet->offset, packet->length, key, at);
+}
+
+/* The channel's lock is held. */
+static void add_packet(struct connection *conn, struct channel *ch, struct file *file, struct packet *packet,
+                       const struct path *path, const struct path_bytes *bytes, struct path_piece *piece)
+{
+    struct transport_key key;
+    uint64_t at;
+    bool placed = is_placed(conn, ch, file, packet, piece, &key, &at);
+
     packet->file = file->id;
+    packet->flags |= placed ? WIRE_PACKET_PLACED : 0;
     path->add(ch, file, packet, bytes, bytes->gated ? plan_cost(packet) : 0, piece);
+    if (placed)
+        channel_place(&piece->entry, &key, at);
+    /* A payload with a checksum has to stay as it is until the checksum is looked at. */
+    if (ch->places && file->id == WIRE_RAM && (!placed || conn->hello.features & WIRE_FEATURE_CHECKSUM))
+        channel_note_unapplied(ch, packet->offset, said_bytes(packet));
     atomic_store_explicit(&file->per_channel[ch->index].last_sequence, packet->sequence,
                           memory_order_relaxed);
 }
@@ -106,8 +137,9 @@ static void place(struct sender_write *write, struct plan *plan, const struct pa
         if (piece) {
             piece->path = paths[path];
             piece->channel = ch;
+            piece->offset = packet->offset;
         }
-        add_packet(ch, file, packet, paths[path], bytes, piece);
+        add_packet(write->common.conn, ch, file, packet, paths[path], bytes, piece);
         grow(file, packet->offset + plan_bytes(packet));
         /* What was written, whatever becomes of it. */
         counter_add(&file->per_channel[ch->index].accepted, plan_bytes(packet));
@@ -166,6 +198,23 @@ static void end(struct sender_write *write)
         free(write->pieces);
 }
 
+/* Has what will be placed exposed, before any lock is taken. */
+static int expose(struct connection *conn, const struct file *file, const struct plan *plan,
+                  const struct interrupt *interrupt)
+{
+    int ret = 0;
+
+    if (!conn->places || conn->compressor || file->id != WIRE_RAM)
+        return 0;
+    for (unsigned i = 0; i < plan->count && ret == 0; i++) {
+        const struct packet *packet = &plan->packets[i];
+        if (packet->type == WIRE_DATA && plan_path(&plan->rules, packet) != PLAN_COPIED &&
+            connection_home(conn, file, packet->offset)->places)
+            ret = placing_want(&conn->placing, packet->offset, packet->length, file->declared, interrupt);
+    }
+    return ret;
+}
+
 int sender_accept(struct sender_write *write, struct connection *conn, struct file *file, struct plan *plan,
                   const struct path_bytes *bytes, const struct interrupt *interrupt)
 {
@@ -173,7 +222,8 @@ int sender_accept(struct sender_write *write, struct connection *conn, struct fi
 
     if (ret < 0)
         return ret;
-    if (bytes->gated) {
+    ret = expose(conn, file, plan, interrupt);
+    if (ret == 0 && bytes->gated) {
         uint64_t least = plan->uncopied ? conn->gate.limit / SENDER_WRITES_MAX : 0;
         uint64_t surcharge = least > plan->cost ? least - plan->cost : 0;
         ret = gate_enter(&conn->gate, plan->cost + surcharge, interrupt);
@@ -202,6 +252,8 @@ void sender_finish(struct sender_write *write)
         struct path_piece *piece = &write->pieces[i];
         channel_finish_entry(piece->channel, &piece->entry);
         write->need[piece->channel->index] = false;
+        if (piece->entry.placed)
+            placing_unuse(&conn->placing, piece->offset);
         piece->path->release(&write->common, piece);
     }
     for (unsigned c = 0; c < conn->channel_count; c++) {
@@ -241,7 +293,7 @@ static int place_everywhere(struct connection *conn, struct file *file, const bo
     for (unsigned c = 0; c < conn->channel_count; c++) {
         struct packet copy = *packet;
         if (need[c])
-            add_packet(&conn->channels[c], file, &copy, &path_copied, &none, NULL);
+            add_packet(conn, &conn->channels[c], file, &copy, &path_copied, &none, NULL);
     }
     return 0;
 }

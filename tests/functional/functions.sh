@@ -19,6 +19,7 @@
 #   MIGFS             the daemon; default: build/migfs
 #   MIGFS_SLOW        not empty: the daemon is instrumented; sizes are scaled down, and memory is not measured
 #   MIGFS_HELPERS     where the helper programs are, or will be, built; default: functional/ beside the daemon
+#   MIGFS_TEST_LISTEN the URI that destinations listen at; default: a socket in the test's directory
 #   MIGFS_TEST_LIMIT  seconds that a test may take
 #   MIGFS_LIMIT       seconds that one command in it may take; default: 60
 #   MIGFS_KEEP        not empty: a failed test's directory is kept
@@ -290,8 +291,9 @@ migfs() {
 
 # pair [OPTION...]: a destination `dst` with these options, a source `src`, and the URI between them in $uri
 pair() {
-	uri=unix:$dir/socket
+	uri=${MIGFS_TEST_LISTEN:-unix:$dir/socket}
 	migfs dst -o "listen=$uri" "$@"
+	uri=$(sed -n 's/^migfs: listening at //p' dst.log | head -n 1)
 	migfs src
 }
 

@@ -2,6 +2,7 @@
 /* A part of the source alone; see bed.h. */
 #include "bed.h"
 #include "check.h"
+#include "dummy.h"
 #include "peer.h"
 #include "socket.h"
 
@@ -61,7 +62,7 @@ static void forget(struct transport *t)
 }
 
 static const struct transport_ops nowhere = {
-    .name = "nowhere", .send = send_nowhere, .shutdown = forget, .close = forget};
+    .name = "nowhere", .send = send_nowhere, .figures = dummy_figures, .shutdown = forget, .close = forget};
 
 static void channel_failed(void *arg, unsigned index, int code)
 {

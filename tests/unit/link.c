@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+const struct transport_group link_group = {.chunk = TRANSPORT_CHUNK};
 const struct transport_wait link_forever = {.cancel_fd = -1, .deadline_ms = INT64_MAX};
 
 void link_pair(struct link *link)
@@ -40,7 +41,7 @@ struct transport *link_connect(struct transport_listener *l, const char *faults,
 
     snprintf(text, sizeof(text), "%s%s", faults, transport_listener_address(l));
     CHECK_OK(uri_parse(text, &uri, &err));
-    CHECK_OK(transport_connect(&uri, index, &link_forever, &t, &err));
+    CHECK_OK(transport_connect(&uri, index, &link_group, &link_forever, &t, &err));
     return t;
 }
 

@@ -15,6 +15,9 @@ struct link {
 /* A wait that nothing ends but the test's own limit. */
 extern const struct transport_wait link_forever;
 
+/* A group; these connections register nothing. */
+extern const struct transport_group link_group;
+
 /** link_pair - a connection over a socket pair */
 void link_pair(struct link *link);
 

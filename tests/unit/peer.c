@@ -38,7 +38,7 @@ struct transport *peer_dial(const char *address)
     struct uri uri;
 
     CHECK_OK(uri_parse(address, &uri, &err));
-    CHECK_OK(transport_connect(&uri, 0, &forever, &t, &err));
+    CHECK_OK(transport_connect(&uri, 0, &(struct transport_group){.chunk = TRANSPORT_CHUNK}, &forever, &t, &err));
     return t;
 }
 

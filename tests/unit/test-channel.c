@@ -4,6 +4,7 @@
  * connection is parsed as a destination would: sequence numbers, checks, payloads.
  */
 #include "channel.h"
+#include "dummy.h"
 #include "blocked.h"
 #include "check.h"
 #include "link.h"
@@ -50,7 +51,7 @@ static void valve_close(struct transport *t)
     ((struct valve *)t)->closes++;
 }
 
-static const struct transport_ops valve_ops = {.name = "valve", .send = valve_send, .close = valve_close};
+static const struct transport_ops valve_ops = {.name = "valve", .send = valve_send, .figures = dummy_figures, .close = valve_close};
 
 static void valve_set(struct valve *v, bool open, int broken)
 {

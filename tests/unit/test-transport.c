@@ -247,7 +247,7 @@ Test(transport, every_address_of_a_name)
         struct transport *t, *accepted;
         snprintf(text, sizeof(text), "tcp:%s:%s", hosts[i], port);
         CHECK_OK(uri_parse(text, &uri, &err));
-        CHECK_OK(transport_connect(&uri, 0, &link_forever, &t, &err));
+        CHECK_OK(transport_connect(&uri, 0, &link_group, &link_forever, &t, &err));
         accepted = link_accept(l);
         transport_close(t);
         transport_close(accepted);
@@ -476,7 +476,7 @@ Test(transport, no_descriptors)
         struct uri uri;
         CHECK_OK(uri_parse(texts[i], &uri, &err));
         struct rlimit limit = use_up_descriptors();
-        int connected = transport_connect(&uri, 0, &link_forever, &t, &err);
+        int connected = transport_connect(&uri, 0, &link_group, &link_forever, &t, &err);
         int listening = transport_listen(&uri, &l, &other);
         setrlimit(RLIMIT_NOFILE, &limit);
         cr_expect(lt(int, connected, 0));
@@ -946,7 +946,7 @@ Test(transport, refused)
     const char *const texts[] = {tcp, missing, abandoned, file};
     for (size_t i = 0; i < ARRAY_LENGTH(texts); i++) {
         CHECK_OK(uri_parse(texts[i], &uri, &err));
-        CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_REFUSED);
+        CHECK_FAILS(transport_connect(&uri, 0, &link_group, &link_forever, &t, &err), CAUSE_REFUSED);
         cr_expect(not(zero(ptr, strstr(err.message, texts[i]))), "it says where: %s", err.message);
         cr_expect(eq(ptr, t, (void *)1), "written on success only");
     }
@@ -960,7 +960,7 @@ Test(transport, no_such_host)
     struct uri uri;
 
     CHECK_OK(uri_parse("tcp:no-such-host.invalid:1", &uri, &err));
-    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNREACHABLE);
+    CHECK_FAILS(transport_connect(&uri, 0, &link_group, &link_forever, &t, &err), CAUSE_UNREACHABLE);
     CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNREACHABLE);
     /* An address that nobody has here: TEST-NET-1. */
     CHECK_OK(uri_parse("tcp:192.0.2.1:0", &uri, &err));
@@ -997,7 +997,7 @@ static void call(void *arg)
     struct uri uri;
 
     cr_assert(zero(int, uri_parse(caller->text ? caller->text : "tcp:hangs.invalid:1", &uri, &caller->err)));
-    cr_expect(transport_connect(&uri, 0, &caller->wait, &t, &caller->err) < 0);
+    cr_expect(transport_connect(&uri, 0, &link_group, &caller->wait, &t, &caller->err) < 0);
 }
 
 Test(transport, a_lookup_is_given_up)
@@ -1175,8 +1175,8 @@ Test(transport, connect_is_cancelled)
     }
     snprintf(text, sizeof(text), "tcp:127.0.0.1:%u", ntohs(addr.sin_port));
     CHECK_OK(uri_parse(text, &uri, &err));
-    CHECK_FAILS(transport_connect(&uri, 0, &wait, &t, &err), CAUSE_INTERRUPTED);
-    CHECK_FAILS(transport_connect(&uri, 0, &soon, &t, &err), CAUSE_TIMEOUT);
+    CHECK_FAILS(transport_connect(&uri, 0, &link_group, &wait, &t, &err), CAUSE_INTERRUPTED);
+    CHECK_FAILS(transport_connect(&uri, 0, &link_group, &soon, &t, &err), CAUSE_TIMEOUT);
     cr_expect(ge(i64, clock_ms(), soon.deadline_ms), "not before its time");
     eventfd_read(cancel, &(eventfd_t){0});
     struct caller caller = {.text = text, .wait = wait};
@@ -1222,10 +1222,10 @@ Test(transport, rdma_is_not_built)
     struct uri uri;
 
     CHECK_OK(uri_parse("rdma:127.0.0.1:4444", &uri, &err));
-    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
+    CHECK_FAILS(transport_connect(&uri, 0, &link_group, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
     CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNSUPPORTED);
     CHECK_OK(uri_parse("faulty:cut=1:rdma:127.0.0.1:4444", &uri, &err));
-    CHECK_FAILS(transport_connect(&uri, 0, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
+    CHECK_FAILS(transport_connect(&uri, 0, &link_group, &link_forever, &t, &err), CAUSE_UNSUPPORTED);
     CHECK_FAILS(transport_listen(&uri, &l, &err), CAUSE_UNSUPPORTED);
 }
 

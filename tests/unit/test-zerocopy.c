@@ -5,6 +5,7 @@
  * give them back.
  */
 #include "channel.h"
+#include "dummy.h"
 #include "blocked.h"
 #include "check.h"
 #include "cleanup.h"
@@ -355,6 +356,10 @@ static const struct transport_ops lender_ops = {
     .send = lender_send,
     .zerocopy = lender_zerocopy,
     .send_zerocopy = lender_send_zerocopy,
+    .place = dummy_place,
+    .expose = dummy_expose,
+    .withdraw = dummy_withdraw,
+    .figures = dummy_figures,
     .reap = lender_reap,
     .shutdown = lender_shutdown,
     .close = lender_close,
