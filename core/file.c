@@ -84,7 +84,7 @@ static struct file_totals totals_of(const struct file_channel *fc)
 {
     return (struct file_totals){
         .packets = counter_get(&fc->packets),
-        .accepted = counter_get(&fc->accepted),
+        .covered = counter_get(&fc->covered),
         .bytes = counter_get(&fc->bytes),
         .pages = counter_get(&fc->pages),
         .digest = counter_get(&fc->digest),
@@ -104,7 +104,7 @@ struct file_totals file_channel_totals(const struct file *file, unsigned channel
 void file_totals_add(struct file_totals *sum, const struct file_totals *totals)
 {
     sum->packets += totals->packets;
-    sum->accepted += totals->accepted;
+    sum->covered += totals->covered;
     sum->bytes += totals->bytes;
     sum->pages += totals->pages;
     sum->digest += totals->digest;

@@ -27,7 +27,8 @@
 
 struct file_channel {
     _Atomic uint64_t packets;
-    _Atomic uint64_t accepted;   /* bytes of all that was written or punched: data, zero pages and holes */
+    /* bytes of all that was written or punched, data, zero pages and holes: accepted here, or applied */
+    _Atomic uint64_t covered;
     _Atomic uint64_t bytes;      /* of data, before compression */
     _Atomic uint64_t pages;      /* touched by payloads; one that two packets touch counts twice */
     _Atomic uint64_t zero_pages; /* sent as zero */
@@ -47,7 +48,7 @@ struct barrier;
 
 /* What the channels did for a file, one of them or all. */
 struct file_totals {
-    uint64_t packets, accepted, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
+    uint64_t packets, covered, bytes, pages, digest, zero_pages, first_pages, discarded_bytes;
 };
 
 struct file {

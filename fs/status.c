@@ -119,7 +119,7 @@ static void put_channel(struct writer *w, const struct migration_snapshot *s, un
 
     put_number(w, "bytes", sums.wire_bytes);
     put_number(w, "packets", sums.ram.packets + sums.devices.packets);
-    put_number(w, "accepted-bytes", sums.ram.accepted + sums.devices.accepted);
+    put_number(w, "accepted-bytes", sums.ram.covered + sums.devices.covered);
     put_number(w, "normal-bytes", sums.ram.bytes);
     put_number(w, "zero-bytes", sums.ram.zero_pages * WIRE_PAGE_SIZE);
     put_number(w, "discarded-bytes", sums.ram.discarded_bytes + sums.devices.discarded_bytes);
@@ -192,7 +192,7 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     put_number(w, "transferred", transferred);
     put_number(w, "multifd-bytes", sums->wire_bytes);
     put_number(w, "page-size", WIRE_PAGE_SIZE);
-    put_number(w, "accepted-bytes", sums->ram.accepted + sums->devices.accepted);
+    put_number(w, "accepted-bytes", sums->ram.covered + sums->devices.covered);
     put_number(w, "normal", sums->ram.pages);
     put_number(w, "normal-bytes", sums->ram.bytes);
     put_number(w, "duplicate", sums->ram.zero_pages);

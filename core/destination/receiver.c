@@ -501,7 +501,7 @@ static void publish(struct receiver *r, struct file *file, const struct packet *
 {
     struct file_channel *channel = &file->per_channel[r->index];
 
-    counter_add(&channel->accepted, packet_span(file, r->index, packet));
+    counter_add(&channel->covered, packet_span(file, r->index, packet));
     counter_add(&channel->packets, 1);
     counter_add(&channel->digest, packet->check);
     end_using(r);

@@ -32,7 +32,7 @@ void path_count(struct channel *ch, struct file *file, const struct packet *pack
     case WIRE_DISCARD:
         bytes = file_home_bytes(file, ch->index, packet->offset, packet->range);
         counter_add(&fc->discarded_bytes, bytes);
-        counter_add(&fc->accepted, bytes);
+        counter_add(&fc->covered, bytes);
         break;
     default:
         break;

@@ -142,7 +142,7 @@ static void place(struct sender_write *write, struct plan *plan, const struct pa
         add_packet(write->common.conn, ch, file, packet, paths[path], bytes, piece);
         grow(file, packet->offset + plan_bytes(packet));
         /* What was written, whatever becomes of it. */
-        counter_add(&file->per_channel[ch->index].accepted, plan_bytes(packet));
+        counter_add(&file->per_channel[ch->index].covered, plan_bytes(packet));
     }
 }
 

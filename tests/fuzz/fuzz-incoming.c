@@ -591,7 +591,7 @@ static void check_file(const struct lab *lab, struct file *file)
     struct file_totals totals = file_totals(file);
     uint64_t size = file_received_size(file);
 
-    MUST(totals.accepted == totals.bytes + totals.zero_pages * WIRE_PAGE_SIZE + totals.discarded_bytes);
+    MUST(totals.covered == totals.bytes + totals.zero_pages * WIRE_PAGE_SIZE + totals.discarded_bytes);
     MUST(totals.packets == model->packets && totals.bytes == model->bytes && size == model_size(lab, model));
     MUST(file_read(file, 0, have, sizeof(have), true, NULL) == (ssize_t)size);
     MUST(!memcmp(have, model->image, size));

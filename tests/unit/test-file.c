@@ -90,7 +90,7 @@ Test(file, totals)
     file_set_channels(file, 3, 0);
     for (unsigned c = 0; c < 3; c++) {
         struct file_channel *fc = &file->per_channel[c];
-        _Atomic uint64_t *counters[] = {&fc->packets, &fc->accepted, &fc->bytes, &fc->pages, &fc->zero_pages, &fc->first_pages, &fc->discarded_bytes};
+        _Atomic uint64_t *counters[] = {&fc->packets, &fc->covered, &fc->bytes, &fc->pages, &fc->zero_pages, &fc->first_pages, &fc->discarded_bytes};
         for (unsigned i = 0; i < ARRAY_LENGTH(counters); i++)
             counter_add(counters[i], (c + 1) * (i + 1));
         counter_add(&fc->digest, UINT64_MAX - c);
@@ -99,7 +99,7 @@ Test(file, totals)
     for (int settled = 0; settled < 2; settled++) {
         struct file_totals totals = file_totals(file);
         cr_expect(eq(u64, totals.packets, 6));
-        cr_expect(eq(u64, totals.accepted, 12));
+        cr_expect(eq(u64, totals.covered, 12));
         cr_expect(eq(u64, totals.bytes, 18));
         cr_expect(eq(u64, totals.pages, 24));
         cr_expect(eq(u64, totals.zero_pages, 30));

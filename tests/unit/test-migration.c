@@ -188,7 +188,7 @@ static void carry(struct rig *r, const char *name, unsigned channels, void (*set
         cr_expect(eq(u64, sent.pages, got.pages));
         cr_expect(eq(u64, sent.packets, got.packets));
         cr_expect(eq(u64, sent.zero_pages, got.zero_pages));
-        cr_expect(eq(u64, sent.accepted, got.accepted));
+        cr_expect(eq(u64, sent.covered, got.covered));
     }
     for (unsigned c = 0; c < channels; c++)
         cr_expect(eq(u64, outgoing_wire_bytes(m, (int)c), incoming_wire_bytes(incoming, c)), "channel %u", c);

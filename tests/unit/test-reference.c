@@ -131,14 +131,14 @@ Test(reference, bitmaps_of_the_right_shape)
     /* What is not taken is not taken in part. */
     CHECK_FAILS(outgoing_mark_dirty(m, bits, 24, 0, &err), CAUSE_TOO_BIG);
     CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
-    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).accepted, 0));
+    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).covered, 0));
     /* Zeros may go on as long as they like, and ones to the end of a word. */
     bits[2] = 0;
     CHECK_OK(outgoing_mark_dirty(m, bits, 24, 0, &err));
     CHECK_OK(outgoing_mark_dirty(m, bits + 2, 8, 1ull << 40, &err));
     CHECK_OK(outgoing_mark_dirty(m, bits, 0, 0, &err));
     compare(70 * PAGE - 5);
-    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).accepted, 70 * PAGE - 5));
+    cr_expect(eq(u64, file_totals(migration_file(m, WIRE_RAM)).covered, 70 * PAGE - 5));
     end();
 }
 
@@ -169,7 +169,7 @@ static void mark_all(void)
 
 static uint64_t accepted(void)
 {
-    return file_totals(migration_file(m, WIRE_RAM)).accepted;
+    return file_totals(migration_file(m, WIRE_RAM)).covered;
 }
 
 Test(reference, pages_that_are_asked_for)

@@ -310,7 +310,7 @@ static void random_work(uint32_t id, bool zero_pages, bool compress, bool checks
     cr_expect(zero(int, memcmp(image, expected, IMAGE)), "rules: zero_pages %d, compress %d, checksum %d",
               zero_pages, compress, checksum);
     check_totals();
-    cr_expect(eq(u64, file_totals(file).accepted, accepted));
+    cr_expect(eq(u64, file_totals(file).covered, accepted));
     cr_expect(eq(u64, file->truncations, truncations));
     cr_expect(eq(u64, truncation_seen, truncations));
     cr_expect(atomic_load(&file->touched));
