@@ -211,7 +211,7 @@ struct migration {
     const struct role_operations *first_operations; /* those that it was made with; constant */
     struct account *maker; /* the peer that has made it, with a reference; NULL: it was made here; constant */
     atomic_uint opens;     /* files of it that users have open */
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
     struct attribute_table attributes;
     atomic_uint refs;
     atomic_uint watchers; /* how many poll a stream of this migration: they are told of each packet */

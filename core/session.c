@@ -249,8 +249,8 @@ int session_step(struct session *s, int64_t deadline_ms,
 void session_goodbye(struct session *s, const struct error *failure)
 {
     uint8_t buf[8 + WIRE_TEXT_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    char text[WIRE_TEXT_MAX + 1];
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
+    char text[WIRE_TEXT_SIZE];
 
     if (!failure)
         return;
@@ -302,7 +302,7 @@ void session_read_reason(uint32_t cause, const char *text, const char *who, stru
 void session_read_abort(struct wire_reader *body, const char *who, struct error *out)
 {
     uint32_t cause = wire_read_u32(body);
-    char text[WIRE_TEXT_MAX + 1];
+    char text[WIRE_TEXT_SIZE];
 
     wire_read_text(body, text, WIRE_TEXT_MAX);
     session_read_reason(wire_read_done(body) ? cause : CAUSE_NONE, text, who, out);

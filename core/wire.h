@@ -27,6 +27,8 @@
 #define WIRE_DEVICES_MAX  4096
 #define WIRE_NAME_MAX     255
 #define WIRE_TEXT_MAX     255
+#define WIRE_NAME_SIZE    (WIRE_NAME_MAX + 1) /* of a string that has one */
+#define WIRE_TEXT_SIZE    (WIRE_TEXT_MAX + 1)
 #define WIRE_BODY_MAX     (1u << 18)
 #define WIRE_OFFSET_MAX   (1ull << 46) /* no file is larger */
 #define WIRE_VERIFY_MAX   4096u        /* pieces of a file in one question; each is a stripe */
@@ -222,12 +224,12 @@ struct hello {
     uint64_t features;
     uint8_t session[16];
     uint32_t page_size, stripe_size, timeout_ms;
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 };
 
 struct hello_reply {
     enum cause cause; /* CAUSE_NONE: accepted */
-    char text[WIRE_TEXT_MAX + 1];
+    char text[WIRE_TEXT_SIZE];
     enum wire_outcome outcome;
     uint64_t features;
     uint64_t max_ram, max_device; /* bytes */
@@ -312,6 +314,11 @@ bool wire_read_done(const struct wire_reader *r);
 struct wire_writer {
     uint8_t *start, *p, *end;
 };
+
+static inline struct wire_writer wire_writer_of(uint8_t *buf, size_t size)
+{
+    return (struct wire_writer){buf, buf, buf + size};
+}
 
 void wire_write_u16(struct wire_writer *w, uint16_t value);
 void wire_write_u32(struct wire_writer *w, uint32_t value);

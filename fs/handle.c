@@ -86,7 +86,7 @@ static char *digest_lines(struct migration *m, const struct interrupt *interrupt
         CLEANUP_FILE struct file *file = migration_get_file(m, i);
         if (!file || file_is_removed(file))
             continue;
-        char name[WIRE_NAME_MAX + 1];
+        char name[WIRE_NAME_SIZE];
         uint8_t digest[DIGEST_SIZE];
         char hex[DIGEST_TEXT];
         ret = migration_digest(m, file, interrupt, digest, err);

@@ -343,7 +343,7 @@ int node_list(struct registry *registry, const struct node *dir,
     if (dir->kind == NODE_ROOT)
         return list_root(registry, add, arg);
     if (dir->kind == NODE_DEVICE_STATE) {
-        char name[WIRE_NAME_MAX + 1];
+        char name[WIRE_NAME_SIZE];
         struct file **files;
         int n = migration_files(m, &files, NULL);
         if (n < 0)

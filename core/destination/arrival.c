@@ -230,7 +230,7 @@ bool arrival_is_complete(const struct arrival *a, uint64_t id)
 static int check_entry(const struct arrival *a, const struct manifest_entry *entry, struct error *err)
 {
     struct file *file = catalog_file(a->catalog, entry->file);
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (!catalog_has(a->catalog, entry->file))
         return error_set(err, CAUSE_MISMATCH, "the source has a file %u that the destination has not",

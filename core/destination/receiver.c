@@ -86,7 +86,7 @@ static int store_nowhere(struct sink *sink, uint32_t at, const uint8_t *part, si
 
 static int went_away(struct file *file, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (file_receive_check(file, err) < 0)
         return -EIO;
@@ -156,7 +156,7 @@ static int take_payload(struct receiver *r, struct file *file, const struct pack
                         struct error *err)
 {
     bool checksum = is_checked(r, file);
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
     uint32_t done = 0;
 
     if (checksum)

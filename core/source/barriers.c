@@ -142,7 +142,7 @@ int barriers_sync(struct barriers *barriers, struct file *file, const struct int
     struct source *source = barriers->source;
     uint64_t counts[WIRE_CHANNELS_MAX], change;
     uint8_t buf[sizeof(counts)];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
     struct sync_waiter waiter = {0};
 
     if (source_allows(source, COMMAND_SYNC, err) < 0 ||

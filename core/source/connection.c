@@ -252,7 +252,7 @@ void connection_count(struct connection *conn, const struct file *file, uint64_t
 int connection_check_size(const struct connection *conn, struct file *file, uint64_t size, struct error *err)
 {
     uint64_t max = file->id == WIRE_RAM ? conn->limits.max_ram : conn->limits.max_device;
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (size > max)
         return error_set(err, CAUSE_QUOTA, "'%.64s' would have %llu bytes; the destination allows %llu",

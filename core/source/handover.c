@@ -97,7 +97,7 @@ static void write_manifest(struct handover *handover, struct connection *conn, s
 static int send_manifest(struct handover *handover, struct connection *conn, uint64_t id, struct error *err)
 {
     CLEANUP_FREE uint8_t *buf = malloc(WIRE_BODY_MAX);
-    struct wire_writer body = {buf, buf, buf + WIRE_BODY_MAX};
+    struct wire_writer body = wire_writer_of(buf, WIRE_BODY_MAX);
 
     if (!buf)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");

@@ -79,7 +79,7 @@ int question_digest(struct question *question, struct file *file, const struct i
                     uint8_t digest[DIGEST_SIZE], struct error *err)
 {
     uint8_t buf[4];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
     struct wording wording = {WIRE_DIGEST, buf, sizeof(buf)};
 
     if (source_allows(question->source, COMMAND_SYNC, err) < 0)
@@ -138,7 +138,7 @@ static int verify_pieces(struct verification *v, const struct digest_source *ima
     struct file *ram = question->source->m->files[WIRE_RAM];
     uint8_t *theirs = digests + (size_t)count * DIGEST_SIZE;
     uint8_t buf[16];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
     struct wording wording = {WIRE_VERIFY, buf, sizeof(buf)};
 
     wire_write_u32(&body, WIRE_RAM);

@@ -43,8 +43,8 @@ void streams_number(struct streams *streams)
 static void announce(struct streams *streams, struct connection *conn, struct file *file, bool made)
 {
     uint8_t buf[16 + WIRE_NAME_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
-    char name[WIRE_NAME_MAX + 1];
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
+    char name[WIRE_NAME_SIZE];
 
     wire_write_u32(&body, file->id);
     wire_write_u64(&body, atomic_load(&file->size));
@@ -100,9 +100,7 @@ static int await_answer(struct streams *streams, struct file *file, const struct
                          "interrupted: the destination decides whether '%.64s' exists", file->name);
     }
     streams_forget_answer(streams);
-    return migration_allows(m, COMMAND_WRITE, err) < 0
-               ? -EIO
-               : error_set(err, CAUSE_RESET, "the connection is lost");
+    return migration_allows(m, COMMAND_WRITE, err);
 }
 
 int streams_await_turn(struct streams *streams, const struct interrupt *interrupt, struct error *err)
@@ -122,7 +120,7 @@ int streams_on_reply(struct streams *streams, struct wire_reader *body, struct e
     struct migration *m = streams->source->m;
     uint32_t id = wire_read_u32(body);
     uint32_t cause = wire_read_u32(body);
-    char text[WIRE_TEXT_MAX + 1];
+    char text[WIRE_TEXT_SIZE];
 
     wire_read_text(body, text, WIRE_TEXT_MAX);
     SCOPED_LOCK(&m->lock);
@@ -280,7 +278,7 @@ static void announce_change(struct streams *streams, struct connection *conn,
     struct file *gone = change->gone, *kept = change->kept;
     uint64_t counts[WIRE_CHANNELS_MAX], others[WIRE_CHANNELS_MAX] = {0};
     uint8_t buf[16 + sizeof(counts) + WIRE_NAME_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
 
     if (gone)
         connection_count(conn, gone, others);
@@ -420,7 +418,7 @@ void streams_tell(struct streams *streams, struct file *file, bool again)
     struct migration *m = streams->source->m;
     uint64_t counts[WIRE_CHANNELS_MAX];
     uint8_t buf[4 + sizeof(counts)];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
 
     bool open = file->writers > 0 || !atomic_load_explicit(&file->touched, memory_order_relaxed);
     bool active = m->state == STATE_ACTIVE && m->role == ROLE_OUTGOING && !file_is_removed(file);

@@ -20,7 +20,7 @@ static int check_active(struct source *source, struct error *err)
 static int check_size(struct source *source, struct file *file, uint64_t offset, uint64_t len,
                       struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (len > WIRE_OFFSET_MAX || offset > WIRE_OFFSET_MAX - len)
         return error_set(err, CAUSE_TOO_BIG, "'%.64s': no file has more than %llu bytes",
