@@ -4,8 +4,10 @@
 #include "check.h"
 #include "scratch.h"
 
+#include <dirent.h>
 #include <endian.h>
 #include <errno.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <xxhash.h>
@@ -143,6 +145,52 @@ Test(digest, stops)
     cr_expect(eq(int, digest_pieces(&source, 0, 1 << 20, out), -ECANCELED));
     cr_expect(zero(int, atomic_load(&asked) > 100), "it goes on and on");
     free(out);
+}
+
+/*
+ * All that read at the same time. The thread that asks comes last: when it reads, the helpers are there, and each
+ * holds a piece until then.
+ */
+struct crowd {
+    pid_t asks;
+    sem_t go;
+    unsigned before, readers;
+};
+
+static unsigned count_threads(void)
+{
+    DIR *dir = opendir("/proc/self/task");
+    unsigned n = 0;
+
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
+}
+
+static ssize_t read_in_a_crowd(void *arg, uint64_t offset, void *buf, size_t len)
+{
+    struct crowd *crowd = arg;
+
+    (void)offset, (void)buf, (void)len;
+    if (gettid() != crowd->asks)
+        sem_wait(&crowd->go);
+    else if (!crowd->readers)
+        crowd->readers = 1 + count_threads() - crowd->before;
+    sem_post(&crowd->go);
+    return 0;
+}
+
+Test(digest, as_many_helpers_as_processors)
+{
+    struct crowd crowd = {.asks = gettid(), .before = count_threads()};
+    struct digest_source source = {.size = 200ull * PIECE, .read = read_in_a_crowd, .arg = &crowd};
+    static uint8_t out[200 * DIGEST_SIZE];
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+    sem_init(&crowd.go, 0, 0);
+    cr_expect(zero(int, digest_pieces(&source, 0, 200, out)));
+    cr_expect(eq(uint, crowd.readers, processors < 17 ? (unsigned)processors : 17));
 }
 
 Test(digest, errors)

@@ -697,6 +697,19 @@ static void manifest_out_of_order(struct peer *p)
     complete(p, 2, UINT32_MAX, RAM_SIZE, 0, 0, 0);
 }
 
+static void manifest_of_one_file_twice(struct peer *p)
+{
+    struct wire_writer w = body();
+    counts(&w, p->sequence[0], p->sequence[1]);
+    wire_write_u32(&w, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        wire_write_u64(&w, WIRE_RAM);
+        for (unsigned j = 0; j < 4; j++)
+            wire_write_u64(&w, 0);
+    }
+    say(p, WIRE_COMPLETE, 1, &w);
+}
+
 static void manifest_of_other_files(struct peer *p)
 {
     complete(p, 2, 1, 0, 0, 0, 0);
@@ -875,6 +888,7 @@ static const struct {
     CASE(complete_without_a_manifest, CAUSE_MISMATCH),
     CASE(manifest_of_4_billion_files, CAUSE_MISMATCH),
     CASE(manifest_out_of_order, CAUSE_PROTOCOL),
+    CASE(manifest_of_one_file_twice, CAUSE_PROTOCOL),
     CASE(manifest_of_other_files, CAUSE_MISMATCH),
     CASE(manifest_of_more_files, CAUSE_MISMATCH),
     CASE(manifest_of_another_size, CAUSE_MISMATCH),
