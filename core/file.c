@@ -41,7 +41,7 @@ void file_put(struct file *file)
     free(file);
 }
 
-const char *file_name(struct file *file, char out[WIRE_NAME_MAX + 1])
+const char *file_name(struct file *file, char out[WIRE_NAME_SIZE])
 {
     SCOPED_LOCK(&file->lock);
     strcpy(out, file->name);
@@ -169,7 +169,7 @@ int file_receive_account(struct file *file, struct account *account, struct erro
 /* Says which file it is that there is no room for. */
 static int name_file(struct file *file, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (err && err->cause == CAUSE_QUOTA)
         error_prefix(err, "'%.64s'", file_name(file, name));
@@ -196,7 +196,7 @@ int file_receive_begin(struct file *file, uint64_t size, uint64_t limit, const s
 
 int file_receive_storage(struct file *file, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (image_has_memory(&file->image) || image_reserve(&file->image, file_name(file, name), err) == 0)
         return 0;
@@ -205,7 +205,7 @@ int file_receive_storage(struct file *file, struct error *err)
 
 int file_receive_size(struct file *file, unsigned channel, uint64_t end, uint64_t limit, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (end <= image_end(&file->image, channel))
         return 0;
@@ -289,7 +289,7 @@ void file_receive_end(struct file *file, const uint64_t *counts)
 
 int file_receive_check(struct file *file, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
 
     if (image_check(&file->image, err) == 0)
         return 0;

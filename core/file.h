@@ -60,7 +60,7 @@ struct file {
     uint32_t id;
     bool is_ram;                  /* constant */
     uint32_t slot;                /* its place in the migration's list; guarded by migration.lock */
-    char name[WIRE_NAME_MAX + 1]; /* written with migration.lock and lock held, read with either */
+    char name[WIRE_NAME_SIZE];    /* written with migration.lock and lock held, read with either */
     struct attributes attributes; /* of a device; guarded by the lock of the migration's attributes */
     /*
      * A device is not in its directory any more. Written with migration.lock held, at the source
@@ -139,7 +139,7 @@ struct file *file_get(struct file *file);
 void file_put(struct file *file);
 
 /** file_name - copy the name as it is now; file.lock is not held. Return: @out. */
-const char *file_name(struct file *file, char out[WIRE_NAME_MAX + 1]);
+const char *file_name(struct file *file, char out[WIRE_NAME_SIZE]);
 
 /** file_rename - set the name; the caller holds migration.lock */
 void file_rename(struct file *file, const char *name);

@@ -79,10 +79,10 @@ int announced_on_create(struct announced *a, struct wire_reader *body, struct er
 {
     uint32_t number = wire_read_u32(body);
     uint64_t size = wire_read_u64(body);
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
     struct error refusal = {0};
     uint8_t buf[16 + WIRE_TEXT_MAX];
-    struct wire_writer reply = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer reply = wire_writer_of(buf, sizeof(buf));
 
     wire_read_text(body, name, WIRE_NAME_MAX);
     /* RAM is the first one; a number is used again when its file is gone. */
@@ -130,7 +130,7 @@ int announced_on_change(struct announced *a, const struct message *message, stru
                         struct error *err)
 {
     uint32_t number = wire_read_u32(body), replaced = 0;
-    char name[WIRE_NAME_MAX + 1] = "";
+    char name[WIRE_NAME_SIZE] = "";
     uint64_t counts[WIRE_CHANNELS_MAX];
     struct change *change = NULL;
 

@@ -61,8 +61,8 @@ struct announced {
     struct catalog *catalog;
     struct arrival *arrival;
     unsigned device_channels;
-    char name[WIRE_NAME_MAX + 1]; /* of the migration: for the log, and for a backing file */
-    struct file *unburied;        /* removed, and a receiver has them; each with a reference */
+    char name[WIRE_NAME_SIZE]; /* of the migration: for the log, and for a backing file */
+    struct file *unburied;     /* removed, and a receiver has them; each with a reference */
 };
 
 /*

@@ -200,7 +200,7 @@ bool inbound_look_is_due(const struct inbound *in)
 int inbound_look(struct inbound *in, uint64_t work, struct error *err)
 {
     uint8_t buf[8 + 16 * WIRE_CHANNELS_MAX];
-    struct wire_writer body = {buf, buf, buf + sizeof(buf)};
+    struct wire_writer body = wire_writer_of(buf, sizeof(buf));
     struct stall_sight all = {.mark = work};
     unsigned awaited = 0;
 

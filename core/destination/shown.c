@@ -89,7 +89,7 @@ void shown_ram_path(struct migration *m, char *out, size_t size)
 int shown_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
                  uint8_t out[DIGEST_SIZE], struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
+    char name[WIRE_NAME_SIZE];
     int ret = image_digest(&file->image, interrupt, out);
 
     (void)m;
