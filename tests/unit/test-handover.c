@@ -5,6 +5,7 @@
 #include "bed.h"
 #include "blocked.h"
 #include "check.h"
+#include "cleanup.h"
 #include "clock.h"
 #include "peer.h"
 #include "scratch.h"
@@ -85,8 +86,28 @@ static void interrupt(void)
 
 static void are_sealed(enum channel_closed closed)
 {
-    for (unsigned c = 0; c < BED_CHANNELS; c++)
+    for (unsigned c = 0; c < BED_CHANNELS; c++) {
+        SCOPED_LOCK(&bed.conn->channels[c].lock);
         cr_expect(eq(int, (int)bed.conn->channels[c].closed, (int)closed), "channel %u", c);
+    }
+}
+
+static bool is_answer_due(void)
+{
+    SCOPED_LOCK(&m->lock);
+    return handover_is_answer_due(&handover);
+}
+
+static bool is_committing(void)
+{
+    SCOPED_LOCK(&m->lock);
+    return handover_is_committing(&handover);
+}
+
+static unsigned sealers(void)
+{
+    SCOPED_LOCK(&bed.source.reference->lock);
+    return bed.source.reference->sealers;
 }
 
 static void entry(struct wire_reader *body, uint32_t id, uint64_t size, uint64_t packets, uint64_t bytes,
@@ -152,12 +173,12 @@ Test(handover, manifest)
     entry(&body, 4, 0, 1, 0, 0);
     cr_expect(wire_read_done(&body));
 
-    cr_expect(handover_is_answer_due(&handover));
-    cr_expect(not(handover_is_committing(&handover)));
+    cr_expect(is_answer_due());
+    cr_expect(not(is_committing()));
     handover_on_prepared(&handover, id + 1);
     waits();
     bed_quiet(&bed);
-    cr_expect(handover_is_answer_due(&handover));
+    cr_expect(is_answer_due());
     CHECK_FAILS(handover_on_committed(&handover, id, &err), CAUSE_PROTOCOL);
     CHECK_FAILS(handover_on_committed(&handover, 0, &err), CAUSE_PROTOCOL);
     cr_expect(eq(str, err.message, "the destination has completed what it was not asked to"));
@@ -166,7 +187,7 @@ Test(handover, manifest)
     uint64_t commit;
     bed_said(&bed, WIRE_COMMIT, &commit);
     cr_expect(eq(u64, commit, id));
-    cr_expect(not(handover_is_answer_due(&handover)), "from here on the doom bounds the wait");
+    cr_expect(not(is_answer_due()), "from here on the doom bounds the wait");
     handover_on_committed(&handover, id, &err);
     worker_join(&completer.worker);
     pthread_mutex_lock(&m->lock);
@@ -184,7 +205,7 @@ Test(handover, commit)
     int64_t before = clock_ms();
     uint64_t id = run_to_commit();
     int64_t after = clock_ms();
-    cr_expect(handover_is_committing(&handover));
+    cr_expect(is_committing());
     cr_expect(eq(int, (int)bed.source.doom.cause, CAUSE_TIMEOUT));
     cr_expect(eq(str, bed.source.doom.message, "the destination does not confirm that it has completed"));
     cr_expect(ge(i64, bed.source.doom_at, before + 1234000));
@@ -199,7 +220,7 @@ Test(handover, commit)
     cr_expect(zero(int, completer.ret), "%s", completer.err.message);
     cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
     cr_expect(eq(uint, bed.announced, announced + 1));
-    cr_expect(not(handover_is_committing(&handover)));
+    cr_expect(not(is_committing()));
     CHECK_FAILS(handover_on_committed(&handover, id, &err), CAUSE_PROTOCOL);
     end();
 }
@@ -209,7 +230,7 @@ Test(handover, fails_after_the_commit)
     run_to_commit();
     bed_fail(&bed, CAUSE_NO_SPACE, "no space there");
     fails(CAUSE_NO_SPACE, "no space there");
-    cr_expect(not(handover_is_committing(&handover)));
+    cr_expect(not(is_committing()));
     end();
 }
 
@@ -262,7 +283,7 @@ static void goes_on(void)
     fails(CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     cr_expect(eq(uint, bed.announced, announced + 1));
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
-    cr_expect(not(handover_is_answer_due(&handover)));
+    cr_expect(not(is_answer_due()));
     are_sealed(CHANNEL_OPEN);
     struct wire_reader body = bed_said(&bed, WIRE_FILE_END, NULL);
     cr_expect(eq(u32, wire_read_u32(&body), 1));
@@ -297,7 +318,7 @@ Test(handover, interrupted_while_the_destination_checks)
     cr_expect(eq(u64, next, id + 1));
     waits();
     bed_quiet(&bed);
-    cr_expect(handover_is_answer_due(&handover));
+    cr_expect(is_answer_due());
     handover_on_prepared(&handover, next);
     bed_said(&bed, WIRE_COMMIT, &next);
     CHECK_OK(handover_on_committed(&handover, next, &err));
@@ -341,7 +362,7 @@ Test(handover, waits_for_the_reason)
     begin();
     waits();
     bed_quiet(&bed);
-    cr_expect(not(handover_is_answer_due(&handover)));
+    cr_expect(not(is_answer_due()));
     bed_fail(&bed, CAUSE_PEER, "the peer has said why");
     fails(CAUSE_PEER, "the peer has said why");
     end();
@@ -385,9 +406,9 @@ Test(handover, nothing_is_asked_for_by_reference)
     take_reference(4096);
     begin();
     bed_said(&bed, WIRE_COMPLETE, &id);
-    cr_expect(eq(uint, bed.source.reference->sealers, 1));
+    cr_expect(eq(uint, sealers(), 1));
     goes_on();
-    cr_expect(eq(uint, bed.source.reference->sealers, 0));
+    cr_expect(eq(uint, sealers(), 0));
     end();
 }
 
