@@ -7,6 +7,7 @@
 #include "dummy.h"
 #include "blocked.h"
 #include "check.h"
+#include "clock.h"
 #include "link.h"
 
 #include <errno.h>
@@ -839,9 +840,11 @@ Test(channel, small_packets_linger)
 
     bench_init(&b, true);
     pattern(page, sizeof(page), 1);
-    /* Alone: it goes when the moment is over. */
+    /* Alone: it goes when the moment is over, and not before. */
     cr_assert(add(&b.ch, 1, page, sizeof(page), NULL, NULL));
+    int64_t before = clock_ns();
     channel_linger_copied(&b.ch);
+    cr_expect(ge(i64, clock_ns() - before, CHANNEL_LINGER_US * 1000));
     cr_expect(eq(uint, b.valve.sends, 1));
     /* Enough of them: whoever adds the last one sends them all. */
     for (unsigned i = 0; i < CHANNEL_ENOUGH / sizeof(page) + 1; i++)
