@@ -367,8 +367,6 @@ static void *mig_out(void *arg)
         bool confirming = handover_is_committing(&out->handover);
         pthread_mutex_unlock(&m->lock);
         int ret = step(out, conn, deadline, &err);
-        if (state_is_final(m->state))
-            break;
         if (stall_is_due(&conn->watch, clock_ms()))
             look_for_stall(m, conn);
         bool doomed = error_is_set(&doom) && clock_ms() >= deadline;
