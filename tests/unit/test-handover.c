@@ -587,3 +587,14 @@ Test(handover, lost_when_the_daemon_goes_away)
     fake.listener = NULL;
     resolved();
 }
+
+Test(handover, lost_when_the_daemon_goes_away_and_answered)
+{
+    listen_there();
+    host_close(&bed.host);
+    ask_there();
+    asked(WIRE_OUTCOME_COMPLETED, CAUSE_NONE, "");
+    worker_join(&completer.worker);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETED), "%s", completer.err.message);
+    resolved();
+}
