@@ -87,7 +87,8 @@ static int parse_fault(const char *option, size_t len, struct uri *uri, struct e
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         size_t n = strlen(names[i]);
-        if (len <= n || strncmp(option, names[i], n) || !isdigit((unsigned char)option[n]))
+        /* What ends an option is in no name of one. */
+        if (strncmp(option, names[i], n) || !isdigit((unsigned char)option[n]))
             continue;
         errno = 0;
         value = strtoull(option + n, &end, 10);
