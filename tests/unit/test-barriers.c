@@ -188,6 +188,23 @@ Test(barriers, flush_when_no_memory_can_be_locked)
     require_in_vain(true, -ENOBUFS);
 }
 
+/* One flush finds it out, and another one that waits for the same channel learns it. */
+Test(barriers, flush_that_waits_when_the_kernel_copies)
+{
+    struct channel *ch = &bed.conn->channels[2];
+    struct waiter w;
+
+    bed_queued(&bed, 2, NULL, 3);
+    flush_begin(&w, NULL);
+    pthread_mutex_lock(&ch->lock);
+    ch->zerocopy = (struct zerocopy){.mode = ZEROCOPY_REQUIRE, .in_vain = ZEROCOPY_GIVE_UP};
+    pthread_mutex_unlock(&ch->lock);
+    cr_expect(eq(int, channel_flush(ch, 0, NULL), -EOPNOTSUPP));
+    bed_fail(&bed, CAUSE_UNSUPPORTED, "in vain");
+    fails(&w, CAUSE_UNSUPPORTED, "in vain");
+    end();
+}
+
 Test(barriers, sync_when_the_kernel_copies)
 {
     struct waiter w;

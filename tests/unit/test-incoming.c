@@ -1347,6 +1347,7 @@ Test(incoming, questions)
     /* The answer has to stay true. */
     cr_expect(eq(int, (int)ask(&peer.hello), WIRE_OUTCOME_FAILED));
     cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(str, m->failure.message, "the source has lost the connection"));
     cr_expect(eq(int, (int)ask(&peer.hello), WIRE_OUTCOME_FAILED));
     peer_close(&peer);
     migration_put(m);
