@@ -231,7 +231,7 @@ static void socket_reap(struct transport *t, int wait_ms, struct transport_retur
     int64_t deadline = wait_ms ? clock_ms() + wait_ms : 0;
     uint64_t known = returns->sends + returns->copied_sends;
 
-    for (bool first = true;; first = false) {
+    for (;;) {
         pthread_mutex_lock(&s->completion_lock);
         read_error_queue(s);
         *returns = s->completions->returns;
@@ -241,7 +241,7 @@ static void socket_reap(struct transport *t, int wait_ms, struct transport_retur
             clock_ms() >= deadline)
             return;
         /* A connection that has ended keeps poll() from waiting. */
-        if (!first && pfd.revents)
+        if (pfd.revents)
             nanosleep(&pause, NULL);
         poll(&pfd, 1, clock_poll_timeout(deadline));
     }
