@@ -257,6 +257,19 @@ Test(writes, closed)
     end();
 }
 
+/* Writers do not wait for what holds the migration's lock. */
+Test(writes, without_the_lock)
+{
+    struct writer w = {0};
+
+    pthread_mutex_lock(&m->lock);
+    worker_start(&w.worker, write_five, &w);
+    worker_join(&w.worker);
+    pthread_mutex_unlock(&m->lock);
+    cr_expect(zero(int, w.ret), "%s", w.err.message);
+    end();
+}
+
 /* `complete` has sealed the channels, and was interrupted: the writer tries again. */
 Test(writes, sealed)
 {
