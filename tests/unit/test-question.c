@@ -6,6 +6,7 @@
 #include "check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -438,6 +439,21 @@ Test(question, verify_what_cannot_be_read)
     reference_close(bed.source.reference);
     CHECK_FAILS(question_verify(&question, NULL, &err), CAUSE_NO_MEMORY);
     bed_quiet(&bed);
+    end_verified();
+}
+
+/* Not the file that it was, and nothing that can be read. */
+Test(question, verify_what_is_no_file_any_more)
+{
+    struct asker a;
+    int directory = open("/", O_RDONLY | O_DIRECTORY);
+
+    begin_to_verify(3 * MIB);
+    cr_assert(le(int, 0, dup2(directory, bed.source.reference->fd)));
+    ask(&a, NULL);
+    asked_to_verify(3, 0);
+    fails(&a, CAUSE_IO, "cannot read the RAM source to verify it: Is a directory");
+    close(directory);
     end_verified();
 }
 
