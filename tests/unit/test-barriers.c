@@ -47,6 +47,7 @@ static void end(void)
 }
 
 TestSuite(barriers, .init = set_up_active);
+TestSuite(barriers_before, .init = set_up);
 
 struct waiter {
     struct worker worker;
@@ -103,7 +104,7 @@ static void interrupt(struct waiter *w)
     fails(w, CAUSE_INTERRUPTED, "interrupted");
 }
 
-Test(barriers, not_started, .init = set_up)
+Test(barriers_before, not_started)
 {
     struct error err;
 

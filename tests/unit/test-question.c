@@ -41,6 +41,7 @@ static void end(void)
 }
 
 TestSuite(question, .init = set_up_active);
+TestSuite(question_before, .init = set_up);
 
 struct asker {
     struct worker worker;
@@ -123,7 +124,7 @@ static void answers(uint64_t id, uint32_t cause)
     CHECK_OK(answer(WIRE_DIGEST_REPLY, id, cause, DIGEST_SIZE, 7, &err));
 }
 
-Test(question, not_started, .init = set_up)
+Test(question_before, not_started)
 {
     uint8_t digest[DIGEST_SIZE];
     struct error err;

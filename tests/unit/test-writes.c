@@ -35,6 +35,7 @@ static void end(void)
 }
 
 TestSuite(writes, .init = set_up_active);
+TestSuite(writes_before, .init = set_up);
 
 static int try_write(struct file *file, size_t len, uint64_t offset, const struct interrupt *interrupt,
                      struct error *err)
@@ -69,7 +70,7 @@ static void refused(struct file *file, size_t len, uint64_t offset, enum cause c
     cr_expect(zero(u64, bed.conn->gate.used));
 }
 
-Test(writes, not_started, .init = set_up)
+Test(writes_before, not_started)
 {
     struct error err;
 
@@ -151,7 +152,7 @@ Test(writes, discards)
     end();
 }
 
-Test(writes, sizes_before_the_start, .init = set_up)
+Test(writes_before, sizes_before_the_start)
 {
     struct error err;
 
