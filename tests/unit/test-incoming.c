@@ -7,6 +7,7 @@
 #include "incoming.h"
 #include "blocked.h"
 #include "check.h"
+#include "cleanup.h"
 #include "clock.h"
 #include "compression.h"
 #include "peer.h"
@@ -1315,6 +1316,28 @@ Test(incoming, manifests_that_are_out_of_date)
     cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
     peer_close(&peer);
     migration_put(m);
+    rig_fini(&rig);
+}
+
+static unsigned listed(void)
+{
+    SCOPED_LOCK(&rig.destination.lock);
+    return rig.destination.count;
+}
+
+/* Its channels never came: nothing of it is in the list any more. */
+Test(incoming, attempt_that_fails_is_forgotten)
+{
+    struct hello hello = peer_hello("vm", 2);
+    struct hello_reply reply;
+
+    rig_init(&rig, place(), NULL);
+    struct transport *t = peer_greet(rig.address, &hello, &reply);
+    cr_assert(not(zero(ptr, t)), "%s", reply.text);
+    cr_expect(eq(uint, listed(), 1));
+    transport_close(t);
+    while (listed())
+        sched_yield();
     rig_fini(&rig);
 }
 
