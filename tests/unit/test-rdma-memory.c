@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Registered memory, with a card that the test plays: what is registered is counted, and can be refused. */
+#include "rdma_memory.h"
+#include "check.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK 65536u
+
+static struct ibv_context device, another;
+static unsigned domains, registered,
+    limit; /* protection domains, and ranges of memory; as many as are allowed */
+static uint32_t last_key;
+
+/* In the place of the library's. */
+#undef ibv_reg_mr
+
+struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
+{
+    struct ibv_pd *pd = calloc(1, sizeof(*pd));
+
+    pd->context = context;
+    domains++;
+    return pd;
+}
+
+int ibv_dealloc_pd(struct ibv_pd *pd)
+{
+    cr_expect(zero(uint, registered), "memory goes before its domain");
+    domains--;
+    free(pd);
+    return 0;
+}
+
+static struct ibv_mr *reg(struct ibv_pd *pd, void *addr, size_t length)
+{
+    if (registered >= limit) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    struct ibv_mr *mr = calloc(1, sizeof(*mr));
+    *mr = (struct ibv_mr){.pd = pd, .addr = addr, .length = length, .rkey = ++last_key};
+    registered++;
+    return mr;
+}
+
+struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+    (void)access;
+    return reg(pd, addr, length);
+}
+
+struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova,
+                                unsigned int access)
+{
+    (void)iova;
+    (void)access;
+    return reg(pd, addr, length);
+}
+
+int ibv_dereg_mr(struct ibv_mr *mr)
+{
+    registered--;
+    free(mr);
+    return 0;
+}
+
+static char *memory; /* that stays: three chunks and a bit, which begins anywhere */
+#define SIZE (3 * (size_t)CHUNK + 100)
+
+static struct rdma_domain *domain;
+static const struct transport_group group = {.id = "group", .chunk = CHUNK};
+
+static void set_up(void)
+{
+    limit = 100;
+    memory = malloc(SIZE);
+    domain = rdma_domain_get(&device, group.id, false);
+    cr_assert(ne(ptr, domain, NULL));
+    rdma_domain_settings(domain, &group);
+    cr_assert(zero(int, transport_memory_add(memory, SIZE)));
+}
+
+static void end(void)
+{
+    transport_memory_remove(memory);
+    rdma_domain_put(domain);
+    cr_expect(zero(uint, domains));
+    cr_expect(zero(uint, registered));
+    free(memory);
+}
+
+TestSuite(rdma_memory, .init = set_up);
+
+static void figures_are(uint64_t registrations, uint64_t evictions, uint64_t bytes)
+{
+    struct transport_figures figures = {0};
+
+    rdma_domain_figures(domain, &figures);
+    rdma_domain_figures(domain, &figures);
+    cr_expect(eq(u64, figures.registrations, 2 * registrations));
+    cr_expect(eq(u64, figures.evictions, 2 * evictions));
+    cr_expect(eq(u64, figures.registered_bytes, 2 * bytes));
+}
+
+static struct rdma_local *take(size_t at, size_t len, size_t want)
+{
+    size_t covered = 0;
+    struct rdma_local *local = rdma_local_take(domain, memory + at, len, &covered);
+
+    cr_assert(ne(ptr, local, NULL));
+    cr_expect(eq(sz, covered, want));
+    cr_expect(le(u64, local->base, (uintptr_t)memory + at));
+    return local;
+}
+
+static bool is_refused(const char *at)
+{
+    size_t covered;
+
+    return !rdma_local_take(domain, at, 1, &covered);
+}
+
+Test(rdma_memory, domains)
+{
+    static const uint8_t other[TRANSPORT_GROUP_SIZE] = "other";
+
+    cr_expect(eq(ptr, rdma_domain_get(&device, group.id, false), domain));
+    cr_expect(eq(uint, domains, 1));
+    cr_expect(zero(ptr, rdma_domain_get(&another, group.id, false)));
+    cr_expect(eq(int, errno, EXDEV));
+    struct rdma_domain *passive = rdma_domain_get(&device, group.id, true);
+    struct rdma_domain *second = rdma_domain_get(&device, other, false);
+    cr_expect(ne(ptr, passive, domain));
+    cr_expect(ne(ptr, second, domain));
+    cr_expect(ne(ptr, rdma_domain_pd(second), rdma_domain_pd(domain)));
+    cr_expect(eq(uint, domains, 3));
+    rdma_domain_put(passive);
+    cr_expect(eq(uint, domains, 2));
+    rdma_domain_put(domain);
+    cr_expect(eq(uint, domains, 2), "it is had twice");
+    rdma_domain_put(second);
+    rdma_domain_put(NULL);
+    end();
+}
+
+Test(rdma_memory, chunks)
+{
+    struct rdma_local *a = take(10, 50, 50);
+    cr_expect(eq(u64, a->base, (uintptr_t)memory));
+    cr_expect(eq(u64, a->len, CHUNK));
+    cr_expect(eq(ptr, take(0, 1, 1), a));
+    cr_expect(eq(ptr, take(CHUNK - 1, 5, 1), a), "to its end");
+    cr_expect(eq(ptr, take(CHUNK - 7, 7, 7), a));
+    figures_are(1, 0, CHUNK);
+    struct rdma_local *b = take(CHUNK, SIZE, CHUNK);
+    cr_expect(eq(u64, b->base, (uintptr_t)memory + CHUNK));
+    struct rdma_local *last = take(3 * CHUNK + 99, 5, 1);
+    cr_expect(eq(u64, last->base, (uintptr_t)memory + 3 * CHUNK));
+    cr_expect(eq(u64, last->len, 100), "it ends with the memory");
+    figures_are(3, 0, 2 * CHUNK + 100);
+    cr_expect(is_refused(memory + SIZE));
+    cr_expect(is_refused(memory - 1));
+    cr_expect(eq(uint, registered, 3));
+    for (int i = 0; i < 4; i++)
+        rdma_local_release(domain, a);
+    rdma_local_release(domain, b);
+    rdma_local_release(domain, last);
+    cr_expect(eq(uint, registered, 3), "they are remembered");
+    end();
+}
+
+/* The one that was used longest ago makes way, but none that is in use. */
+Test(rdma_memory, room)
+{
+    limit = 2;
+    struct rdma_local *a = take(0, 1, 1), *b = take(CHUNK, 1, 1);
+    cr_expect(is_refused(memory + 2 * CHUNK));
+    rdma_local_release(domain, a);
+    rdma_local_release(domain, b);
+    rdma_local_release(domain, take(0, 1, 1));
+    struct rdma_local *c = take(2 * CHUNK, 1, 1);
+    figures_are(3, 1, 2 * CHUNK);
+    cr_expect(eq(ptr, take(1, 1, 1), a), "it is still there");
+    cr_expect(is_refused(memory + CHUNK));
+    rdma_local_release(domain, c);
+    b = take(CHUNK, 1, 1);
+    figures_are(4, 2, 2 * CHUNK);
+    rdma_local_release(domain, a);
+    rdma_local_release(domain, b);
+    end();
+}
+
+/* Memory that goes away: what is in use goes with its last user. */
+Test(rdma_memory, memory_that_goes)
+{
+    char *more = malloc(CHUNK);
+    size_t covered;
+
+    cr_assert(zero(int, transport_memory_add(more, CHUNK)));
+    struct rdma_local *other = rdma_local_take(domain, more, 1, &covered);
+    struct rdma_local *a = take(0, 1, 1), *last = take(SIZE - 1, 1, 1);
+    rdma_local_release(domain, last);
+    transport_memory_remove(memory);
+    cr_expect(eq(uint, registered, 2));
+    cr_expect(a->doomed);
+    cr_expect(not(other->doomed));
+    cr_expect(is_refused(memory));
+    rdma_local_release(domain, a);
+    cr_expect(eq(uint, registered, 1));
+    figures_are(3, 0, CHUNK);
+    transport_memory_remove(memory);
+    rdma_local_release(domain, other);
+    transport_memory_remove(more);
+    cr_expect(zero(uint, registered));
+    free(more);
+    end();
+}
+
+Test(rdma_memory, exposed)
+{
+    struct transport_key first, second;
+
+    cr_assert(zero(int, rdma_expose(domain, memory, 1000, &first)));
+    cr_assert(zero(int, rdma_expose(domain, memory + 1000, 24, &second)));
+    cr_expect(eq(u64, first.address, (uintptr_t)memory));
+    cr_expect(ne(u32, first.key, second.key));
+    figures_are(2, 0, 1024);
+    rdma_withdraw(domain, &first);
+    figures_are(2, 0, 24);
+    rdma_withdraw(domain, &first);
+    cr_expect(eq(uint, registered, 1));
+    limit = 1;
+    cr_expect(eq(int, rdma_expose(domain, memory, 1000, &first), -ENOMEM));
+    figures_are(2, 0, 24);
+    end(); /* the rest goes with the domain */
+}
