@@ -421,12 +421,21 @@ int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct err
 int memory_clear(struct memory *mem, uint64_t offset, uint64_t len, struct error *err)
 {
     static const char zeros[64u << 10];
-    uint64_t part;
+    uint64_t end = offset + len, part;
 
-    for (uint64_t done = 0; done < len; done += part) {
-        part = len - done < sizeof(zeros) ? len - done : sizeof(zeros);
-        if (memory_write(mem, offset + done, zeros, part, err) < 0)
-            return -EIO;
+    while (offset < end) {
+        int64_t data = memory_seek(mem, offset, true);
+        if (data == -ENXIO || data >= (int64_t)end)
+            return 0;
+        if (data > (int64_t)offset)
+            offset = (uint64_t)data;
+        int64_t hole = memory_seek(mem, offset, false);
+        uint64_t to = hole > (int64_t)offset && hole < (int64_t)end ? (uint64_t)hole : end;
+        for (; offset < to; offset += part) {
+            part = to - offset < sizeof(zeros) ? to - offset : sizeof(zeros);
+            if (memory_write(mem, offset, zeros, part, err) < 0)
+                return -EIO;
+        }
     }
     return 0;
 }

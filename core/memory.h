@@ -154,7 +154,7 @@ int64_t memory_seek(const struct memory *mem, uint64_t offset, bool data);
 /** memory_discard - make a range read as zeros and give its pages back */
 int memory_discard(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
 
-/** memory_clear - make a range that is there read as zeros, and keep its pages */
+/** memory_clear - make a range read as zeros, and keep its pages; where there are none, none are made */
 int memory_clear(struct memory *mem, uint64_t offset, uint64_t len, struct error *err);
 
 /**

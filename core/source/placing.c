@@ -50,7 +50,11 @@ static void tell(struct placing *p, enum wire_message_type type, uint64_t number
 
 static void ask(struct placing *p, uint64_t number, uint64_t len)
 {
-    p->chunks[number] = (struct placing_chunk){.state = PLACING_ASKED, .len = len, .used = ++p->clock};
+    struct placing_chunk *chunk = &p->chunks[number];
+
+    chunk->state = PLACING_ASKED;
+    chunk->len = len;
+    chunk->used = ++p->clock;
     p->held++;
     p->pending++;
     tell(p, WIRE_EXPOSE, number, len);
@@ -97,7 +101,8 @@ static void ask_if_possible(struct placing *p, uint64_t number, uint64_t size, b
 {
     uint64_t len = length_of(p, number, size);
 
-    if (!len || !p->most || reach(p, number) < 0 || p->chunks[number].state != PLACING_NONE)
+    if (!len || !p->most || reach(p, number) < 0 || p->chunks[number].state != PLACING_NONE ||
+        p->chunks[number].refusals >= PLACING_TRIES)
         return;
     if (p->held >= p->most && (!needed || !evict(p)))
         return;
@@ -111,9 +116,11 @@ int placing_want(struct placing *p, uint64_t offset, uint64_t len, uint64_t size
     int ret = 0;
 
     SCOPED_LOCK(&p->lock);
+    if (p->closed)
+        return -ECANCELED;
     if (number < p->count && p->chunks[number].state == PLACING_EXPOSED &&
         offset + len <= number * p->chunk_size + p->chunks[number].len)
-        return p->closed ? -ECANCELED : 0;
+        return 0;
     /* After a refusal there is room for one chunk less, and it is asked for once more. */
     for (unsigned most = 0; ret == 0 && most != p->most;) {
         most = p->most;
@@ -178,6 +185,25 @@ int placing_withdraw_all(struct placing *p, const struct interrupt *interrupt)
     return 0;
 }
 
+/*
+ * There is no room for one more; or, when others have made room and it is refused again, it is this chunk
+ * that cannot be had.
+ */
+static void refuse(struct placing *p, struct placing_chunk *chunk)
+{
+    struct placing_chunk refused = {.refusals = chunk->refusals + 1, .most = chunk->most};
+
+    p->held--;
+    p->figures.refusals++;
+    if (refused.refusals == 1) {
+        refused.most = p->most;
+        p->most = p->held;
+    } else {
+        p->most = refused.most;
+    }
+    *chunk = refused;
+}
+
 int placing_on_exposed(struct placing *p, struct wire_reader *body, struct error *err)
 {
     uint64_t offset = wire_read_u64(body), address = wire_read_u64(body);
@@ -192,14 +218,12 @@ int placing_on_exposed(struct placing *p, struct wire_reader *body, struct error
     p->pending--;
     if (cause == CAUSE_NONE) {
         chunk->state = PLACING_EXPOSED;
+        chunk->refusals = 0;
         chunk->key = (struct transport_key){.address = address, .key = key};
         p->figures.chunks++;
         p->figures.exposures++;
     } else {
-        *chunk = (struct placing_chunk){0};
-        p->held--;
-        p->most = p->held;
-        p->figures.refusals++;
+        refuse(p, chunk);
     }
     pthread_cond_broadcast(&p->changed);
     return 0;

@@ -11,7 +11,9 @@
  *   When the destination can pin no more, or as many are exposed as it allows, the chunk that
  *   was used longest ago, and of which nothing is in flight, is given back (WIRE_WITHDRAW): the main
  *   channel has an order, so the next request comes after that. When there is none to give
- *   back, the payload goes through the stream, as on a transport that does not place.
+ *   back, the payload goes through the stream, as on a transport that does not place. So it does
+ *   where a chunk is refused once more after another one has made room for it: that is about this
+ *   chunk, and the others keep their places.
  *
  *   A key is used from the moment that a packet gets its place until its write is complete
  *   (placing_use(), placing_unuse()); until then its chunk stays.
@@ -33,6 +35,7 @@
 #include <stdint.h>
 
 #define PLACING_AHEAD 1u /* chunks that are asked for before they are needed */
+#define PLACING_TRIES 2u /* a chunk that was refused as often is not asked for again */
 
 enum placing_state { PLACING_NONE, PLACING_ASKED, PLACING_EXPOSED };
 
@@ -42,6 +45,8 @@ struct placing_chunk {
     uint64_t used;            /* when it was last taken */
     uint64_t len;             /* bytes from its start that are exposed */
     struct transport_key key; /* PLACING_EXPOSED */
+    unsigned refusals;        /* since it was exposed last */
+    unsigned most;            /* placing.most before the first of them */
 };
 
 struct placing {
