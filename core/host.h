@@ -8,7 +8,8 @@
  *   attribute_table.lock of a migration or the host (over changes of a backing file's owner)
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
  *   leaves: host.lock, file.lock, stream.lock and under it image.lock, channel.lock (several in the order
- *     of their index; before the three of a file in file_settle()), gate.lock, session.send_lock,
+ *     of their index; before the three of a file in file_settle()) and under it placing.lock and those of
+ *     the transport, gate.lock, session.send_lock (also under placing.lock),
  *     reference.lock, accounts.lock, those of the compressors and of the decompressors, memory.mode_lock
  *     (also under memory.map_lock), completion_lock of socket.c; in fs/: tree_lock of node.c, loop.lock, the
  *     list of handles, user_lock, and parking_lock, also under migration.lock or stream.lock

@@ -260,6 +260,7 @@ void *image_expose(struct image *image, uint64_t offset, uint64_t len, uint64_t 
     /* From here on no page is given back, and one that was is: what is made now stays. */
     pthread_rwlock_wrlock(&image->hole_lock);
     atomic_fetch_add(&image->exposed, 1);
+    atomic_store(&image->was_exposed, true);
     pthread_rwlock_unlock(&image->hole_lock);
     void *memory = memory_make(&image->memory, offset, len);
     if (!memory)

@@ -70,6 +70,7 @@ struct image {
      * pages are cleared and not given back.
      */
     atomic_uint exposed;
+    atomic_bool was_exposed;    /* once; set before the source is told */
     pthread_rwlock_t hole_lock; /* held for reading while pages are given back; a leaf */
     /* bytes of holes and digests made: what takes long, and shows no other progress; relaxed */
     _Atomic uint64_t work;
@@ -182,10 +183,20 @@ int image_discard(struct image *image, unsigned channel, uint64_t offset, uint64
 /** image_truncate - a channel's part of a truncation to @size, which image_grow() has been asked for */
 int image_truncate(struct image *image, unsigned channel, uint64_t size, struct error *err);
 
-/** image_is_exposed - whether some of it is; then the bytes of a packet can be in their place already */
+/** image_is_exposed - whether some of it is: somebody else may store into it now */
 static inline bool image_is_exposed(const struct image *image)
 {
     return atomic_load(&image->exposed);
+}
+
+/**
+ * image_was_exposed - whether some of it ever was: the bytes of a packet can be in their place already
+ *
+ * What was placed is withdrawn when it is there, and the headers that belong to it may come later.
+ */
+static inline bool image_was_exposed(const struct image *image)
+{
+    return atomic_load(&image->was_exposed);
 }
 
 /** image_exposed - where [offset, offset + len), which has been exposed, is mapped; NULL: it was not */

@@ -4,13 +4,12 @@
 #include "backing.h"
 #include "cleanup.h"
 #include "descriptor.h"
+#include "guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/magic.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +17,6 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-#include <ucontext.h>
 
 static void map_window(struct memory *mem, uint64_t size, bool transparent)
 {
@@ -228,68 +226,15 @@ static int grow_map(struct memory *mem, uint64_t end, struct error *err)
     return ret;
 }
 
-static _Thread_local sigjmp_buf *guard; /* of the memory_guard() that runs in this thread */
-
-static void on_sigbus(int signal, siginfo_t *info, void *context)
-{
-    const ucontext_t *interrupted = context;
-
-    (void)info;
-    if (guard) {
-        /* Whatever is blocked in here (a sanitizer blocks everything) stays blocked after a jump. */
-        pthread_sigmask(SIG_SETMASK, &interrupted->uc_sigmask, NULL);
-        siglongjmp(*guard, 1);
-    }
-    /* Not ours: the default action, when the access is tried again. */
-    struct sigaction fatal = {.sa_handler = SIG_DFL};
-    sigaction(signal, &fatal, NULL);
-}
-
-void memory_guard_setup(void)
-{
-    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
-
-    sigaction(SIGBUS, &action, NULL);
-}
-
-int memory_guard(void (*use)(void *arg), void *arg)
-{
-    sigjmp_buf here;
-
-    if (sigsetjmp(here, 0)) {
-        guard = NULL;
-        return -EFAULT;
-    }
-    guard = &here;
-    use(arg);
-    guard = NULL;
-    return 0;
-}
-
-struct copy {
-    char *to;
-    const void *from;
-    size_t len;
-};
-
-static void copy_mapped(void *arg)
-{
-    struct copy *copy = arg;
-
-    memcpy(copy->to, copy->from, copy->len);
-}
-
 static int write_mapped(struct memory *mem, uint64_t offset, const void *buf, size_t len, struct error *err)
 {
     for (;;) {
         int ret = 0;
         pthread_rwlock_rdlock(&mem->map_lock);
         bool fits = offset + len <= mem->mapped;
-        if (fits) {
-            /* A hole that was punched has lost its reservation. */
-            struct copy copy = {mem->map + offset, buf, len};
-            ret = memory_guard(copy_mapped, &copy);
-        }
+        /* A hole that was punched has lost its reservation. */
+        if (fits)
+            ret = guard_copy(mem->map + offset, buf, len);
         pthread_rwlock_unlock(&mem->map_lock);
         if (ret < 0)
             return memory_check(mem, err) < 0
@@ -391,7 +336,7 @@ void memory_map(struct memory *mem, uint64_t offset, size_t len)
     struct range range = {window, window + len};
     uint64_t within = offset % (uint64_t)getpagesize();
     if (mem->tmpfs)
-        memory_guard(read_around, &range);
+        guard_call(read_around, &range);
     else
         madvise(window - within, within + len, MADV_POPULATE_WRITE);
 }

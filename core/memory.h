@@ -9,7 +9,7 @@
  * takes no lock in the kernel: pwrite(2) takes the inode's, and channels would
  * wait for one another. Receiving into the window reports a page that somebody
  * has truncated away as EFAULT; reading and writing it from here goes through
- * memory_guard().
+ * guard_call().
  *
  * Others can reach the file, too: by the name of a backing file, or in /proc/PID/fd.
  * memory_check() finds that it has become shorter than it was made here, or
@@ -130,16 +130,6 @@ void *memory_make(struct memory *mem, uint64_t offset, uint64_t len);
  * memory_populate(), which takes one fault for each page.
  */
 void memory_map(struct memory *mem, uint64_t offset, size_t len);
-
-/**
- * memory_guard - call @use, which reads or writes a window
- *
- * Return: 0; -EFAULT when the memory went away under it. Calls do not nest.
- */
-int memory_guard(void (*use)(void *arg), void *arg);
-
-/** memory_guard_setup - once, before the first memory_guard(), when no thread runs yet */
-void memory_guard_setup(void);
 
 /** memory_read - what is there; the count, 0 past the end, or a negative errno */
 ssize_t memory_read(struct memory *mem, uint64_t offset, void *buf, size_t len);

@@ -12,6 +12,7 @@
  */
 #include "cleanup.h"
 #include "digest.h"
+#include "guard.h"
 #include "handle.h"
 #include "listener.h"
 #include "log.h"
@@ -232,7 +233,7 @@ static int start(struct fuse_args *args, const struct options *options)
     int ret = EXIT_FAILED;
 
     set_up_signals();
-    memory_guard_setup();
+    guard_setup();
     raise_descriptor_limit();
     bound_descriptors(&limits);
     registry_init(&registry, &limits, poll_changed);

@@ -4,6 +4,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "dummy.h"
+#include "guard.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -414,13 +415,15 @@ static void tell_freed(struct rdma_queue *q)
         post_message(q, 0, 0);
 }
 
-static size_t copy_out(const struct iovec **iov, int *n, size_t *at, uint8_t *to, size_t room)
+/* The count, or -EFAULT: what is sent went away. */
+static ssize_t copy_out(const struct iovec **iov, int *n, size_t *at, uint8_t *to, size_t room)
 {
     size_t len = 0;
 
     while (*n > 0 && len < room) {
         size_t left = (*iov)->iov_len - *at, part = left < room - len ? left : room - len;
-        memcpy(to + len, (const uint8_t *)(*iov)->iov_base + *at, part);
+        if (guard_copy(to + len, (const uint8_t *)(*iov)->iov_base + *at, part) < 0)
+            return -EFAULT;
         len += part;
         *at += part;
         if (*at == (*iov)->iov_len) {
@@ -429,7 +432,7 @@ static size_t copy_out(const struct iovec **iov, int *n, size_t *at, uint8_t *to
             *at = 0;
         }
     }
-    return len;
+    return (ssize_t)len;
 }
 
 static int queue_send(struct transport *t, const struct iovec *iov, int n)
@@ -447,7 +450,9 @@ static int queue_send(struct transport *t, const struct iovec *iov, int n)
             step(q, WAIT_MS);
         if (q->dead)
             return q->dead;
-        size_t len = copy_out(&iov, &n, &at, slot_of(q), q->message_max);
+        ssize_t len = copy_out(&iov, &n, &at, slot_of(q), q->message_max);
+        if (len < 0)
+            return (int)len;
         post_message(q, (uint32_t)len, 0);
     }
 }
@@ -466,28 +471,33 @@ static ssize_t queue_try_send(struct transport *t, const void *buf, size_t len)
         return q->dead;
     if (!may_send(q))
         return -EAGAIN;
-    size_t sent = copy_out(&p, &n, &at, slot_of(q), q->message_max);
+    ssize_t sent = copy_out(&p, &n, &at, slot_of(q), q->message_max);
+    if (sent < 0)
+        return sent;
     post_message(q, (uint32_t)sent, 0);
-    return q->dead ? q->dead : (ssize_t)sent;
+    return q->dead ? q->dead : sent;
 }
 
 /* Writes what the caller has through a slot: its memory is not registered. */
 static int place_copied(struct rdma_queue *q, const struct transport_key *key, uint64_t offset,
-                        const void *buf, size_t len)
+                        const void *buf, size_t len, uint64_t *ticket)
 {
     while (!q->dead && !(has_room(q) && has_slot(q)))
         step(q, WAIT_MS);
     if (q->dead)
         return q->dead;
-    memcpy(slot_of(q), buf, len);
+    if (guard_copy(slot_of(q), buf, len) < 0)
+        return -EFAULT;
     struct ibv_sge sge = {.addr = (uintptr_t)slot_of(q), .length = (uint32_t)len, .lkey = q->send_mr->lkey};
     struct ibv_send_wr wr = {.opcode = IBV_WR_RDMA_WRITE,
                              .send_flags = IBV_SEND_SIGNALED,
                              .sg_list = &sge,
                              .num_sge = 1,
                              .wr.rdma = {.remote_addr = key->address + offset, .rkey = key->key}};
-    if (!post(q, &wr, (struct posted){.slot = true, .placed = (uint32_t)len}))
+    uint64_t number = post(q, &wr, (struct posted){.slot = true, .placed = (uint32_t)len});
+    if (!number)
         return q->dead;
+    *ticket = number;
     q->slots_used++;
     q->placing += len;
     return 0;
@@ -511,9 +521,10 @@ static int place_registered(struct rdma_queue *q, const struct transport_key *ke
                              .sg_list = &sge,
                              .num_sge = 1,
                              .wr.rdma = {.remote_addr = key->address + offset, .rkey = key->key}};
-    *ticket = post(q, &wr, (struct posted){.local = local, .placed = (uint32_t)len});
-    if (!*ticket)
+    uint64_t number = post(q, &wr, (struct posted){.local = local, .placed = (uint32_t)len});
+    if (!number)
         return q->dead;
+    *ticket = number;
     q->placing += len;
     return 0;
 }
@@ -535,11 +546,11 @@ static int queue_place(struct transport *t, const struct transport_key *key, uin
             ret = place_registered(q, key, offset + done, from, part, local, &handed->ticket);
         } else {
             part = part < SLOT_SIZE ? part : SLOT_SIZE;
-            ret = place_copied(q, key, offset + done, from, part);
+            ret = place_copied(q, key, offset + done, from, part, &handed->ticket);
         }
         pthread_mutex_unlock(&q->lock);
         if (ret < 0) {
-            if (local && ret < 0)
+            if (local)
                 rdma_local_release(q->domain, local);
             return ret;
         }
@@ -593,7 +604,8 @@ static ssize_t queue_recv(struct transport *t, void *buf, size_t len, int flags)
     const uint8_t *from = q->recv_ring + (uint64_t)message->slot * q->shape.receive_size + q->taken;
     uint32_t left = message->len - q->taken;
     size_t n = left < len ? left : len;
-    memcpy(buf, from, n);
+    if (guard_copy(buf, from, n) < 0)
+        return -EFAULT;
     q->taken += (uint32_t)n;
     if (q->taken == message->len)
         forget_message(q);
@@ -648,14 +660,19 @@ static void queue_shutdown(struct transport *t)
         rdma_disconnect(q->id);
 }
 
-/* Waits for room for a message without bytes, which @flags belong to. */
+/* Called with the lock held. Where there is no room for it, the end of the connection says the same. */
+static void finish(struct rdma_queue *q)
+{
+    if (!q->dead && has_room(q) && q->credits > 0)
+        post_message(q, 0, IMM_FINISH);
+}
+
 static void queue_finish(struct transport *t)
 {
     struct rdma_queue *q = t->own;
 
     SCOPED_LOCK(&q->lock);
-    if (!q->dead && has_room(q) && q->credits > 0)
-        post_message(q, 0, IMM_FINISH);
+    finish(q);
 }
 
 static void free_queue(struct rdma_queue *q)
@@ -695,10 +712,12 @@ static void queue_close(struct transport *t)
 {
     struct rdma_queue *q = t->own;
 
-    queue_finish(t);
     pthread_mutex_lock(&q->lock);
+    /* One that never stood has nothing to say, and nobody to wait for. */
+    if (q->events)
+        finish(q);
     int64_t deadline = clock_ms() + CLOSE_MS;
-    while (!q->dead && q->signaled > q->completed && clock_ms() < deadline)
+    while (q->events && !q->dead && q->signaled > q->completed && clock_ms() < deadline)
         step(q, (int)(deadline - clock_ms()));
     die(q, -ECONNRESET);
     if (q->events)
@@ -889,15 +908,16 @@ int rdma_queue_established(struct transport *t)
 
     if (!events)
         return -errno;
-    if (fcntl(events->fd, F_SETFL, O_NONBLOCK) < 0 || rdma_migrate_id(q->id, events) < 0) {
+    /* The last thing that can fail is that the id moves: from there on it is the connection's. */
+    if (fcntl(events->fd, F_SETFL, O_NONBLOCK) < 0 || watch(q, events->fd) < 0 ||
+        rdma_migrate_id(q->id, events) < 0) {
         int code = errno;
         rdma_destroy_event_channel(events);
         return -code;
     }
     pthread_mutex_lock(&q->lock);
     q->events = events;
-    int ret = watch(q, events->fd);
     pthread_mutex_unlock(&q->lock);
     name_peer(t, rdma_get_peer_addr(q->id));
-    return ret;
+    return 0;
 }

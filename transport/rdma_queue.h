@@ -66,7 +66,11 @@ int rdma_queue_meet(struct transport *t, const void *greeting, size_t len, struc
 /** rdma_greeting_is_valid - whether it is one */
 bool rdma_greeting_is_valid(const void *greeting, size_t len);
 
-/** rdma_queue_established - the connection stands, and all events of @id have been acknowledged */
+/**
+ * rdma_queue_established - the connection stands, and all events of @id have been acknowledged
+ *
+ * Return: 0, and @id is the connection's; a negative errno, and it is the caller's, as the connection is.
+ */
 int rdma_queue_established(struct transport *t);
 
 #endif

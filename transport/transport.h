@@ -105,10 +105,10 @@ struct transport_figures {
  *        many. Those belong to the kernel or the card until @reap says that their ticket is
  *        back, also after an error and after @shutdown. Under the rules of @send.
  * @place: Writes @len bytes of @buf into the peer's memory, @offset bytes into what @key stands for, so
- *        that they are there before anything is received that is sent later. As much of @buf as *@handed
- *        says (any part of it) is lent until its ticket is back, as with @send_zerocopy. Under the rules
- *        of @send. 0; -EOPNOTSUPP: there is no such thing here; after another error the connection cannot
- *        be used.
+ *        that they are there before anything is received that is sent later. Until the ticket of *@handed is
+ *        back, which @reap says, @key is in use, and any part of @buf may be lent; ticket 0: nothing was
+ *        begun. Also after an error, after which the connection cannot be used. Under the rules of @send.
+ *        0; -EOPNOTSUPP: there is no such thing here; another negative errno.
  * @expose: Lets the peers of this connection's group write [@base, @base + @len), which is mapped writable
  *        until @withdraw, and pins it. Any thread. 0 and *@key for the peer; -EOPNOTSUPP: there is no such
  *        thing here; -ENOMEM: no more memory may be pinned; another negative errno.

@@ -2,6 +2,7 @@
 /* The receiving end of a data channel; see receiver.h. */
 #include "receiver.h"
 #include "clock.h"
+#include "guard.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -122,7 +123,7 @@ static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *
         return ended_early(err);
     note_received(r, (size_t)n);
     struct window_check check = {r->checker, to, (size_t)n};
-    if (checksum && memory_guard(check_window, &check) < 0)
+    if (checksum && guard_call(check_window, &check) < 0)
         return went_away(file, err);
     return n;
 }
@@ -254,7 +255,7 @@ static int unpack(struct receiver *r, struct file *file, const struct packet *pa
     struct unpacking u = {r->decompressor, packed, to, packet, err, 0};
     if (!window)
         unpack_guarded(&u);
-    else if (memory_guard(unpack_guarded, &u) < 0)
+    else if (guard_call(unpack_guarded, &u) < 0)
         return went_away(file, err);
     *out = u.out;
     return u.ret;
@@ -275,8 +276,8 @@ static int take_placed(struct receiver *r, struct file *file, const struct packe
 {
     char name[WIRE_NAME_MAX + 1];
 
-    if (!image_is_exposed(&file->image))
-        return error_set(err, CAUSE_PROTOCOL, "a placed packet, though nothing is exposed");
+    if (!r->transport->traits.places || !image_was_exposed(&file->image))
+        return error_set(err, CAUSE_PROTOCOL, "a placed packet, though nothing was exposed");
     note_received(r, packet->length);
     atomic_fetch_add_explicit(&r->placed_bytes, packet->length, memory_order_relaxed);
     if (!is_checked(r, file))
@@ -284,7 +285,7 @@ static int take_placed(struct receiver *r, struct file *file, const struct packe
     void *memory = image_exposed(&file->image, packet->offset, packet->length);
     struct window_check check = {r->checker, memory, packet->length};
     XXH3_64bits_reset(r->checker);
-    if (!memory || memory_guard(check_window, &check) < 0)
+    if (!memory || guard_call(check_window, &check) < 0)
         return went_away(file, err);
     if (XXH3_64bits_digest(r->checker) != packet->payload_check)
         return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",

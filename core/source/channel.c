@@ -15,6 +15,9 @@
 /* How long the reaper asks before it looks whether it is interrupted, or the sender was told in its place. */
 #define REAP_MS 20
 
+/* How often the destination is listened to at once. */
+#define APPLIED_TURNS 64
+
 /* All of it is guarded by the channel's lock, but for the bytes of slices that are being sent. */
 struct channel_chunk {
     struct channel_chunk *next_free;
@@ -231,15 +234,18 @@ uint64_t channel_made(const struct packet *packet, const void *payload, struct c
     return wire_packet_encode(packet, &entry->header);
 }
 
-/* Reads what the destination says that it has applied. Called with the lock held. */
+/*
+ * Reads what the destination says that it has applied. Called with the lock held; so one that goes on saying
+ * it is not listened to for long.
+ */
 static void read_applied(struct channel *ch)
 {
-    ssize_t n;
-
-    while (ch->transport &&
-           (n = transport_recv(ch->transport, ch->applied + ch->applied_have,
-                               sizeof(ch->applied) - ch->applied_have, TRANSPORT_NOWAIT)) > 0) {
+    for (unsigned turn = 0; ch->transport && turn < APPLIED_TURNS; turn++) {
         uint64_t count;
+        ssize_t n = transport_recv(ch->transport, ch->applied + ch->applied_have,
+                                   sizeof(ch->applied) - ch->applied_have, TRANSPORT_NOWAIT);
+        if (n <= 0)
+            return;
         ch->applied_have += (size_t)n;
         if (ch->applied_have < sizeof(ch->applied))
             continue;
@@ -547,8 +553,7 @@ static int place_batch(struct channel *ch, struct batch *batch)
         ret = transport_place(ch->transport, &entry->key, entry->key_offset, entry->payload, entry->length,
                               &handed);
         SCOPED_LOCK(&ch->lock);
-        if (handed.bytes)
-            entry->ticket = handed.ticket;
+        entry->ticket = handed.ticket;
     }
     return ret;
 }

@@ -28,8 +28,8 @@
  *   does not take long, and the connection is closed when nothing is in flight.
  *
  * Locks
- *   channel.lock, many of them in the order of their index. Nothing else is
- *   taken while one is held. Never held while sending.
+ *   channel.lock, many of them in the order of their index. Nothing of core/ but
+ *   placing.lock is taken while one is held. Never held while sending.
  */
 #ifndef MIGFS_CHANNEL_H
 #define MIGFS_CHANNEL_H

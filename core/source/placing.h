@@ -9,8 +9,8 @@
  *   time, so that the destination pins it while this one is sent.
  *
  *   When the destination can pin no more, or as many are exposed as it allows, the chunk that
- *   was used longest ago, and of which nothing is in flight, is given back (WIRE_WITHDRAW): the main
- *   channel has an order, so the next request comes after that. When there is none to give
+ *   was used longest ago, and of which nothing is in flight, is given back (WIRE_WITHDRAW): the
+ *   main channel has an order, so the next request comes after that. When there is none to give
  *   back, the payload goes through the stream, as on a transport that does not place. So it does
  *   where a chunk is refused once more after another one has made room for it: that is about this
  *   chunk, and the others keep their places.
@@ -18,8 +18,8 @@
  *   A key is used from the moment that a packet gets its place until its write is complete
  *   (placing_use(), placing_unuse()); until then its chunk stays.
  *
- * Lock: placing.lock, a leaf, but that the main channel's send_lock is taken while it is held; so what is
- * said of a chunk has the order in which it was decided.
+ * Lock: placing.lock, under channel.lock, and a leaf but that the main channel's send_lock is taken
+ * while it is held; so what is said of a chunk has the order in which it was decided.
  */
 #ifndef MIGFS_PLACING_H
 #define MIGFS_PLACING_H

@@ -5,6 +5,7 @@
 #include "connection.h"
 #include "descriptor.h"
 #include "file.h"
+#include "guard.h"
 #include "memory.h"
 #include "sender.h"
 
@@ -106,7 +107,7 @@ static void populate_stripe(const struct reference *ref, uint64_t stripe)
     madvise(at, WIRE_STRIPE_SIZE, MADV_POPULATE_READ);
 }
 
-/* The look at a stripe by reference: under memory_guard(), since the file can become shorter at any time. */
+/* The look at a stripe by reference: under guard_call(), since the file can become shorter at any time. */
 struct look {
     const struct reference *ref;
     uint64_t offset; /* of the stripe */
@@ -202,7 +203,7 @@ static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const
     struct path_bytes bytes = {.buf = scanner->buffer, .offset = offset, .map = ref->map};
 
     plan_begin(&plan, &ref->rules);
-    if (memory_guard(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
+    if (guard_call(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
         return error_set(err, CAUSE_IO, "the RAM source '%.100s' has become shorter", ref->text);
     if (look.ret < 0)
         return error_set(err, CAUSE_IO, "cannot read the RAM source '%.100s': %s", ref->text,

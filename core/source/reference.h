@@ -49,7 +49,7 @@ struct reference {
     struct file *ram; /* the image, whose pages these are; no reference */
     struct plan_rules rules;
     uint64_t size;         /* of the image */
-    const char *map;       /* the file from 0; reading it goes through memory_guard() */
+    const char *map;       /* the file from 0; reading it goes through guard_call() */
     uint64_t mapped;       /* so many bytes of it */
     struct page_map dirty; /* asked for, and not taken by a scanner */
 

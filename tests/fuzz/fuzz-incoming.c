@@ -12,6 +12,7 @@
  */
 #include "input.h"
 #include "cleanup.h"
+#include "guard.h"
 #include "registry.h"
 #include "incoming.h"
 #include "lane.h"
@@ -785,7 +786,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     MUST(lab && before >= 0);
     close(before);
-    memory_guard_setup();
+    guard_setup();
     lab->in = (struct input){data, size};
     set_up(lab);
     run_script(lab);

@@ -2,6 +2,7 @@
 /* Connections to the fuzzer; see lane.h. */
 #include "lane.h"
 #include "cleanup.h"
+#include "guard.h"
 #include "input.h"
 #include "memory.h"
 #include "wire.h"
@@ -104,7 +105,7 @@ static ssize_t lane_recv(struct transport *t, void *buf, size_t len, int flags)
             if (lane->slice && n > lane->slice)
                 n = lane->slice;
             struct copy c = {buf, lane->bytes + lane->at, n};
-            int ret = memory_guard(copy, &c);
+            int ret = guard_call(copy, &c);
             lane->at += n;
             update(lane);
             return ret < 0 ? ret : (ssize_t)n;

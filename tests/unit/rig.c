@@ -2,6 +2,7 @@
 /* A source and a destination in one process; see rig.h. */
 #include "rig.h"
 #include "check.h"
+#include "guard.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -61,7 +62,7 @@ void rig_init(struct rig *rig, const char *listen, const struct limits *limits)
     struct error err;
     struct uri uri;
 
-    memory_guard_setup();
+    guard_setup();
     registry_init(&rig->source, &defaults, note_change);
     registry_init(&rig->destination, limits ? limits : &defaults, note_change);
     CHECK_OK(uri_parse(listen, &uri, &err));

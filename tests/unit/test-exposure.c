@@ -160,6 +160,7 @@ Test(exposure, withdrawn)
     CHECK_FAILS(take_away(0, STRIPE, 16, &err), CAUSE_PROTOCOL);
     CHECK_OK(take_away(4 * STRIPE, STRIPE, 16, &err));
     cr_expect(not(image_is_exposed(&ram->image)));
+    cr_expect(image_was_exposed(&ram->image), "headers of what was placed may still come");
     cr_expect(eq(int, (int)add(0, STRIPE), CAUSE_NONE), "and again");
 }
 
@@ -210,8 +211,9 @@ Test(exposure, no_channel_places)
 }
 
 /* Nobody has said how large the image will be: what is exposed is charged. */
-Test(exposure, undeclared, .init = NULL)
+Test(exposure, undeclared)
 {
+    end();
     begin_with(0);
     cr_expect(eq(int, (int)add(0, 4 * STRIPE), CAUSE_NONE));
     cr_expect(eq(u64, budget.used, 4 * STRIPE));

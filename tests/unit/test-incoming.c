@@ -10,6 +10,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "compression.h"
+#include "guard.h"
 #include "peer.h"
 #include "rig.h"
 #include "scratch.h"
@@ -1265,7 +1266,7 @@ Test(incoming, spoilt_frames)
     static uint8_t before[STRIPE];
     struct migration *m;
 
-    memory_guard_setup();
+    guard_setup();
     rig_init(&rig, place(), NULL);
     packer = compressor_new(1);
     packed = compressor_buffer(packer);

@@ -3,6 +3,7 @@
 #include "memory.h"
 #include "check.h"
 #include "cleanup.h"
+#include "guard.h"
 #include "scratch.h"
 
 #include <errno.h>
@@ -343,16 +344,16 @@ Test(memory, guard)
     struct error err;
     char got;
 
-    memory_guard_setup();
+    guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 8191, "y", 1, &err));
     char *window = memory_window(&mem, 0, 8192);
-    cr_expect(zero(int, memory_guard(touch, window + 5)));
-    cr_expect(zero(int, memory_guard(touch, window + 5)));
+    cr_expect(zero(int, guard_call(touch, window + 5)));
+    cr_expect(zero(int, guard_call(touch, window + 5)));
     memory_read(&mem, 5, &got, 1);
     cr_expect(eq(chr, got, 'x'));
     CHECK_OK(memory_resize(&mem, 0, &err));
-    cr_expect(eq(int, memory_guard(touch, window + 5), -EFAULT), "truncated away");
+    cr_expect(eq(int, guard_call(touch, window + 5), -EFAULT), "truncated away");
     memory_fini(&mem, false);
 }
 
@@ -361,13 +362,13 @@ Test(memory, guard_again_and_again)
     struct memory mem;
     struct error err;
 
-    memory_guard_setup();
+    guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 4095, "y", 1, &err));
     char *window = memory_window(&mem, 0, 4096);
     for (int i = 0; i < 100; i++) {
-        cr_expect(zero(int, memory_guard(touch, window + 5)));
-        cr_expect(eq(int, memory_guard(touch, window + 4096), -EFAULT), "past the end of the file");
+        cr_expect(zero(int, guard_call(touch, window + 5)));
+        cr_expect(eq(int, guard_call(touch, window + 4096), -EFAULT), "past the end of the file");
     }
     memory_fini(&mem, false);
 }
@@ -378,7 +379,7 @@ Test(memory, sigbus_without_a_guard, .signal = SIGBUS)
     struct memory mem;
     struct error err;
 
-    memory_guard_setup();
+    guard_setup();
     CHECK_OK(memory_init(&mem, NULL, "vm-1", LIMIT, &err));
     CHECK_OK(memory_write(&mem, 0, "y", 1, &err));
     char *window = memory_window(&mem, 0, 1);
@@ -430,7 +431,7 @@ static void wait_for_others(void)
 static void reserve_huge_pages(void)
 {
     scratch_make();
-    memory_guard_setup();
+    guard_setup();
     wait_for_others();
     huge_pages_before = read_huge_pages();
     if (huge_pages_before >= 0)

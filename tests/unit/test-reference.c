@@ -4,6 +4,7 @@
 #include "blocked.h"
 #include "check.h"
 #include "cleanup.h"
+#include "guard.h"
 #include "peer.h"
 #include "rig.h"
 #include "scratch.h"
@@ -413,7 +414,7 @@ static void set_up_blocked(void)
 
     scratch_make();
     signal(SIGPIPE, SIG_IGN);
-    memory_guard_setup();
+    guard_setup();
     registry_init(&registry, &limits, NULL);
     memory_fd = memfd_create("ram", 0);
 }
