@@ -52,6 +52,9 @@ static int remove_leftover(const char *path, struct error *err)
         return errno == ENOENT
                    ? 0
                    : error_set_errno(err, errno, "cannot look at the backing file '%.160s'", path);
+    /* It was removed between the kernel's finding it and looking at it. */
+    if (st.st_nlink == 0)
+        return 0;
     if (!is_marked(&st))
         return is_taken(path, err);
     CLEANUP_FD int fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
