@@ -533,14 +533,17 @@ static int queue_place(struct transport *t, const struct transport_key *key, uin
                        size_t len, struct transport_handed *handed)
 {
     struct rdma_queue *q = t->own;
+    bool copies = false;
 
     *handed = (struct transport_handed){0};
     for (size_t done = 0; done < len;) {
         const uint8_t *from = (const uint8_t *)buf + done;
         size_t part = len - done < SHARE_MAX ? len - done : SHARE_MAX;
-        struct rdma_local *local = rdma_local_take(q->domain, from, part, &part);
+        /* What could not be registered is not tried again with the next slot's worth of it. */
+        struct rdma_local *local = copies ? NULL : rdma_local_take(q->domain, from, part, &part);
         int ret;
 
+        copies = !local;
         pthread_mutex_lock(&q->lock);
         if (local) {
             ret = place_registered(q, key, offset + done, from, part, local, &handed->ticket);
@@ -791,7 +794,13 @@ static int make_queue_pair(struct rdma_queue *q, struct ibv_pd *pd)
                 .max_inline_data = INLINE_MAX},
         .qp_type = IBV_QPT_RC,
     };
-    if (rdma_create_qp(q->id, pd, &attr) < 0)
+    int ret = rdma_create_qp(q->id, pd, &attr);
+    if (ret < 0 && attr.cap.max_inline_data) {
+        /* Not every device has so much room in a work request. */
+        attr.cap.max_inline_data = 0;
+        ret = rdma_create_qp(q->id, pd, &attr);
+    }
+    if (ret < 0)
         return -errno;
     q->inline_max = attr.cap.max_inline_data;
     return 0;
