@@ -42,6 +42,7 @@
 #define FLAG_ODD      8  /* limits that are no whole number of pages */
 #define FLAG_DIGEST   16 /* compute the digests in the end */
 #define FLAG_BUSY     32 /* every other send finds no room */
+#define FLAG_PLACES   64 /* data channels place */
 
 /* A step begins with one of these. */
 enum code {
@@ -58,6 +59,9 @@ enum code {
     CODE_CLOSE,    /* lane */
     CODE_USER,     /* what, file, offset 24, length 16: what a local user does meanwhile */
     CODE_CHANGE,   /* file, how (1: a new name; 2: which replaces; the rest: which name or file), skew */
+    CODE_EXPOSE,   /* how (+128: withdraw, the how-th; +64: as it is, whole stripes otherwise), offset 24,
+                      length 24 */
+    CODE_PLACED,   /* how (1: nothing is written; 2: of another file), offset 24, length 24, seed */
     CODE_MAX
 };
 
@@ -386,7 +390,8 @@ static void model_remove(struct lab *lab, uint32_t id)
 
 static void step_change(struct lab *lab)
 {
-    unsigned number = input_u8(&lab->in) % 8, how = input_u8(&lab->in), replaced = how & 2 ? (how >> 2) % 8 : 0;
+    unsigned number = input_u8(&lab->in) % 8, how = input_u8(&lab->in),
+             replaced = how & 2 ? (how >> 2) % 8 : 0;
     CLEANUP_FILE struct file *there = migration_get_file(lab->m, replaced);
     uint8_t buf[16 + CHANNELS_MAX * 8 + WIRE_NAME_MAX];
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
@@ -504,6 +509,56 @@ static void step_raw(struct lab *lab)
     lab->modelled = false;
     lane_put(&lab->lanes[lane], bytes, len);
     lane_settle(&lab->lanes[lane]);
+}
+
+/*
+ * What the source writes by itself
+ */
+
+static void step_expose(struct lab *lab)
+{
+    unsigned how = input_u8(&lab->in);
+    uint64_t offset = input_u24(&lab->in), len = input_u24(&lab->in);
+    uint8_t buf[16];
+    struct wire_writer w = {buf, buf, buf + sizeof(buf)};
+
+    if (!(how & 64) && how & 128)
+        lane_exposure(how % 64, &offset, &len);
+    else if (!(how & 64))
+        offset -= offset % WIRE_STRIPE_SIZE;
+    wire_write_u64(&w, offset);
+    wire_write_u64(&w, len);
+    send_message(lab, how & 128 ? WIRE_WITHDRAW : WIRE_EXPOSE, 0, buf, sizeof(buf));
+}
+
+/* As an honest source does: nothing that is not applied says something of these bytes. */
+static void step_placed(struct lab *lab)
+{
+    static uint8_t raw[WIRE_STRIPE_SIZE];
+    unsigned how = input_u8(&lab->in);
+    struct packet packet = {
+        .type = WIRE_DATA, .flags = WIRE_PACKET_PLACED, .file = how & 2, .offset = input_u24(&lab->in)};
+    uint64_t room = WIRE_STRIPE_SIZE - packet.offset % WIRE_STRIPE_SIZE, len = input_u24(&lab->in);
+    struct wire_packet wire;
+
+    CLEANUP_FILE struct file *file = migration_get_file(lab->m, packet.file);
+    packet.length = packet.raw_length = (uint32_t)(len < room ? len : room);
+    pattern(raw, packet.length, input_u8(&lab->in));
+    packet.payload_check = wire_payload_check(raw, packet.length);
+    packet.channel = file ? file_home(file, packet.offset) : 0;
+    packet.sequence = ++lab->sent[packet.channel];
+    packet.check = wire_packet_encode(&packet, &wire);
+    lane_settle(&lab->lanes[packet.channel]);
+    uint8_t *to = how & 1 ? NULL : lane_exposed(packet.offset, packet.length);
+    /* What is written after the source has said that all is complete is its own fault. */
+    if (!to || !file || lab->last_complete)
+        lab->modelled = false;
+    if (to)
+        memcpy(to, raw, packet.length);
+    if (lab->modelled && lab->m->state != STATE_COMPLETED)
+        model_packet(lab, file, &packet, raw);
+    lane_put(&lab->lanes[packet.channel], &wire, sizeof(wire));
+    lane_settle(&lab->lanes[packet.channel]);
 }
 
 /*
@@ -679,6 +734,12 @@ static void run_script(struct lab *lab)
         case CODE_CHANGE:
             step_change(lab);
             break;
+        case CODE_EXPOSE:
+            step_expose(lab);
+            break;
+        case CODE_PLACED:
+            step_placed(lab);
+            break;
         case CODE_CLOSE:
             /* What is sent on it now does not arrive. */
             lab->modelled = false;
@@ -729,6 +790,8 @@ static void set_up(struct lab *lab)
     lab->modelled = true;
     for (unsigned c = 0; c <= channels; c++)
         lane_init(&lab->lanes[c], slice < 16 ? 0 : slice * 8, flags & FLAG_BUSY);
+    for (unsigned c = 0; c < channels && flags & FLAG_PLACES; c++)
+        lane_places(&lab->lanes[c]);
     for (unsigned i = 0; i < FILES_MAX; i++) {
         lab->models[i].image =
             mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -758,6 +821,7 @@ static void tear_down(struct lab *lab)
         lane_wait_closed(&lab->lanes[c]);
     MUST(state_is_final(lab->m->state));
     await_threads(lab);
+    MUST(lane_keys() == 0);
     check_limits(lab);
     for (uint32_t i = 0; i < lab->m->file_count; i++) {
         struct file *file = lab->m->files[i];
@@ -767,7 +831,8 @@ static void tear_down(struct lab *lab)
         if (lab->m->state == STATE_COMPLETED && lab->modelled)
             check_file(lab, file);
         if (lab->flags & FLAG_DIGEST)
-            MUST(image_digest(&file->image, NULL, digest) == (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
+            MUST(image_digest(&file->image, NULL, digest) ==
+                 (lab->m->state == STATE_COMPLETED ? 0 : -ECONNRESET));
     }
     migration_put(lab->m);
     registry_drain(&lab->registry, HOST_FOREVER);

@@ -7,9 +7,97 @@
 #include "memory.h"
 #include "wire.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+
+/* What the driver may write. */
+#define KEYS_MAX 64
+struct lane_key {
+    uint8_t *base; /* NULL: there is none */
+    size_t len;
+    uint64_t offset; /* in the RAM, once the destination has said so */
+    bool told;
+};
+static pthread_mutex_t keys_lock = PTHREAD_MUTEX_INITIALIZER; /* guards them */
+static struct lane_key keys[KEYS_MAX];
+
+static int lane_expose(struct transport *t, void *base, size_t len, struct transport_key *key)
+{
+    (void)t;
+    SCOPED_LOCK(&keys_lock);
+    for (unsigned i = 0; i < KEYS_MAX; i++) {
+        if (keys[i].base)
+            continue;
+        keys[i] = (struct lane_key){.base = base, .len = len};
+        *key = (struct transport_key){.address = (uintptr_t)base, .key = i + 1};
+        return 0;
+    }
+    return -ENOMEM;
+}
+
+static void lane_withdraw(struct transport *t, const struct transport_key *key)
+{
+    (void)t;
+    SCOPED_LOCK(&keys_lock);
+    MUST(key->key && key->key <= KEYS_MAX && (uintptr_t)keys[key->key - 1].base == key->address);
+    /* It still is there to be written, to the last moment. */
+    memset(keys[key->key - 1].base, keys[key->key - 1].base[0], 1);
+    keys[key->key - 1].base = NULL;
+}
+
+/* The destination says what became of a request. */
+static void hear_exposed(const uint8_t *body, size_t len)
+{
+    struct wire_reader r = {.p = body, .left = len};
+    uint64_t offset = wire_read_u64(&r), address = wire_read_u64(&r);
+    uint32_t key = wire_read_u32(&r), cause = wire_read_u32(&r);
+
+    MUST(wire_read_done(&r));
+    MUST(cause ? !key && !address : key && key <= KEYS_MAX);
+    if (cause)
+        return;
+    SCOPED_LOCK(&keys_lock);
+    struct lane_key *k = &keys[key - 1];
+    if ((uintptr_t)k->base != address)
+        return; /* withdrawn already, since it is over */
+    k->offset = offset;
+    k->told = true;
+}
+
+uint8_t *lane_exposed(uint64_t offset, size_t len)
+{
+    SCOPED_LOCK(&keys_lock);
+    for (struct lane_key *k = keys; k < keys + KEYS_MAX; k++) {
+        if (k->base && k->told && offset >= k->offset && len <= k->len && offset - k->offset <= k->len - len)
+            return k->base + (offset - k->offset);
+    }
+    return NULL;
+}
+
+bool lane_exposure(unsigned n, uint64_t *offset, uint64_t *len)
+{
+    SCOPED_LOCK(&keys_lock);
+    for (struct lane_key *k = keys; k < keys + KEYS_MAX; k++) {
+        if (!k->base || !k->told || n-- > 0)
+            continue;
+        *offset = k->offset;
+        *len = k->len;
+        return true;
+    }
+    return false;
+}
+
+unsigned lane_keys(void)
+{
+    unsigned count = 0;
+
+    SCOPED_LOCK(&keys_lock);
+    for (struct lane_key *k = keys; k < keys + KEYS_MAX; k++)
+        count += k->base != NULL;
+    return count;
+}
 
 /* Called with the lock held. */
 static void update(struct lane *lane)
@@ -58,6 +146,14 @@ static ssize_t lane_try_send(struct transport *t, const void *buf, size_t len)
     lane->full = lane->busy && !lane->full;
     if (lane->full)
         return -EAGAIN;
+    if (lane->base.traits.places) {
+        uint64_t count;
+        MUST(len == sizeof(count));
+        memcpy(&count, buf, sizeof(count));
+        MUST(le64toh(count) > lane->told);
+        lane->told = le64toh(count);
+        return (ssize_t)len;
+    }
     if (lane->slice && len > lane->slice)
         len = lane->slice;
     MUST(lane->heard + len <= sizeof(lane->said));
@@ -71,6 +167,8 @@ static ssize_t lane_try_send(struct transport *t, const void *buf, size_t len)
         if (lane->heard < whole)
             break;
         MUST(wire_message_check(&header, lane->said + sizeof(header), message.length));
+        if (message.type == WIRE_EXPOSED)
+            hear_exposed(lane->said + sizeof(header), message.length);
         memmove(lane->said, lane->said + whole, lane->heard - whole);
         lane->heard -= whole;
     }
@@ -167,6 +265,8 @@ static const struct transport_ops lane_ops = {
     .send = lane_send,
     .try_send = lane_try_send,
     .recv = lane_recv,
+    .expose = lane_expose,
+    .withdraw = lane_withdraw,
     .pollfd = lane_pollfd,
     .set_timeout = lane_set_timeout,
     .shutdown = lane_shutdown,
@@ -181,6 +281,11 @@ void lane_init(struct lane *lane, size_t slice, bool busy)
     MUST(lane->fd >= 0);
     pthread_mutex_init(&lane->lock, NULL);
     pthread_cond_init(&lane->moved, NULL);
+}
+
+void lane_places(struct lane *lane)
+{
+    lane->base.traits.places = true;
 }
 
 void lane_fini(struct lane *lane)

@@ -31,6 +31,7 @@ struct lane {
     bool eof, shut, closed;
     bool waiting;   /* the reader has taken everything and waits in recv */
     bool over;      /* the reader was told of the end */
+    uint64_t told; /* the last count of applied packets, on a lane that places */
     unsigned turns; /* how often a reader that does not wait found nothing */
     unsigned wanted;
 };
@@ -38,6 +39,15 @@ struct lane {
 /** lane_init - @slice: no receive gives more, 0: any; @busy: every other send finds no room */
 void lane_init(struct lane *lane, size_t slice, bool busy);
 void lane_fini(struct lane *lane);
+
+/** lane_places - the driver can write what the destination exposes; before it is used */
+void lane_places(struct lane *lane);
+/** lane_exposed - where [@offset, @offset + @len) of the RAM is, if it is exposed, and the driver was told; or NULL */
+uint8_t *lane_exposed(uint64_t offset, size_t len);
+/** lane_exposure - the @n-th range that is exposed. Return: whether there is one */
+bool lane_exposure(unsigned n, uint64_t *offset, uint64_t *len);
+/** lane_keys - how many there are */
+unsigned lane_keys(void);
 
 /** lane_put - bytes arrive */
 void lane_put(struct lane *lane, const void *bytes, size_t len);

@@ -29,7 +29,7 @@ def u24(value):
 
 
 # The destination: see enum code and the flags in fuzz-incoming.c.
-CHECKSUM, ZSTD, LOOSE, ODD, DIGEST, BUSY = 1, 2, 4, 8, 16, 32
+CHECKSUM, ZSTD, LOOSE, ODD, DIGEST, BUSY, PLACES = 1, 2, 4, 8, 16, 32, 64
 HOW_BYTES, HOW_ZSTD, HOW_SEQUENCE, HOW_CHECK, HOW_LIE, HOW_FAR, HOW_ROUGH, HOW_SPLIT = 1, 2, 4, 8, 16, 32, 64, 128
 READ, SEEK, READABLE, MAP, FILE_DIGEST, CANCEL, QUERY, REMOVE, PATH, SETTLE = range(10)
 
@@ -119,6 +119,18 @@ def user(what, file=0, offset=0, length=0):
     return bytes([11, what, file]) + u24(offset) + u16(length)
 
 
+def expose(offset, length, how=0):
+    return bytes([13, how]) + u24(offset) + u24(length)
+
+
+def withdraw(n=0, offset=0, length=0, how=0):
+    return bytes([13, 128 | n | how]) + u24(offset) + u24(length)
+
+
+def placed(offset, length, seed=5, how=0):
+    return bytes([14, how]) + u24(offset) + u24(length) + bytes([seed])
+
+
 COMMIT = bytes([5, 0])
 FINISH = complete() + COMMIT
 
@@ -192,6 +204,23 @@ incoming('busy', header(2, 0, CHECKSUM | BUSY), create(MIB), sync(1), sync(2), s
          create(5, b'x'), data(0, 0, 10), FINISH)
 incoming('slow', header(2, 0, CHECKSUM | BUSY, 16), create(MIB), sync(1), data(0, 0, 3000), data(0, 0, 3000), sync(2),
          FINISH)
+
+incoming('placed', header(2, 0, CHECKSUM | PLACES), create(3 * MIB), expose(0, 2 * MIB), expose(2 * MIB, MIB), placed(0, MIB),
+         data(0, 5000, 5000), placed(4096, 9000, 9), zero(0, 0, 65536), discard(0, 0, 2 * MIB, 0), discard(0, 0, 2 * MIB, 1),
+         placed(MIB + 100, 70000, 3), truncate(0, 2 * MIB, 0), truncate(0, 2 * MIB, 1), withdraw(), withdraw(), FINISH)
+incoming('placed-unchecked', header(3, 0, PLACES | DIGEST), create(0), expose(0, MIB), placed(0, 1000), withdraw(), zero(0, 0, 4096),
+         expose(0, 3 * MIB), placed(2 * MIB, MIB), FINISH)
+incoming('placed-late-header', header(1, 0, PLACES), create(MIB), expose(0, MIB), withdraw(), placed(0, 5000, 1, 1), sync(1))
+incoming('placed-nowhere', header(1, 0, PLACES), create(MIB), placed(0, 1000))
+incoming('placed-past-the-end', header(1, 0, PLACES | CHECKSUM), create(0), expose(0, MIB), placed(3 * MIB - 10, 10), user(READ, 0, 0, 9))
+incoming('placed-damaged', header(1, 0, PLACES | CHECKSUM), create(MIB), expose(0, MIB), placed(0, 1000, 1, 1))
+incoming('placed-device', header(1, 0, PLACES), create(MIB), create(0, b'a'), create(0, b'b'), expose(0, MIB), placed(0, 1000, 1, 2))
+incoming('placed-by-tcp', header(1), create(MIB), expose(0, MIB), placed(0, 1000))
+incoming('expose-too-early', header(1, 0, PLACES), expose(0, MIB))
+incoming('expose-twice', header(1, 0, PLACES), create(3 * MIB), expose(0, 2 * MIB), expose(MIB, MIB))
+incoming('expose-odd', header(1, 0, PLACES), create(3 * MIB), expose(5, MIB, 64))
+incoming('expose-too-much', header(1, 0, PLACES), create(MIB), expose(MIB, MIB), expose(3 * MIB, MIB), sync(1), expose(0, MIB), FINISH)
+incoming('withdraw-nothing', header(1, 0, PLACES), create(MIB), expose(0, MIB), withdraw(0, 0, 5, 64))
 
 # A skew of 88 is 3 more packets of channel 0 than there are.
 incoming('removed', header(2, 0, CHECKSUM | DIGEST), create(MIB), create(0, b'a'), data(1, 0, 70000), remove(1), create(0, b'a'),
