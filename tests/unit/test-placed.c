@@ -9,6 +9,7 @@
 #include "link.h"
 #include "outgoing.h"
 #include "placer.h"
+#include "reference.h"
 #include "rig.h"
 
 #include <endian.h>
@@ -16,6 +17,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define STRIPE ((size_t)WIRE_STRIPE_SIZE)
 #define PAGE   ((size_t)WIRE_PAGE_SIZE)
@@ -562,6 +565,61 @@ Test(placed, chunks_take_turns)
     cr_expect(eq(int, (int)rig_await_end(destination), STATE_COMPLETED));
     close_both();
     free(buf);
+}
+
+/* The bytes of a RAM source change while they are sent, as those of a VM do. No lock, so ThreadSanitizer is not asked. */
+__attribute__((no_sanitize("thread"))) static void change_some(uint8_t *memory, unsigned seed)
+{
+    for (unsigned i = 0; i < 200; i++) {
+        seed = seed * 1103515245u + 12345u;
+        uint8_t *page = memory + (seed >> 8) % (IMAGE / PAGE) * PAGE;
+        for (size_t at = 0; at < PAGE; at += 64)
+            page[at] = seed & 0x800 ? 0 : (uint8_t)(seed >> 3);
+    }
+}
+
+Test(placed, by_reference)
+{
+    static uint8_t all[IMAGE / PAGE / 8];
+    int fd = memfd_create("ram", 0);
+    struct placer want;
+    struct error err;
+
+    cr_assert(zero(int, ftruncate(fd, IMAGE)));
+    uint8_t *memory = mmap(NULL, IMAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    cr_assert(ne(ptr, memory, MAP_FAILED));
+    pattern(memory, IMAGE, 4);
+    memset(all, 0xff, sizeof(all));
+    placer_begin();
+    want = placer_get();
+    want.free_buffers = true;
+    placer_set(&want);
+    rig_init(&rig, "rdma:127.0.0.1:0", NULL);
+    source = rig_make(&rig, "vm", 2, "");
+    source->settings.checksum_choice = CHOICE_OFF;
+    struct reference *reference = reference_new(dup(fd), "fd:7", &err);
+    cr_assert(ne(ptr, reference, NULL));
+    CHECK_OK(outgoing_set_reference(source, reference, NULL, &err));
+    CHECK_OK(outgoing_start(source, NULL, &err));
+    destination = rig_arrived(&rig, "vm");
+    model = malloc(IMAGE);
+    for (unsigned i = 0; i < 12; i++) {
+        CHECK_OK(outgoing_mark_dirty(source, all, sizeof(all), 0, &err));
+        change_some(memory, i);
+        if (i % 4)
+            continue;
+        CHECK_OK(outgoing_mark_dirty(source, all, sizeof(all), 0, &err));
+        sync_both();
+        memcpy(model, memory, IMAGE);
+        rig_compare(destination, WIRE_RAM, model, IMAGE);
+    }
+    CHECK_OK(outgoing_mark_dirty(source, all, sizeof(all), 0, &err));
+    memcpy(model, memory, IMAGE);
+    complete_both();
+    cr_expect(lt(uint, 50, placer_get().placed), "%u placed", placer_get().placed);
+    close_both();
+    munmap(memory, IMAGE);
+    close(fd);
 }
 
 /* Cancelled with payloads in flight and threads that write: everybody gets his buffer back, and no key is left. */
