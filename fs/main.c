@@ -11,6 +11,7 @@
  * when another mount is in the way.
  */
 #include "cleanup.h"
+#include "daemon.h"
 #include "digest.h"
 #include "guard.h"
 #include "handle.h"
@@ -209,7 +210,8 @@ static int run(const struct options *options, struct registry *registry, struct 
         return EXIT_FAILED;
     own_mount = mountpoint_id(options->mountpoint);
     log_info("mounted at %s", options->mountpoint);
-    if (fuse_daemonize(options->foreground) != 0) {
+    if (daemon_ready() < 0) {
+        log_error("cannot go into the background: %s", strerror(errno));
         fuse_session_unmount(se);
         return EXIT_FAILED;
     }
@@ -232,6 +234,10 @@ static int start(struct fuse_args *args, const struct options *options)
     struct error err = {0};
     int ret = EXIT_FAILED;
 
+    if (!options->foreground && daemon_begin() < 0) {
+        fprintf(stderr, "migfs: cannot go into the background: %s\n", strerror(errno));
+        return EXIT_FAILED;
+    }
     set_up_signals();
     guard_setup();
     raise_descriptor_limit();

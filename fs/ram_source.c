@@ -5,10 +5,11 @@
  * A descriptor is taken with pidfd_getfd(2), which asks the kernel whether the
  * daemon may look into the caller (ptrace(2)'s rules); the caller had to open it
  * first. Root's daemon may look into everybody, so it asks by itself whether the
- * caller's user may. A path is opened by this thread with the caller's user, groups and
+ * caller's user may. A path is opened by a thread of its own with the caller's user, groups and
  * directory: the kernel keeps those of each thread apart, and takes away root's
- * powers over files with the user. Links of /proc are not followed, since
- * /proc/self would be the daemon.
+ * powers over files with the user. No other thread ever has other rights than it began with: the kernel takes
+ * the descriptors of RDMA devices from no thread that had, even if it has its own back. Links of /proc are
+ * not followed, since /proc/self would be the daemon.
  *
  * Whoever opened `ram-source` may have made it the output of a program that has
  * more rights, and chosen what it prints: such a program lends its rights to
@@ -23,6 +24,7 @@
 #include <grp.h>
 #include <limits.h>
 #include <linux/openat2.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/fsuid.h>
@@ -112,24 +114,44 @@ static int open_path(int directory, const char *path)
     return fd < 0 ? -errno : fd;
 }
 
-/* The same with the caller's rights, by a daemon of root's. The C library would change all threads; the
- * kernel does not. */
-static int open_path_as(const struct ram_source_caller *caller, int directory, const char *path)
-{
-    gid_t own_groups[NGROUPS_MAX];
-    int own_count = getgroups(NGROUPS_MAX, own_groups);
+/* What a thread opens that has a caller's rights. */
+struct errand {
+    const struct ram_source_caller *caller;
+    int directory;
+    const char *path;
+    int fd; /* or a negative errno */
+};
 
-    if (own_count < 0 || syscall(SYS_setgroups, caller->group_count, caller->groups) < 0)
-        return -errno;
-    gid_t own_gid = (gid_t)setfsgid(caller->gid);
-    uid_t own_uid = (uid_t)setfsuid(caller->uid);
+/* The C library would change all threads; the kernel does not. */
+static void *mig_open(void *arg)
+{
+    struct errand *errand = arg;
+    const struct ram_source_caller *caller = errand->caller;
+
+    pthread_setname_np(pthread_self(), "mig-open");
+    if (syscall(SYS_setgroups, caller->group_count, caller->groups) < 0) {
+        errand->fd = -errno;
+        return NULL;
+    }
+    setfsgid(caller->gid);
+    setfsuid(caller->uid);
     /* These two say nothing of success: asking again does. */
     bool changed = (uid_t)setfsuid((uid_t)-1) == caller->uid && (gid_t)setfsgid((gid_t)-1) == caller->gid;
-    int fd = changed ? open_path(directory, path) : -EPERM;
-    setfsuid(own_uid);
-    setfsgid(own_gid);
-    syscall(SYS_setgroups, own_count, own_groups);
-    return fd;
+    errand->fd = changed ? open_path(errand->directory, errand->path) : -EPERM;
+    return NULL;
+}
+
+/* The same with the caller's rights, by a daemon of root's. */
+static int open_path_as(const struct ram_source_caller *caller, int directory, const char *path)
+{
+    struct errand errand = {caller, directory, path, -EPERM};
+    pthread_t thread;
+    int code = pthread_create(&thread, NULL, mig_open, &errand);
+
+    if (code)
+        return -code;
+    pthread_join(thread, NULL);
+    return errand.fd;
 }
 
 static int open_for(const struct ram_source_caller *caller, const char *path, struct error *err)

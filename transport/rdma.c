@@ -324,6 +324,13 @@ static struct transport *handle(struct rdma_listener *l, struct rdma_cm_event *e
         on_request(l, id, &request);
         return NULL;
     }
+    if (id == l->id && type == RDMA_CM_EVENT_DEVICE_REMOVAL) {
+        /* The device cannot go before nobody listens there. */
+        log_error("%s: the RDMA device was removed: no data channels are taken any more", l->address);
+        rdma_destroy_id(l->id);
+        l->id = NULL;
+        return NULL;
+    }
     while (i < l->unsure_count && l->unsure[i].id != id)
         i++;
     if (i == l->unsure_count)

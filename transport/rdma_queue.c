@@ -19,8 +19,9 @@
 #include <sys/eventfd.h>
 
 #define SENDS        256           /* work requests that may be posted and not complete */
-#define SLOTS        32            /* of the send ring */
-#define SLOT_SIZE    (32u << 10)   /* a message has no more */
+#define MESSAGE      (32u << 10)   /* of payloads */
+#define MESSAGE      (32u << 10)   /* bytes of payloads */
+#define SMALL        1024u         /* a hello's reply, or what has been applied */
 #define SIGNAL_EVERY 8             /* messages without a completion of their own, in a row */
 #define PLACED_MAX   (16ull << 20) /* bytes that are written and not complete: the partial drain's bound */
 #define COPY_MAX     (8u << 10)    /* from here on a write of its own costs less than the copy */
@@ -29,17 +30,18 @@
 #define SPIN_NS      20000         /* how long it is looked before it is slept */
 #define CLOSE_MS     1000          /* for what is sent to arrive before the connection is closed */
 
-#define RECEIVED                                                                                             \
-    (1ull << 63) /* in a work request's id: a receive, since a failed completion does not say                \
-                  */
+/* in a work request's id: a receive, since a failed completion does not say */
+#define RECEIVED (1ull << 63)
 
 #define IMM_CREDITS 0xffffu  /* receives that are free again */
 #define IMM_FINISH  0x10000u /* nothing more comes */
 
 static const uint8_t magic[4] = {'m', 'i', 'g', '1'};
 
-const struct rdma_shape rdma_active_shape = {.receives = 16, .receive_size = 1024};
-const struct rdma_shape rdma_passive_shape = {.receives = 32, .receive_size = SLOT_SIZE};
+const struct rdma_shape rdma_active_shape = {
+    .receives = 16, .receive_size = SMALL, .slots = 32, .slot_size = MESSAGE};
+const struct rdma_shape rdma_passive_shape = {
+    .receives = 32, .receive_size = MESSAGE, .slots = 8, .slot_size = SMALL};
 
 /* What is given back when a work request is complete. */
 struct posted {
@@ -375,12 +377,12 @@ static uint64_t post(struct rdma_queue *q, struct ibv_send_wr *wr, struct posted
 
 static bool has_slot(const struct rdma_queue *q)
 {
-    return q->slots_used - q->slots_freed < SLOTS;
+    return q->slots_used - q->slots_freed < q->shape.slots;
 }
 
 static uint8_t *slot_of(const struct rdma_queue *q)
 {
-    return q->send_ring + q->slots_used % SLOTS * SLOT_SIZE;
+    return q->send_ring + q->slots_used % q->shape.slots * q->shape.slot_size;
 }
 
 /* Posts a message of what is in the next slot; there is a slot, room and a credit. */
@@ -548,7 +550,7 @@ static int queue_place(struct transport *t, const struct transport_key *key, uin
         if (local) {
             ret = place_registered(q, key, offset + done, from, part, local, &handed->ticket);
         } else {
-            part = part < SLOT_SIZE ? part : SLOT_SIZE;
+            part = part < q->shape.slot_size ? part : q->shape.slot_size;
             ret = place_copied(q, key, offset + done, from, part, &handed->ticket);
         }
         pthread_mutex_unlock(&q->lock);
@@ -761,7 +763,7 @@ static int watch(struct rdma_queue *q, int fd)
 static int make_rings(struct rdma_queue *q, struct ibv_pd *pd)
 {
     size_t recv_size = (size_t)q->shape.receives * q->shape.receive_size,
-           send_size = (size_t)SLOTS * SLOT_SIZE;
+           send_size = (size_t)q->shape.slots * q->shape.slot_size;
 
     if (posix_memalign((void **)&q->send_ring, 4096, send_size) ||
         posix_memalign((void **)&q->recv_ring, 4096, recv_size))
@@ -891,7 +893,7 @@ int rdma_queue_meet(struct transport *t, const void *greeting, size_t len, struc
         return error_set(err, CAUSE_PROTOCOL, "the peer has %u receives of %u bytes", receives, size);
     SCOPED_LOCK(&q->lock);
     q->credits = receives;
-    q->message_max = size < SLOT_SIZE ? size : SLOT_SIZE;
+    q->message_max = size < q->shape.slot_size ? size : q->shape.slot_size;
     return 0;
 }
 

@@ -39,9 +39,10 @@ struct rdma_greeting {
     uint32_t receive_size;               /* bytes of each */
 };
 
-/* What one end has: the listening one receives payloads, the other one hardly anything. */
+/* What one end has: the listening one receives payloads, the other one sends them. Sizes are bytes. */
 struct rdma_shape {
     uint32_t receives, receive_size;
+    uint32_t slots, slot_size; /* for what is sent; the size is a bound for the messages */
 };
 
 extern const struct rdma_shape rdma_active_shape, rdma_passive_shape;

@@ -357,6 +357,17 @@ migfs_through() {
 	MIGFS=$runner migfs "$@"
 }
 
+# rdma_device: sets $device, $card and $address of an RDMA device, where destinations listen from now on
+rdma_device() {
+	requires rdma ip
+	"$MIGFS" -V | grep -q 'with RDMA' || skip "this migfs is built without RDMA"
+	read -r device card < <({ rdma link show 2>/dev/null || true; } | sed -n 's|^link \([^/]*\)/.*state ACTIVE.*netdev \([^ ]*\).*|\1 \2|p') || true
+	[ -n "${card:-}" ] || skip "there is no RDMA device"
+	address=$(ip -4 -o address show dev "$card" | sed -n 's|.* inet \([0-9.]*\)/.*|\1|p' | head -n 1)
+	[ -n "$address" ] || skip "the card $card of the RDMA device has no address"
+	MIGFS_TEST_LISTEN=rdma:$address:0
+}
+
 # kill_migfs NAME: as a crash would
 kill_migfs() {
 	local pid=${daemon[$1]} status=0
