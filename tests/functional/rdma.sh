@@ -109,7 +109,9 @@ for round in 1 2; do
 	tell tight-src/tight sync
 done
 [ "$(status tight-src/tight rdma-withdrawals)" -ge 1 ] || fail "no chunk of the destination has made room"
-[ "$(status tight-src/tight rdma-evictions)" -ge 1 ] || fail "no chunk of the source has made room"
+# Linux before 6.2 registers no mapping that can only be read.
+[ "$(status tight-src/tight rdma-registrations)" = 0 ] || [ "$(status tight-src/tight rdma-evictions)" -ge 1 ] ||
+	fail "no chunk of the source has made room"
 [ "$(status tight-src/tight rdma-bytes)" -ge $((6 << 20)) ] || fail "too little was placed"
 tell tight-src/tight complete
 same sparse tight-dst/tight/ram
