@@ -152,8 +152,11 @@ static int verify_pieces(struct verification *v, const struct digest_source *ima
     int ret = digest_pieces(image, first, count, digests);
     struct error lost = {0};
     int answered = await_answer(question, ram, id, ret < 0, v->interrupt, &lost);
-    if (ret == -ECANCELED)
+    if (ret == -ECANCELED) {
+        /* If the migration has ended, that is why. */
+        *err = lost;
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    }
     if (ret == -ENODATA)
         return error_set(err, CAUSE_IO, "the RAM source has become shorter");
     if (ret < 0)
