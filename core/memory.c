@@ -283,11 +283,15 @@ static bool reaches(struct memory *mem, uint64_t end)
     return true;
 }
 
+/* Whether the window has [offset, offset + len). */
+static bool is_in_window(const struct memory *mem, uint64_t offset, uint64_t len)
+{
+    return mem->window && len <= mem->window_size && offset <= mem->window_size - len;
+}
+
 void *memory_window(struct memory *mem, uint64_t offset, size_t len)
 {
-    bool inside = mem->window && len <= mem->window_size && offset <= mem->window_size - len;
-
-    return inside && reaches(mem, offset + len) ? mem->window + offset : NULL;
+    return is_in_window(mem, offset, len) && reaches(mem, offset + len) ? mem->window + offset : NULL;
 }
 
 bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
@@ -301,9 +305,7 @@ bool memory_populate(struct memory *mem, uint64_t offset, size_t len)
 
 void *memory_make(struct memory *mem, uint64_t offset, uint64_t len)
 {
-    bool inside = mem->window && len <= mem->window_size && offset <= mem->window_size - len;
-
-    if (!inside || fallocate(mem->fd, 0, (off_t)offset, (off_t)len) < 0)
+    if (!is_in_window(mem, offset, len) || fallocate(mem->fd, 0, (off_t)offset, (off_t)len) < 0)
         return NULL;
     memory_stored(mem, offset + len);
     return mem->window + offset;

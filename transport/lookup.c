@@ -12,12 +12,11 @@
 #include "clock.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 
 #define LOOKUPS_MAX 64 /* threads: those that were given up included */
 
@@ -114,7 +113,8 @@ static int await(const struct lookup *lookup, const struct transport_wait *wait)
     return 0;
 }
 
-int lookup_host(const char *host, const char *port, const struct transport_wait *wait, struct addrinfo **out,
+/* 0; 1 with what getaddrinfo() says in *@gai; a negative errno. */
+static int find(const char *host, const char *port, const struct transport_wait *wait, struct addrinfo **out,
                 int *gai)
 {
     struct addrinfo numeric = hints;
@@ -140,4 +140,49 @@ int lookup_host(const char *host, const char *port, const struct transport_wait 
     }
     lookup_put(lookup);
     return ret;
+}
+
+int lookup_uri(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out,
+               struct error *err)
+{
+    int gai, ret = find(uri->host, uri->port, wait, out, &gai);
+
+    if (ret == -ECANCELED)
+        return error_set(err, CAUSE_INTERRUPTED, "looking up %s was interrupted", uri->text);
+    if (ret == -ETIMEDOUT)
+        return error_set(err, CAUSE_TIMEOUT, "%s: the name service does not answer", uri->text);
+    if (ret < 0)
+        return error_set_errno(err, ret, "looking up %s", uri->text);
+    if (ret > 0)
+        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(gai));
+    return 0;
+}
+
+int lookup_here(const struct uri *uri, const char *port, struct addrinfo **out, struct error *err)
+{
+    struct addrinfo passive = hints;
+
+    passive.ai_flags = AI_PASSIVE;
+    int ret = getaddrinfo(uri->host[0] ? uri->host : NULL, port, &passive, out);
+    if (ret == EAI_SYSTEM)
+        return error_set_errno(err, errno, "%s", uri->text);
+    if (ret != 0)
+        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(ret));
+    return 0;
+}
+
+void lookup_name_peer(struct transport *t, const char *scheme, const struct sockaddr *addr, socklen_t len)
+{
+    static const char mapped[] = "::ffff:";
+    char host[64], port[8];
+
+    if (!addr || getnameinfo(addr, len, host, sizeof(host), port, sizeof(port),
+                             NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(t->peer, sizeof(t->peer), "%s peer", scheme);
+        snprintf(t->address, sizeof(t->address), "unknown");
+        return;
+    }
+    bool is_mapped = !strncmp(host, mapped, sizeof(mapped) - 1) && strchr(host, '.');
+    snprintf(t->peer, sizeof(t->peer), strchr(host, ':') ? "%s:[%s]:%s" : "%s:%s:%s", scheme, host, port);
+    snprintf(t->address, sizeof(t->address), "%s", is_mapped ? host + sizeof(mapped) - 1 : host);
 }

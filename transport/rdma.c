@@ -9,12 +9,8 @@
 #include "lookup.h"
 #include "rdma_queue.h"
 
-#include <arpa/inet.h>
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -183,19 +179,16 @@ static int try_address(struct attempt *a, struct sockaddr *addr, struct transpor
 static int rdma_connect_to(const struct uri *uri, unsigned index, const struct transport_group *group,
                            const struct transport_wait *wait, struct transport **out, struct error *err)
 {
-    struct addrinfo *list = NULL;
+    CLEANUP_ADDRINFO struct addrinfo *list = NULL;
     struct error why = {0};
-    int gai, ret = -EIO;
+    int ret = -EIO;
 
     if (index == 0 && check_devices(err) < 0)
         return -EIO;
     if (index == 0)
         return transport_tcp.connect(uri, index, group, wait, out, err);
-    int found = lookup_host(uri->host, uri->port, wait, &list, &gai);
-    if (found > 0)
-        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(gai));
-    if (found < 0)
-        return error_set_errno(err, found, "looking up %s", uri->text);
+    if (lookup_uri(uri, wait, &list, err) < 0)
+        return -EIO;
     for (struct addrinfo *ai = list; ai && ret < 0; ai = ai->ai_next) {
         struct attempt a = {.uri = uri, .group = group, .wait = wait};
         why = (struct error){0};
@@ -203,7 +196,6 @@ static int rdma_connect_to(const struct uri *uri, unsigned index, const struct t
         if (why.cause == CAUSE_INTERRUPTED || why.cause == CAUSE_TIMEOUT)
             break;
     }
-    freeaddrinfo(list);
     return ret < 0 ? error_set(err, why.cause ? why.cause : CAUSE_UNREACHABLE, "%s", why.message) : 0;
 }
 
@@ -394,21 +386,14 @@ static const struct transport_listener_ops rdma_listener_ops = {
 /* The queue pairs come to the port that the main channels come to. */
 static int bind_id(struct rdma_listener *l, const struct uri *uri, struct error *err)
 {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE},
-                    *list;
-    const char *port = strrchr(l->address, ':') + 1;
-    int gai = getaddrinfo(uri->host[0] ? uri->host : NULL, port, &hints, &list);
+    CLEANUP_ADDRINFO struct addrinfo *list = NULL;
 
-    if (gai)
-        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(gai));
+    if (lookup_here(uri, strrchr(l->address, ':') + 1, &list, err) < 0)
+        return -EIO;
     int ret = rdma_bind_addr(l->id, list->ai_addr);
-    int code = errno;
-    freeaddrinfo(list);
-    if (ret < 0 && (code == ENODEV || code == EADDRNOTAVAIL))
+    if (ret < 0 && (errno == ENODEV || errno == EADDRNOTAVAIL))
         return error_set(err, CAUSE_UNREACHABLE, "%s: no RDMA device has this address", uri->text);
-    if (ret < 0)
-        return error_set_errno(err, code, "cannot listen at %s by RDMA", uri->text);
-    if (rdma_listen(l->id, BACKLOG) < 0)
+    if (ret < 0 || rdma_listen(l->id, BACKLOG) < 0)
         return error_set_errno(err, errno, "cannot listen at %s by RDMA", uri->text);
     return 0;
 }

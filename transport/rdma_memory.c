@@ -3,7 +3,6 @@
 #include "rdma_memory.h"
 #include "cleanup.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>

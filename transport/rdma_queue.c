@@ -4,13 +4,12 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "dummy.h"
+#include "lookup.h"
 #include "guard.h"
 
-#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -88,7 +87,7 @@ struct rdma_queue {
     uint32_t message_max; /* bytes that one of them has */
     uint64_t placing;     /* bytes that are written and not complete */
     struct transport_returns returns;
-    struct transport_figures figures;
+    uint64_t partial_drains;
 
     struct rdma_shape shape;
     uint8_t *recv_ring;
@@ -163,7 +162,6 @@ static void retire(struct rdma_queue *q, uint64_t number, bool success)
         if (send->placed && success) {
             q->returns.sends++;
             q->returns.bytes += send->placed;
-            q->figures.placed_bytes += send->placed;
         }
     }
     q->returns.ticket = q->completed;
@@ -514,7 +512,7 @@ static int place_registered(struct rdma_queue *q, const struct transport_key *ke
         waited = true;
         step(q, WAIT_MS);
     }
-    q->figures.partial_drains += waited;
+    q->partial_drains += waited;
     if (q->dead)
         return q->dead;
     struct ibv_sge sge = {.addr = (uintptr_t)buf, .length = (uint32_t)len, .lkey = local->mr->lkey};
@@ -643,8 +641,7 @@ static void queue_figures(struct transport *t, bool of_group, struct transport_f
     if (of_group)
         rdma_domain_figures(q->domain, out);
     SCOPED_LOCK(&q->lock);
-    out->placed_bytes += q->figures.placed_bytes;
-    out->partial_drains += q->figures.partial_drains;
+    out->partial_drains += q->partial_drains;
 }
 
 static void queue_set_timeout(struct transport *t, int timeout_ms)
@@ -897,21 +894,6 @@ int rdma_queue_meet(struct transport *t, const void *greeting, size_t len, struc
     return 0;
 }
 
-static void name_peer(struct transport *t, const struct sockaddr *addr)
-{
-    char host[64], port[8];
-
-    if (getnameinfo(addr,
-                    addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in),
-                    host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV)) {
-        snprintf(t->peer, sizeof(t->peer), "rdma peer");
-        snprintf(t->address, sizeof(t->address), "unknown");
-        return;
-    }
-    snprintf(t->peer, sizeof(t->peer), strchr(host, ':') ? "rdma:[%s]:%s" : "rdma:%s:%s", host, port);
-    snprintf(t->address, sizeof(t->address), "%s", host);
-}
-
 int rdma_queue_established(struct transport *t)
 {
     struct rdma_queue *q = t->own;
@@ -929,6 +911,8 @@ int rdma_queue_established(struct transport *t)
     pthread_mutex_lock(&q->lock);
     q->events = events;
     pthread_mutex_unlock(&q->lock);
-    name_peer(t, rdma_get_peer_addr(q->id));
+    const struct sockaddr *addr = rdma_get_peer_addr(q->id);
+    lookup_name_peer(t, "rdma", addr,
+                     addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in));
     return 0;
 }

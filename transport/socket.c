@@ -21,11 +21,11 @@
 #include "clock.h"
 #include "completions.h"
 #include "dummy.h"
+#include "lookup.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/errqueue.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -416,15 +416,6 @@ static const struct transport_ops socket_ops = {
     .close = socket_close,
 };
 
-/* An IPv4 address that came by an IPv6 socket is the same machine. */
-static void name_address(struct transport *t, const char *host)
-{
-    static const char mapped[] = "::ffff:";
-    bool is_mapped = !strncmp(host, mapped, sizeof(mapped) - 1) && strchr(host, '.');
-
-    snprintf(t->address, sizeof(t->address), "%s", is_mapped ? host + sizeof(mapped) - 1 : host);
-}
-
 static void name_peer(struct transport *t)
 {
     struct socket_transport *s = t->own;
@@ -432,16 +423,8 @@ static void name_peer(struct transport *t)
     socklen_t len = sizeof(addr);
 
     if (s->tcp) {
-        char host[64], port[8];
-        if (getpeername(s->fd, (struct sockaddr *)&addr, &len) == 0 &&
-            getnameinfo((struct sockaddr *)&addr, len, host, sizeof(host), port, sizeof(port),
-                        NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
-            snprintf(t->peer, sizeof(t->peer), strchr(host, ':') ? "tcp:[%s]:%s" : "tcp:%s:%s", host, port);
-            name_address(t, host);
-        } else {
-            snprintf(t->peer, sizeof(t->peer), "tcp peer");
-            snprintf(t->address, sizeof(t->address), "unknown");
-        }
+        bool known = getpeername(s->fd, (struct sockaddr *)&addr, &len) == 0;
+        lookup_name_peer(t, "tcp", known ? (struct sockaddr *)&addr : NULL, len);
     } else {
         struct ucred cred = {.uid = (uid_t)-1};
         len = sizeof(cred);

@@ -6,47 +6,10 @@
 #include "socket.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
-
-static void cleanup_addrinfo(struct addrinfo **ai)
-{
-    if (*ai)
-        freeaddrinfo(*ai);
-}
-
-/* To connect: it can be given up. */
-static int resolve(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out,
-                   struct error *err)
-{
-    int gai, ret = lookup_host(uri->host, uri->port, wait, out, &gai);
-
-    if (ret == -ECANCELED)
-        return error_set(err, CAUSE_INTERRUPTED, "looking up %s was interrupted", uri->text);
-    if (ret == -ETIMEDOUT)
-        return error_set(err, CAUSE_TIMEOUT, "%s: the name service does not answer", uri->text);
-    if (ret < 0)
-        return error_set_errno(err, ret, "looking up %s", uri->text);
-    if (ret > 0)
-        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(gai));
-    return 0;
-}
-
-/* To listen, when the daemon starts. */
-static int resolve_here(const struct uri *uri, struct addrinfo **out, struct error *err)
-{
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-    int ret = getaddrinfo(uri->host[0] ? uri->host : NULL, uri->port, &hints, out);
-
-    if (ret == EAI_SYSTEM)
-        return error_set_errno(err, errno, "%s", uri->text);
-    if (ret != 0)
-        return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(ret));
-    return 0;
-}
 
 /* Whether an address is one of this machine's: then what is sent there has it as its source, too. */
 static bool is_local(const struct sockaddr *addr, socklen_t len)
@@ -94,11 +57,11 @@ static int connect_to(const struct addrinfo *ai, const struct transport_wait *wa
 static int tcp_connect(const struct uri *uri, unsigned index, const struct transport_group *group,
                        const struct transport_wait *wait, struct transport **out, struct error *err)
 {
-    __attribute__((cleanup(cleanup_addrinfo))) struct addrinfo *list = NULL;
+    CLEANUP_ADDRINFO struct addrinfo *list = NULL;
     int fd = -EHOSTUNREACH;
 
     (void)index, (void)group;
-    if (resolve(uri, wait, &list, err) < 0)
+    if (lookup_uri(uri, wait, &list, err) < 0)
         return -EIO;
     for (struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
         fd = connect_to(ai, wait);
@@ -144,12 +107,12 @@ static unsigned short bound_port(int fd)
 
 static int tcp_listen(const struct uri *uri, struct transport_listener **out, struct error *err)
 {
-    __attribute__((cleanup(cleanup_addrinfo))) struct addrinfo *list = NULL;
+    CLEANUP_ADDRINFO struct addrinfo *list = NULL;
     int fds[SOCKET_LISTEN_MAX], n = 0, code = -EADDRNOTAVAIL;
     unsigned short port = 0;
     char address[URI_MAX];
 
-    if (resolve_here(uri, &list, err) < 0)
+    if (lookup_here(uri, uri->port, &list, err) < 0)
         return -EIO;
     /*
      * A name can have several addresses: all of them, on one port. An address family that is off is no error.

@@ -78,7 +78,6 @@ struct transport_key {
 
 /* What a connection, or its group, has done so far. */
 struct transport_figures {
-    uint64_t placed_bytes;     /* that are written into the peer's memory, and complete */
     uint64_t partial_drains;   /* waits for some of what was in flight, since it was too much */
     uint64_t registrations;    /* of chunks of memory; the group's */
     uint64_t evictions;        /* of chunks that made room for others; the group's */

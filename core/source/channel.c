@@ -736,7 +736,6 @@ bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved)
 
 static void add_figures(struct transport_figures *sum, const struct transport_figures *figures)
 {
-    sum->placed_bytes += figures->placed_bytes;
     sum->partial_drains += figures->partial_drains;
     sum->registrations += figures->registrations;
     sum->evictions += figures->evictions;
