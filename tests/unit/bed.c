@@ -218,3 +218,29 @@ void bed_kick(struct bed *bed)
     for (unsigned c = 0; bed->conn && c < BED_CHANNELS; c++)
         channel_kick(&bed->conn->channels[c]);
 }
+
+void bed_waits(struct bed_call *call)
+{
+    worker_await_sleep(&call->worker);
+    cr_assert(not(atomic_load(&call->worker.done)), "%s", call->err.message);
+}
+
+void bed_works(struct bed_call *call)
+{
+    worker_join(&call->worker);
+    cr_assert(zero(int, call->ret), "%s", call->err.message);
+}
+
+void bed_fails(struct bed_call *call, enum cause cause, const char *sentence)
+{
+    worker_join(&call->worker);
+    cr_expect(eq(int, call->ret, -EIO));
+    cr_expect(eq(int, (int)call->err.cause, (int)cause));
+    cr_expect(eq(str, call->err.message, (char *)sentence));
+}
+
+void bed_interrupt(struct bed *bed, struct bed_call *call)
+{
+    atomic_store(&call->interrupt.hit, true);
+    bed_kick(bed);
+}

@@ -6,6 +6,7 @@
 #ifndef MIGFS_TEST_BED_H
 #define MIGFS_TEST_BED_H
 
+#include "blocked.h"
 #include "host.h"
 #include "source.h"
 
@@ -55,5 +56,21 @@ void bed_sent(struct bed *bed, unsigned channel);
 
 /** bed_kick - those who wait for the migration look around */
 void bed_kick(struct bed *bed);
+
+/* A call that a test makes in a thread of its own. A test that has more to say embeds it as the first field. */
+struct bed_call {
+    struct worker worker;
+    struct interrupt interrupt;
+    struct error err;
+    int ret;
+};
+
+/** bed_waits - the call sleeps, and is not over */
+void bed_waits(struct bed_call *call);
+/** bed_works - it ends, with success; bed_fails - with -EIO, for @cause and that sentence */
+void bed_works(struct bed_call *call);
+void bed_fails(struct bed_call *call, enum cause cause, const char *sentence);
+/** bed_interrupt - it is interrupted, and looks around */
+void bed_interrupt(struct bed *bed, struct bed_call *call);
 
 #endif

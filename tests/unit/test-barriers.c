@@ -2,7 +2,6 @@
 /* `flush` and `sync` of a source whose destination the test plays. */
 #include "barriers.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 #include "cleanup.h"
 #include "clock.h"
@@ -50,58 +49,41 @@ TestSuite(barriers, .init = set_up_active);
 TestSuite(barriers_before, .init = set_up);
 
 struct waiter {
-    struct worker worker;
-    struct interrupt interrupt;
+    struct bed_call call;
     struct file *file;
     int (*wait)(struct barriers *barriers, struct file *file, const struct interrupt *interrupt,
                 struct error *err);
-    struct error err;
-    int ret;
 };
 
 static void work(void *arg)
 {
     struct waiter *w = arg;
 
-    w->ret = w->wait(&barriers, w->file, &w->interrupt, &w->err);
+    w->call.ret = w->wait(&barriers, w->file, &w->call.interrupt, &w->call.err);
 }
 
 /* Begins to wait, and does wait. */
+static void begin(struct waiter *w, const struct waiter *how)
+{
+    *w = *how;
+    worker_start(&w->call.worker, work, w);
+    bed_waits(&w->call);
+}
+
 static void flush_begin(struct waiter *w, struct file *file)
 {
-    *w = (struct waiter){.file = file, .wait = barriers_flush};
-    worker_start(&w->worker, work, w);
-    worker_await_sleep(&w->worker);
-    cr_assert(not(atomic_load(&w->worker.done)), "%s", w->err.message);
+    begin(w, &(struct waiter){.file = file, .wait = barriers_flush});
 }
 
 static void sync_begin(struct waiter *w, struct file *file)
 {
-    *w = (struct waiter){.file = file, .wait = barriers_sync};
-    worker_start(&w->worker, work, w);
-    worker_await_sleep(&w->worker);
-    cr_assert(not(atomic_load(&w->worker.done)), "%s", w->err.message);
-}
-
-static void works(struct waiter *w)
-{
-    worker_join(&w->worker);
-    cr_expect(zero(int, w->ret), "%s", w->err.message);
-}
-
-static void fails(struct waiter *w, enum cause cause, const char *sentence)
-{
-    worker_join(&w->worker);
-    cr_expect(lt(int, w->ret, 0));
-    cr_expect(eq(int, (int)w->err.cause, (int)cause));
-    cr_expect(eq(str, w->err.message, (char *)sentence));
+    begin(w, &(struct waiter){.file = file, .wait = barriers_sync});
 }
 
 static void interrupt(struct waiter *w)
 {
-    atomic_store(&w->interrupt.hit, true);
-    bed_kick(&bed);
-    fails(w, CAUSE_INTERRUPTED, "interrupted");
+    bed_interrupt(&bed, &w->call);
+    bed_fails(&w->call, CAUSE_INTERRUPTED, "interrupted");
 }
 
 Test(barriers_before, not_started)
@@ -128,11 +110,11 @@ Test(barriers, flush_is_local)
         CHECK_OK(barriers_flush(&barriers, ram, NULL, &err));
         flush_begin(&w, NULL);
         bed_sent(&bed, c);
-        works(&w);
+        bed_works(&w.call);
         bed_queued(&bed, c, device, 8 + c);
         flush_begin(&w, device);
         bed_sent(&bed, c);
-        works(&w);
+        bed_works(&w.call);
         bed_queued(&bed, c, NULL, 20 + c);
         CHECK_OK(barriers_flush(&barriers, device, NULL, &err));
         flush_begin(&w, NULL);
@@ -158,7 +140,7 @@ Test(barriers, flush_when_a_channel_is_gone)
     pthread_mutex_unlock(&m->lock);
     flush_begin(&w, NULL);
     bed_fail(&bed, CAUSE_PEER, "the peer has said why");
-    fails(&w, CAUSE_PEER, "the peer has said why");
+    bed_fails(&w.call, CAUSE_PEER, "the peer has said why");
     CHECK_FAILS(barriers_flush(&barriers, NULL, NULL, &err), CAUSE_PEER);
     end();
 }
@@ -175,7 +157,7 @@ static void require_in_vain(bool unlockable, int code)
     cr_expect(eq(int, bed.channel_code, code));
     flush_begin(&w, NULL);
     bed_fail(&bed, CAUSE_UNSUPPORTED, "in vain");
-    fails(&w, CAUSE_UNSUPPORTED, "in vain");
+    bed_fails(&w.call, CAUSE_UNSUPPORTED, "in vain");
     end();
 }
 
@@ -202,7 +184,7 @@ Test(barriers, flush_that_waits_when_the_kernel_copies)
     pthread_mutex_unlock(&ch->lock);
     cr_expect(eq(int, channel_flush(ch, 0, NULL), -EOPNOTSUPP));
     bed_fail(&bed, CAUSE_UNSUPPORTED, "in vain");
-    fails(&w, CAUSE_UNSUPPORTED, "in vain");
+    bed_fails(&w.call, CAUSE_UNSUPPORTED, "in vain");
     end();
 }
 
@@ -215,10 +197,10 @@ Test(barriers, sync_when_the_kernel_copies)
     bed_said(&bed, WIRE_SYNC, &id);
     bed.conn->channels[2].zerocopy = (struct zerocopy){.mode = ZEROCOPY_REQUIRE, .in_vain = ZEROCOPY_GIVE_UP};
     barriers_on_ack(&barriers, id);
-    worker_await_sleep(&w.worker);
-    cr_expect(not(atomic_load(&w.worker.done)));
+    worker_await_sleep(&w.call.worker);
+    cr_expect(not(atomic_load(&w.call.worker.done)));
     bed_fail(&bed, CAUSE_UNSUPPORTED, "in vain");
-    fails(&w, CAUSE_UNSUPPORTED, "in vain");
+    bed_fails(&w.call, CAUSE_UNSUPPORTED, "in vain");
     cr_expect(eq(u64, m->rounds, 0));
     end();
 }
@@ -244,12 +226,12 @@ Test(barriers, sync_says_what_was_accepted)
     cr_expect(eq(u64, next, id + 1));
     cr_expect(barriers_is_answer_due(&barriers));
     barriers_on_ack(&barriers, id);
-    works(&all);
+    bed_works(&all.call);
     cr_expect(barriers_is_answer_due(&barriers));
-    worker_await_sleep(&of_device.worker);
-    cr_expect(not(atomic_load(&of_device.worker.done)), "that was not for it");
+    worker_await_sleep(&of_device.call.worker);
+    cr_expect(not(atomic_load(&of_device.call.worker.done)), "that was not for it");
     barriers_on_ack(&barriers, next);
-    works(&of_device);
+    bed_works(&of_device.call);
     cr_expect(not(barriers_is_answer_due(&barriers)));
     barriers_on_ack(&barriers, next);
     cr_expect(zero(uint, barriers.unanswered), "one answer too many does no harm");
@@ -268,18 +250,18 @@ Test(barriers, sync_waits_for_its_own_side)
         sync_begin(&w, NULL);
         bed_said(&bed, WIRE_SYNC, &id);
         barriers_on_ack(&barriers, id);
-        worker_await_sleep(&w.worker);
-        cr_expect(not(atomic_load(&w.worker.done)));
+        worker_await_sleep(&w.call.worker);
+        cr_expect(not(atomic_load(&w.call.worker.done)));
         cr_expect(nobody_waits());
         cr_expect(eq(u64, m->rounds, c));
         if (c == 1) {
             /* A thread that is interrupted here has what it asked for. */
-            atomic_store(&w.interrupt.hit, true);
+            atomic_store(&w.call.interrupt.hit, true);
             bed_kick(&bed);
         } else {
             bed_sent(&bed, c);
         }
-        works(&w);
+        bed_works(&w.call);
         bed_sent(&bed, c);
     }
     cr_expect(eq(u64, m->rounds, 3));
@@ -302,7 +284,7 @@ Test(barriers, interrupted_in_any_order)
             barriers_on_ack(&barriers, ids[i]);
         for (unsigned i = 0; i < 3; i++) {
             if (i != first)
-                works(&w[i]);
+                bed_works(&w[i].call);
         }
         cr_expect(nobody_waits());
         cr_expect(zero(uint, barriers.unanswered));
@@ -329,12 +311,12 @@ Test(barriers, only_so_many_are_unanswered)
     bed_said(&bed, WIRE_SYNC, &id);
     cr_expect(eq(uint, barriers.unanswered, WIRE_SYNCS_MAX));
     barriers_on_ack(&barriers, id);
-    works(&w);
+    bed_works(&w.call);
     /* One that waits for its turn ends with the migration. */
     barriers.unanswered = WIRE_SYNCS_MAX;
     sync_begin(&w, NULL);
     bed_fail(&bed, CAUSE_RESET, "gone");
-    fails(&w, CAUSE_RESET, "gone");
+    bed_fails(&w.call, CAUSE_RESET, "gone");
     bed_quiet(&bed);
     end();
 }
@@ -348,7 +330,7 @@ Test(barriers, ends_with_the_migration)
     sync_begin(&w, ram);
     bed_said(&bed, WIRE_SYNC, &id);
     bed_fail(&bed, CAUSE_MISMATCH, "damaged");
-    fails(&w, CAUSE_MISMATCH, "damaged");
+    bed_fails(&w.call, CAUSE_MISMATCH, "damaged");
     CHECK_FAILS(barriers_sync(&barriers, NULL, NULL, &err), CAUSE_MISMATCH);
     end();
 }
@@ -364,10 +346,10 @@ Test(barriers, complete_does_not_end_it)
     bed_said(&bed, WIRE_SYNC, &id);
     bed_move(&bed, STATE_COMPLETING);
     CHECK_FAILS(barriers_sync(&barriers, NULL, NULL, &err), CAUSE_STATE);
-    worker_await_sleep(&w.worker);
-    cr_expect(not(atomic_load(&w.worker.done)));
+    worker_await_sleep(&w.call.worker);
+    cr_expect(not(atomic_load(&w.call.worker.done)));
     bed_move(&bed, STATE_COMPLETED);
-    works(&w);
+    bed_works(&w.call);
     end();
 }
 
@@ -382,8 +364,8 @@ Test(barriers, waits_for_the_names)
     sync_begin(&w, device);
     bed_said(&bed, WIRE_SYNC, &id);
     barriers_on_ack(&barriers, id);
-    worker_await_sleep(&w.worker);
-    cr_expect(not(atomic_load(&w.worker.done)), "the name is not there");
+    worker_await_sleep(&w.call.worker);
+    cr_expect(not(atomic_load(&w.call.worker.done)), "the name is not there");
     interrupt(&w);
     sync_begin(&w, device);
     bed_said(&bed, WIRE_SYNC, &id);
@@ -392,18 +374,18 @@ Test(barriers, waits_for_the_names)
     streams.last_made = 5;
     pthread_mutex_unlock(&m->lock);
     bed_kick(&bed);
-    worker_await_sleep(&w.worker);
-    cr_expect(not(atomic_load(&w.worker.done)), "the bytes are not there");
+    worker_await_sleep(&w.call.worker);
+    cr_expect(not(atomic_load(&w.call.worker.done)), "the bytes are not there");
     barriers_on_ack(&barriers, id);
-    works(&w);
+    bed_works(&w.call);
     sync_begin(&w, ram);
     bed_said(&bed, WIRE_SYNC, &id);
     barriers_on_ack(&barriers, id);
-    works(&w);
+    bed_works(&w.call);
     sync_begin(&w, NULL);
     bed_said(&bed, WIRE_SYNC, &id);
     barriers_on_ack(&barriers, id);
-    works(&w);
+    bed_works(&w.call);
     end();
 }
 
@@ -415,7 +397,7 @@ static void sync_ram(void)
     sync_begin(&w, ram);
     bed_said(&bed, WIRE_SYNC, &id);
     barriers_on_ack(&barriers, id);
-    works(&w);
+    bed_works(&w.call);
 }
 
 Test(barriers, rounds)

@@ -3,7 +3,6 @@
  * then. */
 #include "handover.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 #include "cleanup.h"
 #include "clock.h"
@@ -44,44 +43,19 @@ static void end(void)
 
 TestSuite(handover, .init = set_up, .fini = scratch_remove);
 
-static struct completer {
-    struct worker worker;
-    struct interrupt interrupt;
-    struct error err;
-    int ret;
-} completer;
+static struct bed_call completer;
 
 static void complete(void *arg)
 {
-    struct completer *c = arg;
+    struct bed_call *c = arg;
 
     c->ret = handover_complete(&handover, &c->interrupt, &c->err);
 }
 
 static void begin(void)
 {
-    completer = (struct completer){0};
+    completer = (struct bed_call){0};
     worker_start(&completer.worker, complete, &completer);
-}
-
-static void waits(void)
-{
-    worker_await_sleep(&completer.worker);
-    cr_assert(not(atomic_load(&completer.worker.done)), "%s", completer.err.message);
-}
-
-static void fails(enum cause cause, const char *sentence)
-{
-    worker_join(&completer.worker);
-    cr_expect(eq(int, completer.ret, -EIO));
-    cr_expect(eq(int, (int)completer.err.cause, (int)cause));
-    cr_expect(eq(str, completer.err.message, (char *)sentence));
-}
-
-static void interrupt(void)
-{
-    atomic_store(&completer.interrupt.hit, true);
-    bed_kick(&bed);
 }
 
 static void are_sealed(enum channel_closed closed)
@@ -132,7 +106,7 @@ static uint64_t run_to_commit(void)
     struct wire_reader body = bed_said(&bed, WIRE_COMMIT, &commit);
     cr_expect(eq(u64, commit, id));
     cr_expect(wire_read_done(&body));
-    waits();
+    bed_waits(&completer);
     return id;
 }
 
@@ -162,7 +136,7 @@ Test(handover, manifest)
     unsigned announced = bed.announced;
     begin();
     struct wire_reader body = bed_said(&bed, WIRE_COMPLETE, &id);
-    waits();
+    bed_waits(&completer);
     cr_expect(eq(uint, bed.announced, announced + 1));
     cr_expect(eq(int, (int)m->state, STATE_COMPLETING));
     are_sealed(CHANNEL_SEALED);
@@ -176,7 +150,7 @@ Test(handover, manifest)
     cr_expect(is_answer_due());
     cr_expect(not(is_committing()));
     handover_on_prepared(&handover, id + 1);
-    waits();
+    bed_waits(&completer);
     bed_quiet(&bed);
     cr_expect(is_answer_due());
     CHECK_FAILS(handover_on_committed(&handover, id, &err), CAUSE_PROTOCOL);
@@ -210,10 +184,10 @@ Test(handover, commit)
     cr_expect(eq(str, bed.source.doom.message, "the destination does not confirm that it has completed"));
     cr_expect(ge(i64, bed.source.doom_at, before + 1234000));
     cr_expect(le(i64, bed.source.doom_at, after + 1234000));
-    interrupt(); /* too late */
-    waits();
+    bed_interrupt(&bed, &completer); /* too late */
+    bed_waits(&completer);
     CHECK_FAILS(handover_on_committed(&handover, id + 1, &err), CAUSE_PROTOCOL);
-    waits();
+    bed_waits(&completer);
     unsigned announced = bed.announced;
     CHECK_OK(handover_on_committed(&handover, id, &err));
     worker_join(&completer.worker);
@@ -229,7 +203,7 @@ Test(handover, fails_after_the_commit)
 {
     run_to_commit();
     bed_fail(&bed, CAUSE_NO_SPACE, "no space there");
-    fails(CAUSE_NO_SPACE, "no space there");
+    bed_fails(&completer, CAUSE_NO_SPACE, "no space there");
     cr_expect(not(is_committing()));
     end();
 }
@@ -253,12 +227,12 @@ Test(handover, waits_for_an_announcement)
 {
     streams.announced.file = file_get(device);
     begin();
-    waits();
+    bed_waits(&completer);
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
-    interrupt();
-    fails(CAUSE_INTERRUPTED, "interrupted");
+    bed_interrupt(&bed, &completer);
+    bed_fails(&completer, CAUSE_INTERRUPTED, "interrupted");
     begin();
-    waits();
+    bed_waits(&completer);
     bed_quiet(&bed);
     pthread_mutex_lock(&m->lock);
     streams_forget_answer(&streams);
@@ -266,7 +240,7 @@ Test(handover, waits_for_an_announcement)
     uint64_t id;
     bed_said(&bed, WIRE_COMPLETE, &id);
     bed_fail(&bed, CAUSE_CANCELLED, "cancelled");
-    fails(CAUSE_CANCELLED, "cancelled");
+    bed_fails(&completer, CAUSE_CANCELLED, "cancelled");
     end();
 }
 
@@ -279,8 +253,8 @@ static void goes_on(void)
     atomic_store(&device->touched, true);
     streams_close_writer(&streams, device);
     bed_quiet(&bed);
-    interrupt();
-    fails(CAUSE_INTERRUPTED, "interrupted: the migration goes on");
+    bed_interrupt(&bed, &completer);
+    bed_fails(&completer, CAUSE_INTERRUPTED, "interrupted: the migration goes on");
     cr_expect(eq(uint, bed.announced, announced + 1));
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
     cr_expect(not(is_answer_due()));
@@ -294,7 +268,7 @@ Test(handover, interrupted_while_it_sends)
 {
     bed_queued(&bed, 1, NULL, 3);
     begin();
-    waits();
+    bed_waits(&completer);
     are_sealed(CHANNEL_SEALED);
     goes_on();
     bed_sent(&bed, 1);
@@ -308,7 +282,7 @@ Test(handover, interrupted_while_the_destination_checks)
 
     begin();
     bed_said(&bed, WIRE_COMPLETE, &id);
-    waits();
+    bed_waits(&completer);
     goes_on();
     /* The answer to the first one is none to the second. */
     handover_on_prepared(&handover, id);
@@ -316,7 +290,7 @@ Test(handover, interrupted_while_the_destination_checks)
     uint64_t next;
     bed_said(&bed, WIRE_COMPLETE, &next);
     cr_expect(eq(u64, next, id + 1));
-    waits();
+    bed_waits(&completer);
     bed_quiet(&bed);
     cr_expect(is_answer_due());
     handover_on_prepared(&handover, next);
@@ -345,10 +319,10 @@ Test(handover, fails_while_it_sends)
 {
     bed_queued(&bed, 1, NULL, 3);
     begin();
-    waits();
+    bed_waits(&completer);
     bed_fail(&bed, CAUSE_RESET, "gone");
     channel_close(&bed.conn->channels[1], CHANNEL_DEAD);
-    fails(CAUSE_RESET, "gone");
+    bed_fails(&completer, CAUSE_RESET, "gone");
     cr_expect(eq(int, (int)bed.conn->channels[0].closed, CHANNEL_SEALED));
     bed_quiet(&bed);
     end();
@@ -360,11 +334,11 @@ Test(handover, waits_for_the_reason)
     bed_queued(&bed, 2, NULL, 3);
     channel_close(&bed.conn->channels[2], CHANNEL_DEAD);
     begin();
-    waits();
+    bed_waits(&completer);
     bed_quiet(&bed);
     cr_expect(not(is_answer_due()));
     bed_fail(&bed, CAUSE_PEER, "the peer has said why");
-    fails(CAUSE_PEER, "the peer has said why");
+    bed_fails(&completer, CAUSE_PEER, "the peer has said why");
     end();
 }
 
@@ -376,13 +350,13 @@ Test(handover, sends_of_all_channels_are_awaited)
         bed_queued(&bed, c, NULL, 3 + c);
     begin();
     for (unsigned c = 0; c < BED_CHANNELS; c++) {
-        waits();
+        bed_waits(&completer);
         bed_quiet(&bed);
         bed_sent(&bed, c);
     }
     bed_said(&bed, WIRE_COMPLETE, &id);
     bed_fail(&bed, CAUSE_CANCELLED, "cancelled");
-    fails(CAUSE_CANCELLED, "cancelled");
+    bed_fails(&completer, CAUSE_CANCELLED, "cancelled");
     end();
 }
 
@@ -517,7 +491,7 @@ Test(handover, lost_and_failed)
     listen_there();
     ask_there();
     asked(WIRE_OUTCOME_FAILED, CAUSE_NONE, "");
-    fails(CAUSE_RESET, "the cable; the destination has not completed");
+    bed_fails(&completer, CAUSE_RESET, "the cable; the destination has not completed");
     resolved();
 }
 
@@ -526,7 +500,7 @@ Test(handover, lost_and_forgotten)
     listen_there();
     ask_there();
     asked(WIRE_OUTCOME_UNKNOWN, CAUSE_NONE, "");
-    fails(CAUSE_RESET,
+    bed_fails(&completer, CAUSE_RESET,
           "the cable, and the destination cannot say whether it has completed (it does not know the "
           "migration): look there before the VM goes on here");
     resolved();

@@ -2,7 +2,6 @@
 /* Questions of a source whose destination the test plays. */
 #include "question.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 
 #include <errno.h>
@@ -44,53 +43,30 @@ TestSuite(question, .init = set_up_active);
 TestSuite(question_before, .init = set_up);
 
 struct asker {
-    struct worker worker;
-    struct interrupt interrupt;
+    struct bed_call call;
     struct file *file; /* NULL: question_verify() */
     uint8_t digest[DIGEST_SIZE];
-    struct error err;
-    int ret;
 };
 
 static void work(void *arg)
 {
     struct asker *a = arg;
+    struct bed_call *call = &a->call;
 
-    a->ret = a->file ? question_digest(&question, a->file, &a->interrupt, a->digest, &a->err)
-                     : question_verify(&question, &a->interrupt, &a->err);
+    call->ret = a->file ? question_digest(&question, a->file, &call->interrupt, a->digest, &call->err)
+                        : question_verify(&question, &call->interrupt, &call->err);
 }
 
 static void ask(struct asker *a, struct file *file)
 {
     *a = (struct asker){.file = file};
-    worker_start(&a->worker, work, a);
-}
-
-static void waits(struct asker *a)
-{
-    worker_await_sleep(&a->worker);
-    cr_assert(not(atomic_load(&a->worker.done)), "%s", a->err.message);
-}
-
-static void works(struct asker *a)
-{
-    worker_join(&a->worker);
-    cr_expect(zero(int, a->ret), "%s", a->err.message);
-}
-
-static void fails(struct asker *a, enum cause cause, const char *sentence)
-{
-    worker_join(&a->worker);
-    cr_expect(lt(int, a->ret, 0));
-    cr_expect(eq(int, (int)a->err.cause, (int)cause));
-    cr_expect(eq(str, a->err.message, (char *)sentence));
+    worker_start(&a->call.worker, work, a);
 }
 
 static void interrupt(struct asker *a)
 {
-    atomic_store(&a->interrupt.hit, true);
-    bed_kick(&bed);
-    fails(a, CAUSE_INTERRUPTED, "interrupted");
+    bed_interrupt(&bed, &a->call);
+    bed_fails(&a->call, CAUSE_INTERRUPTED, "interrupted");
 }
 
 static uint64_t asked_for(uint32_t file)
@@ -148,7 +124,7 @@ Test(question, only_what_was_asked_is_answered)
     ask(&a, device);
     uint64_t id = asked_for(1);
     cr_expect(question_is_answer_due(&question));
-    waits(&a);
+    bed_waits(&a.call);
     CHECK_FAILS(answer(WIRE_DIGEST_REPLY, id + 1, CAUSE_NONE, DIGEST_SIZE, 1, &err), CAUSE_PROTOCOL);
     CHECK_FAILS(answer(WIRE_DIGEST_REPLY, 0, CAUSE_NONE, DIGEST_SIZE, 1, &err), CAUSE_PROTOCOL);
     CHECK_FAILS(answer(WIRE_VERIFY_REPLY, id, CAUSE_NONE, DIGEST_SIZE, 1, &err), CAUSE_PROTOCOL);
@@ -158,9 +134,9 @@ Test(question, only_what_was_asked_is_answered)
     CHECK_FAILS(answer(WIRE_DIGEST_REPLY, id, CAUSE_IO, 0, 1, &err), CAUSE_PROTOCOL);
     message.id = id;
     CHECK_FAILS(question_on_answer(&question, &message, &body, &err), CAUSE_PROTOCOL);
-    waits(&a);
+    bed_waits(&a.call);
     answers(id, CAUSE_NONE);
-    works(&a);
+    bed_works(&a.call);
     for (size_t i = 0; i < DIGEST_SIZE; i++)
         cr_expect(eq(int, a.digest[i], 7));
     cr_expect(not(question_is_answer_due(&question)));
@@ -175,17 +151,17 @@ Test(question, one_at_a_time)
 
     ask(&first, device);
     uint64_t id = asked_for(1);
-    waits(&first);
+    bed_waits(&first.call);
     ask(&second, ram);
-    waits(&second);
+    bed_waits(&second.call);
     bed_quiet(&bed);
     answers(id, CAUSE_NONE);
-    works(&first);
+    bed_works(&first.call);
     uint64_t next = asked_for(WIRE_RAM);
     cr_expect(eq(u64, next, id + 1));
-    waits(&second);
+    bed_waits(&second.call);
     answers(next, CAUSE_NONE);
-    works(&second);
+    bed_works(&second.call);
     end();
 }
 
@@ -203,7 +179,7 @@ Test(question, what_the_destination_cannot_read)
         ask(&a, device);
         uint64_t id = asked_for(1);
         answers(id, causes[i].says);
-        fails(&a, causes[i].means, "the destination cannot read 'x'");
+        bed_fails(&a.call, causes[i].means, "the destination cannot read 'x'");
     }
     end();
 }
@@ -216,18 +192,18 @@ Test(question, late_answer)
 
     ask(&a, device);
     uint64_t id = asked_for(1);
-    waits(&a);
+    bed_waits(&a.call);
     interrupt(&a);
     cr_expect(question_is_answer_due(&question), "the answer is in the way");
     ask(&next, ram);
-    waits(&next);
+    bed_waits(&next.call);
     bed_quiet(&bed);
     answers(id, CAUSE_NONE);
     cr_expect(eq(int, a.digest[0], 0), "nobody waits for it");
     id = asked_for(WIRE_RAM);
     cr_expect(question_is_answer_due(&question));
     answers(id, CAUSE_NONE);
-    works(&next);
+    bed_works(&next.call);
     cr_expect(eq(int, next.digest[DIGEST_SIZE - 1], 7));
     CHECK_FAILS(answer(WIRE_DIGEST_REPLY, id, CAUSE_NONE, DIGEST_SIZE, 1, &err), CAUSE_PROTOCOL);
     end();
@@ -244,24 +220,24 @@ Test(question, waiting_for_the_turn)
     ask(&a, ram);
     uint64_t id = asked_for(WIRE_RAM);
     ask(&next, device);
-    waits(&next);
+    bed_waits(&next.call);
     interrupt(&next);
     ask(&next, device);
-    waits(&next);
+    bed_waits(&next.call);
     atomic_store(&device->removed, true);
     answers(id, CAUSE_NONE);
-    works(&a);
-    fails(&next, CAUSE_NOT_FOUND, "the device has been removed");
+    bed_works(&a.call);
+    bed_fails(&next.call, CAUSE_NOT_FOUND, "the device has been removed");
     bed_quiet(&bed);
     atomic_store(&device->removed, false);
     ask(&a, ram);
     asked_for(WIRE_RAM);
     ask(&next, device);
-    waits(&a);
-    waits(&next);
+    bed_waits(&a.call);
+    bed_waits(&next.call);
     bed_fail(&bed, CAUSE_RESET, "gone");
-    fails(&a, CAUSE_RESET, "gone");
-    fails(&next, CAUSE_RESET, "gone");
+    bed_fails(&a.call, CAUSE_RESET, "gone");
+    bed_fails(&next.call, CAUSE_RESET, "gone");
     bed_quiet(&bed);
     end();
 }
@@ -373,7 +349,7 @@ Test(question, verify_a_thousand_at_a_time)
             id = asked_to_verify(1, 2048);
             answer_of_holes(id, size, 2048, 1, -1);
         }
-        works(&a);
+        bed_works(&a.call);
         cr_expect(eq(u64, atomic_load(&question.verified), size), "%zu", i);
         bed_quiet(&bed);
     }
@@ -387,7 +363,7 @@ Test(question, verify_names_the_first_difference)
     begin_to_verify(1027 * MIB);
     ask(&a, NULL);
     answer_of_holes(asked_to_verify(1024, 0), 1027 * MIB, 0, 1024, 5);
-    fails(&a, CAUSE_MISMATCH,
+    bed_fails(&a.call, CAUSE_MISMATCH,
           "'ram' is not the same at both ends in the MiB at offset 5242880: damaged on the way, or changed "
           "after it "
           "was sent");
@@ -395,7 +371,7 @@ Test(question, verify_names_the_first_difference)
     ask(&a, NULL);
     answer_of_holes(asked_to_verify(1024, 0), 1027 * MIB, 0, 1024, -1);
     answer_of_holes(asked_to_verify(3, 1024), 1027 * MIB, 1024, 3, 2);
-    fails(&a, CAUSE_MISMATCH,
+    bed_fails(&a.call, CAUSE_MISMATCH,
           "'ram' is not the same at both ends in the MiB at offset 1075838976: damaged on the way, or "
           "changed after "
           "it was sent");
@@ -415,7 +391,7 @@ Test(question, verify_what_the_destination_cannot_read)
     CHECK_FAILS(answer(WIRE_VERIFY_REPLY, id, CAUSE_NONE, 0, 1, &err), CAUSE_PROTOCOL);
     CHECK_FAILS(answer(WIRE_DIGEST_REPLY, id, CAUSE_NONE, 3 * DIGEST_SIZE, 1, &err), CAUSE_PROTOCOL);
     CHECK_OK(answer(WIRE_VERIFY_REPLY, id, CAUSE_IO, 0, 1, &err));
-    fails(&a, CAUSE_IO, "the destination cannot read 'ram'");
+    bed_fails(&a.call, CAUSE_IO, "the destination cannot read 'ram'");
     end_verified();
 }
 
@@ -427,7 +403,7 @@ Test(question, verify_what_has_become_shorter)
     cr_assert(zero(int, ftruncate(image, 2 * MIB + 5)));
     ask(&a, NULL);
     asked_to_verify(3, 0);
-    fails(&a, CAUSE_IO, "the RAM source has become shorter");
+    bed_fails(&a.call, CAUSE_IO, "the RAM source has become shorter");
     cr_expect(question_is_answer_due(&question), "the answer is thrown away when it comes");
     end_verified();
 }
@@ -453,7 +429,7 @@ Test(question, verify_what_is_no_file_any_more)
     cr_assert(le(int, 0, dup2(directory, bed.source.reference->fd)));
     ask(&a, NULL);
     asked_to_verify(3, 0);
-    fails(&a, CAUSE_IO, "cannot read the RAM source to verify it: Is a directory");
+    bed_fails(&a.call, CAUSE_IO, "cannot read the RAM source to verify it: Is a directory");
     close(directory);
     end_verified();
 }
@@ -468,7 +444,7 @@ Test(question, verify_is_interrupted)
     bed_quiet(&bed);
     ask(&a, NULL);
     uint64_t id = asked_to_verify(3, 0);
-    waits(&a);
+    bed_waits(&a.call);
     interrupt(&a);
     cr_expect(question_is_answer_due(&question));
     answer_of_holes(id, 3 * MIB, 0, 3, -1);
@@ -476,12 +452,12 @@ Test(question, verify_is_interrupted)
     ask(&a, NULL);
     id = asked_to_verify(3, 0);
     answer_of_holes(id, 3 * MIB, 0, 3, -1);
-    works(&a);
+    bed_works(&a.call);
     ask(&a, NULL);
     asked_to_verify(3, 0);
-    waits(&a);
+    bed_waits(&a.call);
     bed_fail(&bed, CAUSE_CANCELLED, "cancelled");
-    fails(&a, CAUSE_CANCELLED, "cancelled");
+    bed_fails(&a.call, CAUSE_CANCELLED, "cancelled");
     CHECK_FAILS(question_verify(&question, NULL, &err), CAUSE_INTERRUPTED);
     bed_quiet(&bed);
     end_verified();

@@ -2,7 +2,6 @@
 /* What the parts of the source have in common, and the file that its RAM comes from. */
 #include "source.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 #include "clock.h"
 #include "ram.h"
@@ -107,50 +106,38 @@ Test(source, the_connection_that_is_opened_is_woken)
     end();
 }
 
-struct waiter {
-    struct worker worker;
-    struct interrupt interrupt;
-    struct error err;
-    int ret;
-};
-
 static void await_verdict(void *arg)
 {
-    struct waiter *w = arg;
+    struct bed_call *w = arg;
 
     w->ret = source_await_verdict(source, COMMAND_SYNC, &w->interrupt, &w->err);
 }
 
 static void await_starter(void *arg)
 {
-    struct waiter *w = arg;
+    struct bed_call *w = arg;
 
     pthread_mutex_lock(&m->lock);
     w->ret = source_await_starter(source, &w->interrupt, &w->err);
     pthread_mutex_unlock(&m->lock);
 }
 
-static void wait_begin(struct waiter *w, void (*work)(void *arg))
+static void wait_begin(struct bed_call *w, void (*work)(void *arg))
 {
-    *w = (struct waiter){0};
+    *w = (struct bed_call){0};
     worker_start(&w->worker, work, w);
-    worker_await_sleep(&w->worker);
-    cr_assert(not(atomic_load(&w->worker.done)));
+    bed_waits(w);
 }
 
-static void is_interrupted(struct waiter *w)
+static void is_interrupted(struct bed_call *w)
 {
-    atomic_store(&w->interrupt.hit, true);
-    bed_kick(&bed);
-    worker_join(&w->worker);
-    cr_expect(lt(int, w->ret, 0));
-    cr_expect(eq(int, (int)w->err.cause, CAUSE_INTERRUPTED));
-    cr_expect(eq(str, w->err.message, "interrupted"));
+    bed_interrupt(&bed, w);
+    bed_fails(w, CAUSE_INTERRUPTED, "interrupted");
 }
 
 Test(source, verdict)
 {
-    struct waiter w;
+    struct bed_call w;
     struct error err;
 
     bed_activate(&bed);
@@ -175,7 +162,7 @@ Test(source, verdict)
 /* A `start` that was cancelled is on its way out. */
 Test(source, starter_that_leaves)
 {
-    struct waiter w;
+    struct bed_call w;
     struct error err;
 
     pthread_mutex_lock(&m->lock);

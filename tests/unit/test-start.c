@@ -2,7 +2,6 @@
 /* `start` with a role that the test plays, and so it does the destination. */
 #include "start.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 #include "peer.h"
 #include "scratch.h"
@@ -85,39 +84,30 @@ static void end(void)
 
 TestSuite(start, .init = set_up, .fini = scratch_remove);
 
-static struct starter {
-    struct worker worker;
-    struct interrupt interrupt;
-    struct error err;
-    int ret;
-} starter;
+static struct bed_call starter;
 
 static void work(void *arg)
 {
-    struct starter *s = arg;
+    struct bed_call *s = arg;
 
     s->ret = start_run(&start, &s->interrupt, &s->err);
 }
 
 static void begin(void)
 {
-    starter = (struct starter){0};
+    starter = (struct bed_call){0};
     worker_start(&starter.worker, work, &starter);
 }
 
 static void works(void)
 {
-    worker_join(&starter.worker);
-    cr_assert(zero(int, starter.ret), "%s", starter.err.message);
+    bed_works(&starter);
     cr_expect(eq(int, (int)m->state, STATE_ACTIVE));
 }
 
 static void fails(enum cause cause, const char *sentence)
 {
-    worker_join(&starter.worker);
-    cr_expect(eq(int, starter.ret, -EIO));
-    cr_expect(eq(int, (int)starter.err.cause, (int)cause));
-    cr_expect(eq(str, starter.err.message, (char *)sentence));
+    bed_fails(&starter, cause, sentence);
     cr_expect(eq(int, (int)m->state, STATE_FAILED));
     cr_expect(zero(ptr, bed.source.opening));
     cr_expect(not(bed.source.starting));
@@ -305,10 +295,7 @@ Test(start, interrupted_and_cancelled)
     pthread_mutex_lock(&m->lock);
     source_wake_reader(&bed.source);
     pthread_mutex_unlock(&m->lock);
-    worker_join(&starter.worker);
-    cr_expect(eq(int, starter.ret, -EIO));
-    cr_expect(eq(int, (int)starter.err.cause, CAUSE_CANCELLED));
-    cr_expect(eq(str, starter.err.message, "said so"));
+    bed_fails(&starter, CAUSE_CANCELLED, "said so");
     cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
     cr_expect(zero(ptr, bed.source.opening));
     end();

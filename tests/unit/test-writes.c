@@ -2,7 +2,6 @@
 /* What a writer may do at the source, and what it is told. */
 #include "writes.h"
 #include "bed.h"
-#include "blocked.h"
 #include "check.h"
 
 #include <errno.h>
@@ -218,16 +217,9 @@ Test(writes, full)
     end();
 }
 
-struct writer {
-    struct worker worker;
-    struct interrupt interrupt;
-    struct error err;
-    int ret;
-};
-
 static void write_five(void *arg)
 {
-    struct writer *w = arg;
+    struct bed_call *w = arg;
 
     w->ret = try_write(ram, 5, 0, &w->interrupt, &w->err);
 }
@@ -235,7 +227,7 @@ static void write_five(void *arg)
 /* The gate is closed, or a channel is, and it is not clear what that means. */
 Test(writes, closed)
 {
-    struct writer w = {0};
+    struct bed_call w = {0};
     struct error err, reason = {0};
 
     cr_assert(zero(int, gate_enter(&bed.conn->gate, bed.conn->gate.limit, NULL)));
@@ -261,7 +253,7 @@ Test(writes, closed)
 /* Writers do not wait for what holds the migration's lock. */
 Test(writes, without_the_lock)
 {
-    struct writer w = {0};
+    struct bed_call w = {0};
 
     pthread_mutex_lock(&m->lock);
     worker_start(&w.worker, write_five, &w);
@@ -274,7 +266,7 @@ Test(writes, without_the_lock)
 /* `complete` has sealed the channels, and was interrupted: the writer tries again. */
 Test(writes, sealed)
 {
-    struct writer w = {0};
+    struct bed_call w = {0};
     struct error reason = {0};
 
     channel_close(&bed.conn->channels[0], CHANNEL_SEALED);
