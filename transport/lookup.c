@@ -145,7 +145,8 @@ static int find(const char *host, const char *port, const struct transport_wait 
 int lookup_uri(const struct uri *uri, const struct transport_wait *wait, struct addrinfo **out,
                struct error *err)
 {
-    int gai, ret = find(uri->host, uri->port, wait, out, &gai);
+    int gai = 0;
+    int ret = find(uri->host, uri->port, wait, out, &gai);
 
     if (ret == -ECANCELED)
         return error_set(err, CAUSE_INTERRUPTED, "looking up %s was interrupted", uri->text);
