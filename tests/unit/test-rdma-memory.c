@@ -1,71 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Registered memory, with a card that the test plays: what is registered is counted, and can be refused. */
+/* Registered memory, with the card of verbs.h. */
 #include "rdma_memory.h"
 #include "check.h"
+#include "verbs.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK 65536u
-
-static struct ibv_context device, another;
-static unsigned domains, registered,
-    limit; /* protection domains, and ranges of memory; as many as are allowed */
-static uint32_t last_key;
-
-/* In the place of the library's. */
-#undef ibv_reg_mr
-
-struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
-{
-    struct ibv_pd *pd = calloc(1, sizeof(*pd));
-
-    pd->context = context;
-    domains++;
-    return pd;
-}
-
-int ibv_dealloc_pd(struct ibv_pd *pd)
-{
-    cr_expect(zero(uint, registered), "memory goes before its domain");
-    domains--;
-    free(pd);
-    return 0;
-}
-
-static struct ibv_mr *reg(struct ibv_pd *pd, void *addr, size_t length)
-{
-    if (registered >= limit) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    struct ibv_mr *mr = calloc(1, sizeof(*mr));
-    *mr = (struct ibv_mr){.pd = pd, .addr = addr, .length = length, .rkey = ++last_key};
-    registered++;
-    return mr;
-}
-
-struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
-{
-    (void)access;
-    return reg(pd, addr, length);
-}
-
-struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova,
-                                unsigned int access)
-{
-    (void)iova;
-    (void)access;
-    return reg(pd, addr, length);
-}
-
-int ibv_dereg_mr(struct ibv_mr *mr)
-{
-    registered--;
-    free(mr);
-    return 0;
-}
 
 static char *memory; /* that stays: three chunks and a bit, which begins anywhere */
 #define SIZE (3 * (size_t)CHUNK + 100)
@@ -75,9 +18,8 @@ static const struct transport_group group = {.id = "group", .chunk = CHUNK};
 
 static void set_up(void)
 {
-    limit = 100;
     memory = malloc(SIZE);
-    domain = rdma_domain_get(&device, group.id, false);
+    domain = rdma_domain_get(&verbs_devices[0], group.id, false);
     cr_assert(ne(ptr, domain, NULL));
     rdma_domain_settings(domain, &group);
     cr_assert(zero(int, transport_memory_add(memory, SIZE)));
@@ -87,8 +29,7 @@ static void end(void)
 {
     transport_memory_remove(memory);
     rdma_domain_put(domain);
-    cr_expect(zero(uint, domains));
-    cr_expect(zero(uint, registered));
+    verbs_expect_nothing_left();
     free(memory);
 }
 
@@ -127,20 +68,20 @@ Test(rdma_memory, domains)
 {
     static const uint8_t other[TRANSPORT_GROUP_SIZE] = "other";
 
-    cr_expect(eq(ptr, rdma_domain_get(&device, group.id, false), domain));
-    cr_expect(eq(uint, domains, 1));
-    cr_expect(zero(ptr, rdma_domain_get(&another, group.id, false)));
+    cr_expect(eq(ptr, rdma_domain_get(&verbs_devices[0], group.id, false), domain));
+    cr_expect(eq(uint, verbs_counts().domains, 1));
+    cr_expect(zero(ptr, rdma_domain_get(&verbs_devices[1], group.id, false)));
     cr_expect(eq(int, errno, EXDEV));
-    struct rdma_domain *passive = rdma_domain_get(&device, group.id, true);
-    struct rdma_domain *second = rdma_domain_get(&device, other, false);
+    struct rdma_domain *passive = rdma_domain_get(&verbs_devices[0], group.id, true);
+    struct rdma_domain *second = rdma_domain_get(&verbs_devices[0], other, false);
     cr_expect(ne(ptr, passive, domain));
     cr_expect(ne(ptr, second, domain));
     cr_expect(ne(ptr, rdma_domain_pd(second), rdma_domain_pd(domain)));
-    cr_expect(eq(uint, domains, 3));
+    cr_expect(eq(uint, verbs_counts().domains, 3));
     rdma_domain_put(passive);
-    cr_expect(eq(uint, domains, 2));
+    cr_expect(eq(uint, verbs_counts().domains, 2));
     rdma_domain_put(domain);
-    cr_expect(eq(uint, domains, 2), "it is had twice");
+    cr_expect(eq(uint, verbs_counts().domains, 2), "it is had twice");
     rdma_domain_put(second);
     rdma_domain_put(NULL);
     end();
@@ -163,19 +104,19 @@ Test(rdma_memory, chunks)
     figures_are(3, 0, 2 * CHUNK + 100);
     cr_expect(is_refused(memory + SIZE));
     cr_expect(is_refused(memory - 1));
-    cr_expect(eq(uint, registered, 3));
+    cr_expect(eq(uint, verbs_counts().ranges, 3));
     for (int i = 0; i < 4; i++)
         rdma_local_release(domain, a);
     rdma_local_release(domain, b);
     rdma_local_release(domain, last);
-    cr_expect(eq(uint, registered, 3), "they are remembered");
+    cr_expect(eq(uint, verbs_counts().ranges, 3), "they are remembered");
     end();
 }
 
 /* The one that was used longest ago makes way, but none that is in use. */
 Test(rdma_memory, room)
 {
-    limit = 2;
+    verbs_limit(2 * CHUNK, 0);
     struct rdma_local *a = take(0, 1, 1), *b = take(CHUNK, 1, 1);
     cr_expect(is_refused(memory + 2 * CHUNK));
     rdma_local_release(domain, a);
@@ -204,17 +145,17 @@ Test(rdma_memory, memory_that_goes)
     struct rdma_local *a = take(0, 1, 1), *last = take(SIZE - 1, 1, 1);
     rdma_local_release(domain, last);
     transport_memory_remove(memory);
-    cr_expect(eq(uint, registered, 2));
+    cr_expect(eq(uint, verbs_counts().ranges, 2));
     cr_expect(a->doomed);
     cr_expect(not(other->doomed));
     cr_expect(is_refused(memory));
     rdma_local_release(domain, a);
-    cr_expect(eq(uint, registered, 1));
+    cr_expect(eq(uint, verbs_counts().ranges, 1));
     figures_are(3, 0, CHUNK);
     transport_memory_remove(memory);
     rdma_local_release(domain, other);
     transport_memory_remove(more);
-    cr_expect(zero(uint, registered));
+    cr_expect(zero(uint, verbs_counts().ranges));
     free(more);
     end();
 }
@@ -231,8 +172,8 @@ Test(rdma_memory, exposed)
     rdma_withdraw(domain, &first);
     figures_are(2, 0, 24);
     rdma_withdraw(domain, &first);
-    cr_expect(eq(uint, registered, 1));
-    limit = 1;
+    cr_expect(eq(uint, verbs_counts().ranges, 1));
+    verbs_limit(24, 0);
     cr_expect(eq(int, rdma_expose(domain, memory, 1000, &first), -ENOMEM));
     figures_are(2, 0, 24);
     end(); /* the rest goes with the domain */
