@@ -23,7 +23,9 @@ TestSuite(rdma_queue, .init = guard_setup);
 #define RECEIVES_A 16
 #define RECEIVES_B 32
 #define MESSAGE    (32u << 10)
-#define COPIES     8u /* slots of the end that receives payloads */
+#define IMM_ALL    0xffffu  /* as many receives as can be told of */
+#define IMM_END    0x10000u /* nothing more comes */
+#define COPIES     8u       /* slots of the end that receives payloads */
 
 static struct link two;
 static struct transport *a, *b; /* the end that connected sends payloads, the other one receives them */
@@ -69,7 +71,7 @@ static void expect_nothing(struct transport *t)
     cr_expect(not(is_readable(t)));
 }
 
-__attribute__((unused)) static int receive_end(struct transport *t)
+static int receive_end(struct transport *t)
 {
     char byte;
 
@@ -596,4 +598,670 @@ Test(rdma_queue, as_many_writes_as_the_card_takes)
     cr_expect(lt(u64, 0, partial_drains()));
     cr_expect(lt(u64, ticket, back(1000, 0)));
     close_placing();
+}
+
+/*
+ * Waiting, and what ends it
+ */
+
+static struct worker worker;
+static int result;
+
+static void receive_work(void *arg)
+{
+    result = receive_end(arg);
+}
+
+static void send_work(void *arg)
+{
+    result = link_send(arg, "x", 1);
+}
+
+static void place_work(void *arg)
+{
+    place_much(arg);
+}
+
+/* In a thread that is blocked when this returns. */
+static void block(void (*work)(void *), void *arg)
+{
+    result = 1;
+    worker_start(&worker, work, arg);
+    worker_await_sleep(&worker);
+    cr_assert(not(atomic_load(&worker.done)));
+}
+
+static int unblocked(void)
+{
+    worker_join(&worker);
+    return result;
+}
+
+/* A blocked receiver is woken by a message, also when another thread has taken it from the card. */
+Test(rdma_queue, receiver_is_woken)
+{
+    struct transport_returns returns = {0};
+
+    open_link();
+    block(receive_work, b);
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    cr_expect(eq(int, unblocked(), 1));
+    verbs_hold(VERBS_PASSIVE, VERBS_RECEIVED);
+    block(receive_work, b);
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    verbs_hold(VERBS_PASSIVE, 0);
+    transport_reap(b, 0, &returns);
+    cr_expect(eq(int, unblocked(), 1));
+    close_link();
+}
+
+Test(rdma_queue, sender_without_credits_is_woken)
+{
+    open_link();
+    fill(a);
+    block(send_work, a);
+    empty(b, RECEIVES_B - 1);
+    cr_expect(zero(int, unblocked()));
+    empty(b, 1);
+    close_link();
+}
+
+/* One thread waits at the card, the others are woken by it. */
+Test(rdma_queue, sender_and_receiver_wait_together)
+{
+    struct worker other;
+
+    open_link();
+    fill(a);
+    worker_start(&other, receive_work, a);
+    worker_await_sleep(&other);
+    block(send_work, a);
+    empty(b, RECEIVES_B - 1);
+    worker_join(&worker);
+    empty(b, 1);
+    cr_expect(zero(int, link_send(b, "x", 1)));
+    worker_join(&other);
+    cr_expect(eq(int, result, 1));
+    close_link();
+}
+
+/* A signal is no reason to return. */
+Test(rdma_queue, interrupted)
+{
+    open_link();
+    result = 1;
+    worker_start(&worker, receive_work, b);
+    worker_interrupt(&worker);
+    cr_expect(not(atomic_load(&worker.done)));
+    cr_expect(zero(int, link_send(a, "xx", 2)));
+    cr_expect(eq(int, unblocked(), 1));
+    close_link();
+}
+
+Test(rdma_queue, wait_with_an_end)
+{
+    struct transport_wait wait = {.cancel_fd = eventfd(1, EFD_CLOEXEC), .deadline_ms = INT64_MAX};
+    char byte;
+
+    open_link();
+    cr_expect(eq(int, transport_recv_all(b, &byte, 1, &wait), -ECANCELED));
+    close(wait.cancel_fd);
+    wait = (struct transport_wait){.cancel_fd = -1, .deadline_ms = clock_ms() + 1};
+    cr_expect(eq(int, transport_recv_all(b, &byte, 1, &wait), -ETIMEDOUT));
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    cr_expect(zero(int, transport_recv_all(b, &byte, 1, &wait)));
+    close_link();
+}
+
+static void expect_over(struct transport *t, int code)
+{
+    struct transport_handed handed;
+    char byte;
+
+    cr_expect(eq(int, link_send(t, "x", 1), code));
+    cr_expect(eq(int, (int)transport_try_send(t, "x", 1), code));
+    cr_expect(eq(int, (int)transport_recv(t, &byte, 1, TRANSPORT_NOWAIT), code == -ECONNRESET ? 0 : code));
+    cr_expect(eq(int, (int)transport_recv(t, &byte, 1, 0), code == -ECONNRESET ? 0 : code));
+    cr_expect(is_readable(t));
+    if (source) {
+        cr_expect(eq(int, transport_place(t, &key, 0, source, 10, &handed), code));
+        cr_expect(zero(u64, handed.ticket));
+        cr_expect(eq(int, transport_place(t, &key, 0, "12345", 5, &handed), code));
+        cr_expect(zero(u64, handed.ticket));
+    }
+    transport_finish(t);
+}
+
+/* Whatever a thread waits for, a shutdown ends it, and what was lent comes back. */
+Test(rdma_queue, shutdown_while_blocked)
+{
+    static void (*const works[])(void *) = {receive_work, send_work, place_work};
+
+    for (size_t i = 0; i < ARRAY_LENGTH(works); i++) {
+        open_placing();
+        if (works[i] == send_work)
+            fill(a);
+        verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+        block(works[i], works[i] == place_work ? (void *)&result : a);
+        transport_shutdown(a);
+        transport_shutdown(a);
+        cr_expect(eq(int, unblocked(), works[i] == receive_work ? 0 : -ECONNRESET));
+        expect_over(a, -ECONNRESET);
+        if (works[i] == place_work)
+            cr_expect(eq(u64, back(100000, 31), 32));
+        verbs_hold(VERBS_ACTIVE, 0);
+        if (works[i] == send_work)
+            empty(b, RECEIVES_B - 1);
+        cr_expect(zero(int, receive_end(b)));
+        expect_over(b, -ECONNRESET);
+        cr_expect(eq(uint, verbs_counts().disconnects, i + 1));
+        close_placing();
+    }
+}
+
+/* Also when the card says late that it has given them up. */
+Test(rdma_queue, lent_until_the_card_gives_it_up)
+{
+    open_placing();
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK | VERBS_SENT);
+    uint64_t ticket = place(0, source, 1000, 1000);
+    transport_shutdown(a);
+    cr_expect(zero(u64, back(1, 0)));
+    struct transport_returns returns = {0};
+    verbs_hold(VERBS_ACTIVE, 0);
+    transport_reap(a, 100000, &returns);
+    cr_expect(eq(u64, returns.ticket, ticket));
+    cr_expect(zero(u64, returns.bytes), "it has not arrived");
+    cr_expect(zero(u64, returns.sends));
+    close_placing();
+}
+
+/* The peer closes: what it has sent arrives, and then it is the end. */
+Test(rdma_queue, peer_closes)
+{
+    open_link();
+    for (int i = 0; i < 5; i++)
+        cr_expect(zero(int, link_send(a, "x", 1)));
+    transport_close(a);
+    empty(b, 5);
+    cr_expect(zero(int, receive_end(b)));
+    /* As with a socket, it is noticed when nothing more fits. */
+    while (link_send(b, "x", 1) == 0)
+        ;
+    expect_over(b, -ECONNRESET);
+    two.a = NULL;
+    close_link();
+}
+
+/* Without a last word: as after kill -9. */
+Test(rdma_queue, peer_is_gone)
+{
+    open_link();
+    block(receive_work, b);
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    cr_expect(eq(int, unblocked(), 1));
+    block(receive_work, b);
+    transport_shutdown(a);
+    cr_expect(zero(int, unblocked()));
+    expect_over(b, -ECONNRESET);
+    close_link();
+}
+
+/* Nothing more comes from one end; the other one goes on, beyond what there were receives for. */
+Test(rdma_queue, half_closed)
+{
+    open_link();
+    cr_expect(zero(int, link_send(a, "last", 4)));
+    block(receive_work, a);
+    transport_finish(a);
+    expect_received(b, "last", 4);
+    cr_expect(zero(int, receive_end(b)));
+    cr_expect(is_readable(b));
+    cr_expect(zero(int, link_send(b, "x", 1)));
+    cr_expect(eq(int, unblocked(), 1));
+    for (int i = 0; i < 3 * RECEIVES_A; i++) {
+        cr_expect(zero(int, link_send(b, "x", 1)));
+        empty(a, 1);
+    }
+    close_link();
+}
+
+/* A close waits until what was sent has arrived. */
+static void close_work(void *arg)
+{
+    transport_close(arg);
+    result = 0;
+}
+
+Test(rdma_queue, close_waits_for_what_was_sent)
+{
+    open_link();
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    cr_expect(zero(int, link_send(a, "hello", 5)));
+    block(close_work, a);
+    verbs_hold(VERBS_ACTIVE, 0);
+    cr_expect(zero(int, unblocked()));
+    expect_received(b, "hello", 5);
+    cr_expect(zero(int, receive_end(b)));
+    two.a = NULL;
+    close_link();
+}
+
+/* But not for ever. */
+Test(rdma_queue, close_does_not_wait_for_ever)
+{
+    open_link();
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    cr_expect(zero(int, link_send(a, "hello", 5)));
+    transport_close(a);
+    verbs_hold(VERBS_ACTIVE, 0);
+    cr_expect(zero(int, receive_end(b)));
+    two.a = NULL;
+    close_link();
+}
+
+/*
+ * What breaks
+ */
+
+/* What the card says of a failure, and what is made of it. */
+Test(rdma_queue, broken)
+{
+    static const struct {
+        enum ibv_wc_status status;
+        int code;
+    } cases[] = {
+        {IBV_WC_RETRY_EXC_ERR, -ETIMEDOUT},
+        {IBV_WC_RNR_RETRY_EXC_ERR, -ETIMEDOUT},
+        {IBV_WC_RESP_TIMEOUT_ERR, -ETIMEDOUT},
+        {IBV_WC_REM_ACCESS_ERR, -EREMOTEIO},
+        {IBV_WC_REM_INV_REQ_ERR, -EREMOTEIO},
+        {IBV_WC_REM_OP_ERR, -EREMOTEIO},
+        {IBV_WC_WR_FLUSH_ERR, -ECONNRESET},
+        {IBV_WC_LOC_PROT_ERR, -EFAULT},
+        {IBV_WC_FATAL_ERR, -EIO},
+    };
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        open_placing();
+        verbs_break(VERBS_ACTIVE, 3, cases[i].status);
+        cr_expect(zero(int, link_send(a, "x", 1)));
+        cr_expect(zero(int, link_send(a, "x", 1)));
+        cr_expect(zero(int, link_send(a, "y", 1)), "it is not told yet");
+        cr_expect(eq(int, (int)transport_try_send(a, "x", 1), cases[i].code), "%zu", i);
+        expect_over(a, cases[i].code);
+        empty(b, 2);
+        close_placing();
+    }
+}
+
+/* What was placed before the failure has arrived, what comes after it has not; all of it comes back. */
+Test(rdma_queue, broken_between_writes)
+{
+    struct transport_returns returns = {0};
+
+    open_placing();
+    verbs_break(VERBS_ACTIVE, 3, IBV_WC_RETRY_EXC_ERR);
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    for (int i = 0; i < 5; i++)
+        place(1000 * i, source, 1000, 1000);
+    verbs_hold(VERBS_ACTIVE, 0);
+    transport_reap(a, 100000, &returns);
+    cr_expect(eq(u64, returns.ticket, 5));
+    cr_expect(eq(u64, returns.bytes, 2000));
+    cr_expect(eq(u64, returns.sends, 2));
+    expect_over(a, -ETIMEDOUT);
+    close_placing();
+}
+
+/* Breaks at each work request of a stream: what arrives is what was sent, up to there. */
+Test(rdma_queue, broken_anywhere)
+{
+    static char data[100000];
+
+    pattern(data, sizeof(data), 1);
+    for (unsigned n = 1; n < 30; n++) {
+        unsigned sent = 0, got = 0;
+        ssize_t ret;
+        char byte[4000];
+        open_link();
+        verbs_shuffle_start(n);
+        verbs_break(VERBS_ACTIVE, n, IBV_WC_RETRY_EXC_ERR);
+        while (sent < 25 && link_send(a, data + 4000 * sent, 4000) == 0)
+            sent++;
+        transport_shutdown(a);
+        while ((ret = transport_recv(b, byte, 4000, 0)) > 0) {
+            cr_assert(zero(int, memcmp(data + got, byte, (size_t)ret)), "n %u, at %u", n, got);
+            got += (unsigned)ret;
+        }
+        cr_expect(zero(int, (int)ret));
+        cr_expect(le(uint, got, 4000 * (n - 1)));
+        verbs_shuffle_stop();
+        close_link();
+    }
+}
+
+/* The library itself refuses. */
+Test(rdma_queue, refused_by_the_library)
+{
+    struct transport_handed handed;
+
+    open_placing();
+    verbs_fail(VERBS_POST_SEND, 1, EINVAL);
+    cr_expect(eq(int, link_send(a, "x", 1), -EINVAL));
+    expect_over(a, -EINVAL);
+    close_placing();
+
+    open_placing();
+    verbs_fail(VERBS_POST_SEND, 2, ENOMEM);
+    cr_expect(eq(int, transport_place(a, &key, 0, source, 1000000, &handed), -EIO));
+    cr_expect(eq(sz, handed.bytes, 1u << 19));
+    cr_expect(ne(u64, handed.ticket, 0));
+    cr_expect(eq(u64, back(1000, 0), handed.ticket));
+    expect_over(a, -EIO);
+    close_placing();
+
+    open_placing();
+    verbs_fail(VERBS_POST_SEND, 1, EINVAL);
+    cr_expect(eq(int, transport_place(a, &key, 0, "12345", 5, &handed), -EINVAL));
+    close_placing();
+
+    open_link();
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    verbs_fail(VERBS_POST_RECV, 1, EINVAL);
+    empty(b, 1);
+    cr_expect(eq(int, receive_end(b), -EIO));
+    close_link();
+
+    open_link();
+    verbs_fail(VERBS_POLL_CQ, 1, EINVAL);
+    cr_expect(eq(int, receive_end(b), -EIO));
+    close_link();
+}
+
+/* A key that was withdrawn, is wrong, or of less than what is written. */
+Test(rdma_queue, keys)
+{
+    struct transport_key another;
+
+    for (int i = 0; i < 5; i++) {
+        struct transport_handed handed;
+        open_placing();
+        memset(target, 7, TARGET);
+        uint64_t offset = i == 1 ? TARGET - 50 : i == 2 ? UINT64_MAX - 10 : 0;
+        another = key;
+        if (i == 0) {
+            transport_withdraw(b, &key);
+        } else if (i == 3) {
+            another.key++;
+        } else if (i == 4) {
+            transport_withdraw(b, &key);
+            cr_assert(zero(int, transport_expose(b, target, 99, &key)));
+            another = key;
+        }
+        cr_expect(zero(int, transport_place(a, &another, offset, source, 100, &handed)));
+        cr_expect(eq(u64, back(100000, 0), handed.ticket));
+        expect_over(a, -EREMOTEIO);
+        for (size_t at = 0; at < TARGET; at += 4096)
+            cr_assert(eq(int, target[at], 7));
+        cr_expect(eq(int, target[99], 7));
+        cr_expect(zero(int, receive_end(b)));
+        cr_expect(eq(uint, verbs_counts().refused, i + 1));
+        cr_expect(zero(uint, verbs_counts().writes));
+        transport_withdraw(b, &key);
+        link_close(&two);
+        unmap();
+        verbs_expect_nothing_left();
+    }
+}
+
+/* A key is worth nothing to another group, and to no other one when its own has gone. */
+Test(rdma_queue, keys_of_another_group)
+{
+    struct transport_handed handed;
+    struct link third = {0};
+
+    open_placing();
+    third.listener = two.listener;
+    rdma_link_connect(&third, "another group");
+    cr_expect(zero(int, transport_place(third.a, &key, 0, source, 100, &handed)));
+    cr_expect(eq(int, link_send(third.a, "x", 1), 0));
+    cr_expect(eq(int, (int)transport_try_send(third.a, "x", 1), -EREMOTEIO));
+    cr_expect(eq(uint, verbs_counts().refused, 1));
+    transport_close(third.a);
+    transport_close(third.b);
+    rdma_link_connect(&third, "group");
+    cr_expect(zero(int, transport_place(third.a, &key, 0, source, 100, &handed)));
+    cr_expect(eq(uint, verbs_counts().refused, 1));
+    cr_expect(eq(uint, verbs_counts().domains, 2), "one a group and end");
+    transport_close(third.a);
+    transport_close(third.b);
+    place(0, source, 10, 10);
+    transport_withdraw(b, &key);
+    link_close(&two);
+    unmap();
+    verbs_expect_nothing_left();
+}
+
+/* The device goes: nothing completes any more, and all comes back at once. */
+Test(rdma_queue, device_is_removed)
+{
+    open_placing();
+    fill(b);
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    place(0, source, 1000, 1000);
+    place(0, source, 1000, 1000);
+    block(receive_work, b);
+    verbs_remove_device(0);
+    cr_expect(eq(int, unblocked(), -ENODEV));
+    struct transport_returns returns = {0};
+    transport_reap(a, 1000000, &returns);
+    cr_expect(eq(u64, returns.ticket, 2));
+    cr_expect(zero(u64, returns.bytes));
+    unsigned late = verbs_counts().late_notifications;
+    expect_over(b, -ENODEV);
+    empty(a, RECEIVES_A - 1);
+    expect_over(a, -ENODEV);
+    cr_expect(eq(uint, verbs_counts().late_notifications, late), "a device that is known to be gone is not asked");
+    close_placing();
+}
+
+/* Nothing acknowledges what is sent: without a timeout it is waited for. */
+Test(rdma_queue, link_is_down)
+{
+    open_placing();
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    transport_set_timeout(a, 20);
+    place(0, source, 10, 10);
+    cr_expect(eq(int, receive_end(a), -ETIMEDOUT));
+    cr_expect(eq(u64, back(100000, 0), 1));
+    close_placing();
+}
+
+/* One that has nothing in flight is not given up: it waits until it is told something. */
+Test(rdma_queue, idle_is_not_down)
+{
+    open_placing();
+    transport_set_timeout(a, 1);
+    transport_set_timeout(b, 1);
+    uint64_t ticket = place(0, source, 10, 10);
+    cr_expect(eq(u64, back(1000, 0), ticket));
+    block(receive_work, a);
+    int64_t until = clock_ms() + 3;
+    while (clock_ms() < until)
+        ;
+    worker_interrupt(&worker);
+    cr_expect(zero(int, link_send(b, "x", 1)));
+    cr_expect(eq(int, unblocked(), 1));
+    close_placing();
+}
+
+/* What is sent goes away while it is copied. */
+Test(rdma_queue, memory_that_goes)
+{
+    struct transport_handed handed;
+    int fd = memfd_create("short", MFD_CLOEXEC);
+    char *gone = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    open_placing();
+    cr_expect(eq(int, link_send(a, gone, 100), -EFAULT));
+    cr_expect(eq(int, (int)transport_try_send(a, gone, 100), -EFAULT));
+    cr_expect(eq(int, transport_place(a, &key, 0, gone, 100, &handed), -EFAULT));
+    cr_expect(zero(u64, handed.ticket));
+    cr_expect(zero(int, link_send(a, "x", 1)));
+    cr_expect(eq(int, (int)transport_recv(b, gone, 1, 0), -EFAULT));
+    empty(b, 1);
+    munmap(gone, 4096);
+    close(fd);
+    close_placing();
+}
+
+/*
+ * Memory that may not be locked
+ */
+
+/* Chunks make room for one another; when there is none, payloads go through slots. */
+Test(rdma_queue, little_lockable_memory)
+{
+    struct transport_figures figures = {0};
+
+    open_placing();
+    uint64_t have = verbs_counts().registered_bytes;
+    verbs_limit(have + (2u << 20), 128);
+    pattern(source, TARGET, 1);
+    for (size_t at = 0; at < TARGET; at += 1u << 20) {
+        uint64_t ticket = place(at, source + at, 1u << 20, 1u << 20);
+        cr_expect(eq(u64, back(0, 0), ticket));
+    }
+    cr_expect(zero(int, memcmp(source, target, TARGET)));
+    transport_figures(a, true, &figures);
+    cr_expect(eq(u64, figures.registrations, 24));
+    cr_expect(eq(u64, figures.evictions, 22));
+    cr_expect(eq(u64, figures.registered_bytes, 2u << 20));
+    close_placing();
+
+    open_placing();
+    verbs_limit(verbs_counts().registered_bytes, 128);
+    struct transport_key more;
+    cr_expect(eq(int, transport_expose(b, target, 4096, &more), -ENOMEM));
+    pattern(source, TARGET, 2);
+    place(0, source, 1000000, 0);
+    cr_expect(zero(int, memcmp(source, target, 1000000)));
+    close_placing();
+}
+
+/* A chunk that makes room is not one that the card still reads. */
+Test(rdma_queue, no_chunk_goes_that_is_read)
+{
+    open_placing();
+    verbs_limit(verbs_counts().registered_bytes + (1u << 20), 128);
+    pattern(source, TARGET, 1);
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    place(0, source, 1000, 1000);
+    place(1000, source + (1u << 20), 1000, 0);
+    verbs_hold(VERBS_ACTIVE, 0);
+    back(1000, 0);
+    cr_expect(zero(int, memcmp(source, target, 1000)));
+    cr_expect(zero(int, memcmp(source + (1u << 20), target + 1000, 1000)));
+    place(1000, source + (1u << 20), 1000, 1000);
+    close_placing();
+}
+
+/*
+ * Hostile peers
+ */
+
+static struct transport_listener *listener;
+static struct stranger stranger;
+
+static struct transport *join(uint32_t receives, uint32_t size)
+{
+    listener = link_listen(RDMA_PLACE);
+    return stranger_join(&stranger, listener, receives, size);
+}
+
+static void leave(struct transport *t)
+{
+    transport_close(t);
+    stranger_free(&stranger);
+    transport_listener_close(listener);
+    verbs_expect_nothing_left();
+}
+
+Test(rdma_queue, stranger_that_behaves)
+{
+    struct transport *t = join(8, 300);
+    char data[1000];
+
+    cr_expect(eq(u32, le32toh(stranger.greeting.receives), RECEIVES_B));
+    cr_expect(eq(u32, le32toh(stranger.greeting.receive_size), MESSAGE));
+    memset(stranger.memory + STRANGER_MEMORY / 2, 'q', STRANGER_MEMORY / 2);
+    stranger_send(&stranger, 3, false, 0);
+    cr_expect(eq(int, stranger_next(&stranger).status, IBV_WC_SUCCESS));
+    expect_received(t, "qqq", 3);
+    /* No message is larger than a receive of the peer's. */
+    for (unsigned i = 0; i < 4; i++)
+        stranger_receive(&stranger, i);
+    pattern(data, sizeof(data), 1);
+    cr_expect(zero(int, link_send(t, data, sizeof(data))));
+    for (unsigned i = 0; i < 4; i++) {
+        struct ibv_wc wc = stranger_next(&stranger);
+        cr_expect(eq(int, wc.status, IBV_WC_SUCCESS));
+        cr_expect(eq(u32, wc.byte_len, i < 3 ? 300 : 100));
+        cr_expect(eq(u32, ntohl(wc.imm_data), i == 0 ? 1 : 0), "the receive that is free again, once");
+    }
+    leave(t);
+}
+
+/* A message that no receive holds ends the connection, and writes nowhere. */
+Test(rdma_queue, stranger_with_too_large_a_message)
+{
+    struct transport *t = join(8, 300);
+
+    stranger_send(&stranger, MESSAGE, true, 0);
+    char *data = malloc(MESSAGE);
+    cr_expect(zero(int, transport_recv_all(t, data, MESSAGE, NULL)));
+    free(data);
+    stranger_send(&stranger, MESSAGE + 1, true, 0);
+    cr_expect(eq(int, receive_end(t), -EIO));
+    leave(t);
+}
+
+/* It sends more than there are receives for: its own card waits. */
+Test(rdma_queue, stranger_without_restraint)
+{
+    struct transport *t = join(8, 300);
+
+    for (int i = 0; i < 100; i++)
+        stranger_send(&stranger, 1, true, IMM_ALL);
+    cr_expect(eq(uint, verbs_counts().messages, RECEIVES_B));
+    for (int i = 0; i < 100; i++)
+        expect_received(t, "\0", 1);
+    leave(t);
+}
+
+/* It promises receives that it does not have: our card waits, until the timeout. */
+Test(rdma_queue, stranger_that_promises)
+{
+    struct transport *t = join(65535, 300);
+
+    transport_set_timeout(t, 20);
+    for (int i = 0; i < 8; i++)
+        cr_expect(zero(int, link_send(t, "x", 1)));
+    cr_expect(eq(int, receive_end(t), -ETIMEDOUT));
+    cr_expect(lt(uint, 0, verbs_counts().unready));
+    leave(t);
+}
+
+/* What comes after its end is none of the stream's. */
+Test(rdma_queue, stranger_that_goes_on_after_its_end)
+{
+    struct transport *t = join(8, 300);
+
+    stranger_send(&stranger, 2, true, IMM_END);
+    stranger_send(&stranger, 2, true, 0);
+    cr_expect(zero(int, receive_end(t)));
+    cr_expect(zero(int, receive_end(t)));
+    cr_expect(zero(int, link_send(t, "x", 1)));
+    leave(t);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The stand-in's memory, completion queues and queue pairs; see verbs.h. */
+/* The stand-in's completion queues and queue pairs; see verbs.h. */
 #include "verbs_card.h"
 #include "check.h"
 #include "cleanup.h"
@@ -10,20 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-#define INLINE_MAX  512
-#define REMOTE_KEYS 0x80000000u /* a key for the peer is none for this end */
-
-/* In the place of the library's. */
-#undef ibv_reg_mr
-
-struct range {
-    struct ibv_mr mr;
-    int access;
-    struct range *next;
-};
+#define INLINE_MAX 512
 
 struct comp_channel {
     struct ibv_comp_channel channel;
@@ -90,10 +79,8 @@ struct ibv_context verbs_devices[VERBS_DEVICES];
 
 /* All of it under card_lock. */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static struct range *ranges;
 static struct queue *queues;
 static struct pair *pairs;
-static uint32_t last_key;
 static unsigned held[VERBS_BOTH];        /* stages, by side */
 static unsigned until_break[VERBS_BOTH]; /* work requests, by side */
 static enum ibv_wc_status break_status[VERBS_BOTH];
@@ -101,7 +88,6 @@ static struct {
     unsigned until;
     int code;
 } failures[VERBS_CALLS];
-static uint64_t registered_max = UINT64_MAX;
 static uint32_t inline_max = INLINE_MAX;
 static bool expires; /* a peer that is gone is noticed at once */
 
@@ -122,118 +108,6 @@ void card_violation(const char *what)
 bool card_is_removed(const struct ibv_context *device)
 {
     return card_removed[device - verbs_devices];
-}
-
-/*
- * Memory
- */
-
-struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
-{
-    SCOPED_LOCK(&card_lock);
-    if (card_must_fail(VERBS_ALLOC_PD))
-        return NULL;
-    struct ibv_pd *pd = calloc(1, sizeof(*pd));
-    pd->context = context;
-    card_counts.domains++;
-    return pd;
-}
-
-int ibv_dealloc_pd(struct ibv_pd *pd)
-{
-    SCOPED_LOCK(&card_lock);
-    for (const struct range *range = ranges; range; range = range->next) {
-        if (range->mr.pd == pd)
-            card_violation("a protection domain goes before its memory");
-    }
-    for (const struct pair *pair = pairs; pair; pair = pair->next) {
-        if (pair->qp.pd == pd)
-            card_violation("a protection domain goes before its queue pairs");
-    }
-    card_counts.domains--;
-    free(pd);
-    return 0;
-}
-
-struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
-{
-    SCOPED_LOCK(&card_lock);
-    if (card_must_fail(VERBS_REG_MR))
-        return NULL;
-    if (length > registered_max - card_counts.registered_bytes) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    struct range *range = calloc(1, sizeof(*range));
-    last_key++;
-    range->mr = (struct ibv_mr){.context = pd->context,
-                                .pd = pd,
-                                .addr = addr,
-                                .length = length,
-                                .lkey = last_key,
-                                .rkey = last_key | REMOTE_KEYS};
-    range->access = access;
-    range->next = ranges;
-    ranges = range;
-    card_counts.ranges++;
-    card_counts.registered_bytes += length;
-    return &range->mr;
-}
-
-struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, uint64_t iova,
-                                unsigned int access)
-{
-    (void)iova;
-    return ibv_reg_mr(pd, addr, length, (int)access);
-}
-
-/* ASan's, where there is ASan. */
-extern void *__asan_region_is_poisoned(void *begin, size_t size) __attribute__((weak));
-
-static void check_mapped(const struct ibv_mr *mr)
-{
-    uintptr_t begin = (uintptr_t)mr->addr & ~(uintptr_t)4095, end = (uintptr_t)mr->addr + mr->length;
-
-    if (msync((void *)begin, end - begin, MS_ASYNC) < 0)
-        card_violation("memory was unmapped while it was registered");
-    if (__asan_region_is_poisoned && __asan_region_is_poisoned(mr->addr, mr->length))
-        card_violation("memory was freed while it was registered");
-}
-
-int ibv_dereg_mr(struct ibv_mr *mr)
-{
-    struct range **at = &ranges;
-
-    SCOPED_LOCK(&card_lock);
-    while (*at && &(*at)->mr != mr)
-        at = &(*at)->next;
-    if (!*at)
-        card_violation("memory is deregistered that is not registered");
-    check_mapped(mr);
-    struct range *range = *at;
-    *at = range->next;
-    card_counts.ranges--;
-    card_counts.registered_bytes -= mr->length;
-    free(range);
-    return 0;
-}
-
-static bool is_inside(const struct ibv_mr *mr, uint64_t addr, uint64_t len)
-{
-    uint64_t begin = (uintptr_t)mr->addr;
-
-    return addr >= begin && addr - begin <= mr->length && len <= mr->length - (addr - begin);
-}
-
-/* Whether a key of a protection domain allows that. */
-static bool is_allowed(const struct ibv_pd *pd, uint32_t key, uint64_t addr, uint64_t len, int access)
-{
-    const struct range *range = ranges;
-
-    while (range && (range->mr.pd != pd || (key & REMOTE_KEYS ? range->mr.rkey : range->mr.lkey) != key))
-        range = range->next;
-    return range && (range->access & access) == access && is_inside(&range->mr, addr, len) &&
-           !(access & IBV_ACCESS_REMOTE_WRITE) == !(key & REMOTE_KEYS);
 }
 
 /*
@@ -401,6 +275,15 @@ static bool tell_next(struct pair *pair, bool received)
  * Queue pairs
  */
 
+bool pair_uses(const struct ibv_pd *pd)
+{
+    const struct pair *pair = pairs;
+
+    while (pair && pair->qp.pd != pd)
+        pair = pair->next;
+    return pair;
+}
+
 static bool holds(const struct pair *pair, enum verbs_stage stage)
 {
     return held[pair->side] & stage;
@@ -478,7 +361,7 @@ static enum ibv_wc_status receive(struct pair *pair, struct work *work, const vo
     if (len > next->part.length)
         status = IBV_WC_LOC_LEN_ERR;
     else if (len > 0 &&
-             !is_allowed(pair->qp.pd, next->part.lkey, next->part.addr, len, IBV_ACCESS_LOCAL_WRITE))
+             !memory_allows(pair->qp.pd, next->part.lkey, next->part.addr, len, IBV_ACCESS_LOCAL_WRITE))
         status = IBV_WC_LOC_PROT_ERR;
     else if (len > 0)
         memcpy((void *)(uintptr_t)next->part.addr, from, len);
@@ -489,7 +372,7 @@ static enum ibv_wc_status receive(struct pair *pair, struct work *work, const vo
 
 static enum ibv_wc_status write_to(struct pair *peer, const struct work *work, const void *from)
 {
-    if (!is_allowed(peer->qp.pd, work->key, work->remote, work->part.length, IBV_ACCESS_REMOTE_WRITE)) {
+    if (!memory_allows(peer->qp.pd, work->key, work->remote, work->part.length, IBV_ACCESS_REMOTE_WRITE)) {
         card_counts.refused++;
         return IBV_WC_REM_ACCESS_ERR;
     }
@@ -512,7 +395,7 @@ static int attempt(struct pair *pair, struct work *work)
     if (peer->qp.state != IBV_QPS_RTS || card_is_removed(peer->qp.context))
         return -1;
     if (!(work->flags & IBV_SEND_INLINE) && work->part.length > 0 &&
-        !is_allowed(pair->qp.pd, work->part.lkey, work->part.addr, work->part.length, 0))
+        !memory_allows(pair->qp.pd, work->part.lkey, work->part.addr, work->part.length, 0))
         return IBV_WC_LOC_PROT_ERR;
     if (work->opcode == IBV_WR_RDMA_WRITE)
         return write_to(peer, work, from);
@@ -886,7 +769,7 @@ void verbs_fail(enum verbs_call call, unsigned n, int code)
 void verbs_limit(uint64_t registered_bytes, uint32_t inline_bytes)
 {
     SCOPED_LOCK(&card_lock);
-    registered_max = registered_bytes;
+    memory_limit(registered_bytes);
     inline_max = inline_bytes < INLINE_MAX ? inline_bytes : INLINE_MAX;
 }
 

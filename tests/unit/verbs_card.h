@@ -23,6 +23,14 @@ void card_violation(const char *what) __attribute__((noreturn));
 
 bool card_is_removed(const struct ibv_context *device);
 
+/** memory_allows - whether a key of a protection domain does that: of this end's, or with remote access, of
+ * the peer's */
+bool memory_allows(const struct ibv_pd *pd, uint32_t key, uint64_t addr, uint64_t len, int access);
+void memory_limit(uint64_t bytes);
+
+/** pair_uses - whether any queue pair is of that domain */
+bool pair_uses(const struct ibv_pd *pd);
+
 /** pair_new - NULL with errno: the device has no such thing */
 struct pair *pair_new(struct ibv_pd *pd, struct ibv_qp_init_attr *attr, enum verbs_side side);
 void pair_free(struct pair *pair);
