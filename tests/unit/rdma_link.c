@@ -22,7 +22,7 @@ static void connect_work(void *arg)
     eventfd_write(c->done_fd, 1);
 }
 
-void connecting_start(struct connecting *c, struct transport_listener *l, const char *group,
+void connecting_start(struct connecting *c, const char *uri, const char *group,
                       const struct transport_wait *wait)
 {
     struct error err;
@@ -30,7 +30,7 @@ void connecting_start(struct connecting *c, struct transport_listener *l, const 
     *c = (struct connecting){.group = {.chunk = CHUNK}, .wait = wait ? *wait : link_forever};
     memcpy(c->group.id, group, strnlen(group, sizeof(c->group.id)));
     c->done_fd = eventfd(0, EFD_CLOEXEC);
-    CHECK_OK(uri_parse(transport_listener_address(l), &c->uri, &err));
+    CHECK_OK(uri_parse(uri, &c->uri, &err));
     worker_start(&c->worker, connect_work, c);
 }
 
@@ -57,7 +57,7 @@ void rdma_link_connect(struct link *link, const char *group)
 {
     struct connecting c;
 
-    connecting_start(&c, link->listener, group, NULL);
+    connecting_start(&c, transport_listener_address(link->listener), group, NULL);
     link->b = connecting_serve(&c, link->listener);
     link->a = c.t;
     cr_assert(zero(int, c.ret), "%s", c.err.message);

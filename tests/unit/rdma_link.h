@@ -21,9 +21,8 @@ struct connecting {
     int done_fd;
 };
 
-/** connecting_start - to where the listener listens; the group's id is @group; @wait: NULL: nothing ends it
- */
-void connecting_start(struct connecting *c, struct transport_listener *l, const char *group,
+/** connecting_start - to a URI; the group's id is @group; @wait: NULL: nothing ends it */
+void connecting_start(struct connecting *c, const char *uri, const char *group,
                       const struct transport_wait *wait);
 
 /** connecting_serve - have the listener do its part until the thread is done. Return: what was accepted, or
