@@ -25,3 +25,12 @@ sources_with_backports() {
 	[ -s "$1/migfs.list" ] || rm "$1/migfs.list"
 	[ -s "$1/migfs.sources" ] || rm "$1/migfs.sources"
 }
+
+# backports_options DIR: sets $apt_options to what apt needs to know of these sources and nothing else; all that it keeps is
+# below DIR
+backports_options() {
+	mkdir -p "$1"/{sources,lists/partial,cache/archives/partial}
+	sources_with_backports "$1/sources"
+	apt_options=(-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$1/sources" -o Dir::State::lists="$1/lists"
+		-o Dir::Cache="$1/cache" -o APT::Sandbox::User=root)
+}
