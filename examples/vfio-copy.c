@@ -13,7 +13,9 @@
  * to keep its state when vfio-copy ends, since the last close resets it.
  *
  * Any driver will do that has version 2 of VFIO's migration protocol, which is described at "enum
- * vfio_device_mig_state" in <linux/vfio.h>; what it says goes over as it is.
+ * vfio_device_mig_state" in <linux/vfio.h>; what it says goes over as it is. Two things stay with the
+ * VMM: the pages that the device writes into, and several devices that write to each other, which have to be
+ * quiet before any of them is stopped.
  *
  * save copies what the driver has while the device runs (pre-copy, where the driver has such a thing), then
  * stops the device and copies the rest. It returns when the destination has all of it, and the device stays

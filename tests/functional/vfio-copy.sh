@@ -55,6 +55,7 @@ went() { [ "$(paste -sd ' ' device.log)" = "$*" ] || fail "the device went $(pas
 is() { [ "$(cat device.state)" = "$1" ] || fail "the device is $(cat device.state), not $1"; }
 
 say "to a file and back"
+random file 200000
 device running
 fake 0 '^$' save fd:900 file
 grep -q '^fd:900: saved 150000 bytes, 75000 of them while it was running' said
@@ -178,6 +179,7 @@ cancel() {
 # begin ARGUMENT...: in the background, with $stdin; ends STATUS PATTERN: as `says` has it
 stdin=/dev/null
 begin() {
+	rm -f said said.err
 	FAULT=$fault env --default-signal=INT "$dir/vfio-fake" "$@" <"$stdin" >said 2>said.err {input}>&- &
 	copying=$!
 }
@@ -190,7 +192,8 @@ ends() {
 }
 # What is loaded is another device, in a directory of its own.
 load_begins() {
-	mkdir -p other
+	rm -rf other
+	mkdir other
 	echo running >other/device.state
 	cp kept other/device.data
 	: >other/device.log
@@ -199,7 +202,7 @@ load_begins() {
 	cd ..
 }
 other_is_resuming() { [ "$(cat other/device.state)" = resuming ]; }
-waits() { grep -q 'waiting for the migration' other/said.err; }
+waits() { grep -qs 'waiting for the migration' other/said.err; }
 
 say "it arrives"
 active
@@ -230,6 +233,29 @@ cd ..
 fake 0 '^$' state fd:900 running
 is running
 forget src/vm dst/vm
+
+say "a load that does not wait"
+active
+fake 0 '^$' save fd:900 src/vm/device-state/nic
+device running kept
+fake 0 '^$' load -n fd:900 dst/vm/device-state/nic
+went resuming running
+same state device.data
+cancel
+forget src/vm dst/vm
+
+say "the destination takes no more than 100000 bytes of a device"
+migfs small -o "listen=unix:$dir/small.socket,max-device=100000"
+outgoing vm 2 "unix:$dir/small.socket"
+tell src/vm start
+device running
+fake 1 'nic.*: Disk quota exceeded; .*src/vm/error says: .*is running again' save fd:900 src/vm/device-state/nic
+is running
+[ ! -e src/vm/device-state/nic ] || fail "half a state is left"
+tell src/vm cancel
+reaches small/vm cancelled
+forget src/vm small/vm
+unmount small
 
 say "the migration is cancelled before, and is not there"
 active
@@ -277,3 +303,44 @@ for how in cancel interrupt; do
 	fi
 	forget src/vm dst/vm
 done
+
+say "interrupted while it waits for the driver, and for the source"
+has_state() { [ "$(cat device.state)" = "$1" ]; }
+device running
+fault=hang begin save fd:900 file
+eventually "it is saving" has_state pre-copy
+kill -TERM $copying
+ends 1 'interrupted by a signal \(Terminated\).*is running again'
+[ ! -e file ] || fail "half a state is left"
+active
+echo >src/vm/device-state/nic
+tell src/vm sync
+device running kept
+begin load fd:900 dst/vm/device-state/nic
+eventually "it waits" grep -qs 'waiting for the migration' said.err
+kill -HUP $copying
+ends 1 'interrupted by a signal \(Hangup\).*has been reset and is running'
+cancel
+forget src/vm dst/vm
+
+say "it has not been saved before the destination has it"
+in_fsync() {
+	local call
+	read -r call _ </proc/$copying/syscall 2>/dev/null || return 1
+	case $(uname -m):$call in
+	x86_64:74 | aarch64:82) ;;
+	*) return 1 ;;
+	esac
+}
+active
+touch src/vm/device-state/nic
+stop_migfs dst
+begin save fd:900 src/vm/device-state/nic
+eventually "it waits for the destination" in_fsync
+is stop-copy
+kill_migfs dst
+ends 1 'nic has not arrived: .*; .*src/vm/error says: .*is running again'
+is running
+umount -l dst 2>/dev/null || fusermount3 -uz "$dir/dst"
+reaches src/vm failed
+forget src/vm

@@ -2,8 +2,8 @@
 /*
  * serial: what a VMM does with the serial port of an mtty, which is a VFIO device.
  *
- *   serial DEVICE WORD...              reads and writes registers: r7 prints register 7 in hexadecimal, 7=5a writes it
- *   serial DEVICE run FD COMMAND...    leaves the open device to a command as descriptor FD
+ *   serial DEVICE WORD...             registers: r7 prints register 7 in hexadecimal, 7=5a writes it
+ *   serial DEVICE run FD COMMAND...   leaves the open device to a command as descriptor FD
  *
  * DEVICE is what examples/vfio-copy takes.
  */
