@@ -18,7 +18,6 @@
 #include <sys/eventfd.h>
 
 #define SENDS        256           /* work requests that may be posted and not complete */
-#define MESSAGE      (32u << 10)   /* of payloads */
 #define MESSAGE      (32u << 10)   /* bytes of payloads */
 #define SMALL        1024u         /* a hello's reply, or what has been applied */
 #define SIGNAL_EVERY 8             /* messages without a completion of their own, in a row */
@@ -84,6 +83,8 @@ struct rdma_queue {
     uint64_t slots_used, slots_freed;
     unsigned quiet;       /* messages in a row that asked for no completion */
     uint32_t credits;     /* receives that the peer has for us */
+    uint32_t credits_max; /* so many it has posted */
+    bool finished;        /* the peer has been told that nothing more comes */
     uint32_t message_max; /* bytes that one of them has */
     uint64_t placing;     /* bytes that are written and not complete */
     struct transport_returns returns;
@@ -189,20 +190,40 @@ static void free_receive(struct rdma_queue *q, uint32_t slot)
         q->freed++;
 }
 
+/*
+ * Whether a message can be one of such a peer as this end is. An empty one that says nothing, and a receive
+ * that was never taken, could follow one another for as long as the peer likes, with the lock held by whoever
+ * handles them.
+ */
+static bool is_possible(const struct rdma_queue *q, uint32_t len, uint32_t imm)
+{
+    uint32_t told = imm & IMM_CREDITS;
+
+    if (told > q->credits_max - q->credits)
+        return false;
+    return q->ended ? told > 0 && len == 0 && !(imm & IMM_FINISH) : told > 0 || len > 0 || imm & IMM_FINISH;
+}
+
 static void on_message(struct rdma_queue *q, const struct ibv_wc *wc)
 {
     uint32_t imm = wc->wc_flags & IBV_WC_WITH_IMM ? ntohl(wc->imm_data) : 0, slot = (uint32_t)wc->wr_id;
 
-    q->credits += imm & IMM_CREDITS;
-    if (imm & IMM_FINISH)
-        end_stream(q);
-    if (wc->byte_len == 0 || q->ended) {
-        free_receive(q, slot);
+    if (q->dead)
+        return;
+    if (!is_possible(q, wc->byte_len, imm)) {
+        die(q, -EPROTO);
         return;
     }
-    if (q->arrived_head == q->arrived_tail)
-        eventfd_write(q->ready_fd, 1);
-    q->arrived[q->arrived_tail++ % q->shape.receives] = (struct message){slot, wc->byte_len};
+    q->credits += imm & IMM_CREDITS;
+    if (wc->byte_len == 0) {
+        free_receive(q, slot);
+    } else {
+        if (q->arrived_head == q->arrived_tail)
+            eventfd_write(q->ready_fd, 1);
+        q->arrived[q->arrived_tail++ % q->shape.receives] = (struct message){slot, wc->byte_len};
+    }
+    if (imm & IMM_FINISH)
+        end_stream(q);
 }
 
 /* Handles what is complete. Return: whether anything was. */
@@ -572,7 +593,7 @@ static void queue_reap(struct transport *t, int wait_ms, struct transport_return
     SCOPED_LOCK(&q->lock);
     drain(q);
     while (q->returns.ticket <= known && q->placing > 0 && clock_ms() < deadline)
-        step(q, (int)(deadline - clock_ms()));
+        step(q, clock_poll_timeout(deadline));
     *returns = q->returns;
 }
 
@@ -665,8 +686,10 @@ static void queue_shutdown(struct transport *t)
 /* Called with the lock held. Where there is no room for it, the end of the connection says the same. */
 static void finish(struct rdma_queue *q)
 {
-    if (!q->dead && has_room(q) && q->credits > 0)
-        post_message(q, 0, IMM_FINISH);
+    if (q->dead || q->finished || !has_room(q) || q->credits == 0)
+        return;
+    q->finished = true;
+    post_message(q, 0, IMM_FINISH);
 }
 
 static void queue_finish(struct transport *t)
@@ -720,7 +743,7 @@ static void queue_close(struct transport *t)
         finish(q);
     int64_t deadline = clock_ms() + CLOSE_MS;
     while (q->events && !q->dead && q->signaled > q->completed && clock_ms() < deadline)
-        step(q, (int)(deadline - clock_ms()));
+        step(q, clock_poll_timeout(deadline));
     die(q, -ECONNRESET);
     if (q->events)
         rdma_disconnect(q->id);
@@ -889,7 +912,7 @@ int rdma_queue_meet(struct transport *t, const void *greeting, size_t len, struc
     if (receives < 4 || receives > IMM_CREDITS || size < 256)
         return error_set(err, CAUSE_PROTOCOL, "the peer has %u receives of %u bytes", receives, size);
     SCOPED_LOCK(&q->lock);
-    q->credits = receives;
+    q->credits = q->credits_max = receives;
     q->message_max = size < q->shape.slot_size ? size : q->shape.slot_size;
     return 0;
 }

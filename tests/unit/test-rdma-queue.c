@@ -7,10 +7,12 @@
 #include "check.h"
 #include "clock.h"
 #include "guard.h"
+#include "shifted_clock.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -322,6 +324,27 @@ Test(rdma_queue, slots_are_not_reused_early)
         pattern(got, sizeof(got), i);
         expect_received(a, got, sizeof(got));
     }
+    close_link();
+}
+
+/* What goes with its work request needs no slot: up to 128 bytes. */
+Test(rdma_queue, inline_needs_no_slot)
+{
+    char data[129];
+
+    open_link();
+    pattern(data, sizeof(data), 1);
+    verbs_hold(VERBS_PASSIVE, VERBS_WORK);
+    for (unsigned i = 0; i < 6; i++)
+        cr_expect(eq(int, (int)transport_try_send(b, data, 128), 128));
+    cr_expect(eq(uint, verbs_counts().inlined, 6));
+    for (unsigned i = 0; i < COPIES; i++)
+        cr_expect(eq(int, (int)transport_try_send(b, data, 129), 129));
+    cr_expect(eq(uint, verbs_counts().inlined, 6));
+    cr_expect(eq(int, (int)transport_try_send(b, data, 1), -EAGAIN), "it would be copied into a slot first");
+    verbs_hold(VERBS_PASSIVE, 0);
+    for (unsigned i = 0; i < 6 + COPIES; i++)
+        expect_received(a, data, i < 6 ? 128 : 129);
     close_link();
 }
 
@@ -685,6 +708,31 @@ Test(rdma_queue, sender_and_receiver_wait_together)
     close_link();
 }
 
+/* What another thread has taken from the card is still said by the descriptor. */
+Test(rdma_queue, descriptor_says_what_a_sender_has_found)
+{
+    char byte;
+
+    open_link();
+    fill(b);
+    block(send_work, b);
+    cr_expect(zero(int, link_send(a, "m", 1)));
+    worker_await_sleep(&worker);
+    cr_expect(is_readable(b));
+    expect_received(b, "m", 1);
+    worker_await_sleep(&worker);
+    expect_nothing(b);
+    transport_finish(a);
+    while (transport_recv(b, &byte, 1, TRANSPORT_NOWAIT) != 0)
+        sched_yield();
+    worker_await_sleep(&worker);
+    cr_expect(is_readable(b));
+    empty(a, RECEIVES_A - 1);
+    cr_expect(zero(int, unblocked()));
+    empty(a, 1);
+    close_link();
+}
+
 /* A signal is no reason to return. */
 Test(rdma_queue, interrupted)
 {
@@ -845,6 +893,24 @@ Test(rdma_queue, close_waits_for_what_was_sent)
     cr_expect(zero(int, receive_end(b)));
     two.a = NULL;
     close_link();
+}
+
+/* Time passes between two looks at the clock: no wait becomes one without an end. */
+Test(rdma_queue, clock_that_runs)
+{
+    open_placing();
+    verbs_hold(VERBS_ACTIVE, VERBS_WORK);
+    place(0, source, 10, 10);
+    for (int wait_ms = 0; wait_ms < 8; wait_ms++) {
+        shifted_clock_run(2);
+        cr_expect(zero(u64, back(wait_ms, 0)));
+    }
+    shifted_clock_run(600);
+    transport_close(a);
+    shifted_clock_run(0);
+    verbs_hold(VERBS_ACTIVE, 0);
+    a = NULL;
+    close_placing();
 }
 
 /* But not for ever. */
@@ -1062,7 +1128,8 @@ Test(rdma_queue, device_is_removed)
     expect_over(b, -ENODEV);
     empty(a, RECEIVES_A - 1);
     expect_over(a, -ENODEV);
-    cr_expect(eq(uint, verbs_counts().late_notifications, late), "a device that is known to be gone is not asked");
+    cr_expect(eq(uint, verbs_counts().late_notifications, late),
+              "a device that is known to be gone is not asked");
     close_placing();
 }
 
@@ -1087,9 +1154,7 @@ Test(rdma_queue, idle_is_not_down)
     uint64_t ticket = place(0, source, 10, 10);
     cr_expect(eq(u64, back(1000, 0), ticket));
     block(receive_work, a);
-    int64_t until = clock_ms() + 3;
-    while (clock_ms() < until)
-        ;
+    shifted_clock_add(1000);
     worker_interrupt(&worker);
     cr_expect(zero(int, link_send(b, "x", 1)));
     cr_expect(eq(int, unblocked(), 1));
@@ -1113,6 +1178,30 @@ Test(rdma_queue, memory_that_goes)
     empty(b, 1);
     munmap(gone, 4096);
     close(fd);
+    close_placing();
+}
+
+static void place_some(void *arg)
+{
+    for (size_t at = 0; at < TARGET; at += 1u << 20)
+        place(at, source + at, 1u << 20, 1u << 20);
+    (void)arg;
+}
+
+/* Another connection of the group is made while chunks are registered. */
+Test(rdma_queue, one_more_of_a_group)
+{
+    struct link third = {0};
+    struct worker placer;
+
+    open_placing();
+    third.listener = two.listener;
+    worker_start(&placer, place_some, NULL);
+    rdma_link_connect(&third, "group");
+    worker_join(&placer);
+    transport_close(third.a);
+    transport_close(third.b);
+    back(1000, 0);
     close_placing();
 }
 
@@ -1182,6 +1271,7 @@ static struct transport *join(uint32_t receives, uint32_t size)
 
 static void leave(struct transport *t)
 {
+    stranger_receive(&stranger, 1000); /* for a last word */
     transport_close(t);
     stranger_free(&stranger);
     transport_listener_close(listener);
@@ -1233,7 +1323,7 @@ Test(rdma_queue, stranger_without_restraint)
     struct transport *t = join(8, 300);
 
     for (int i = 0; i < 100; i++)
-        stranger_send(&stranger, 1, true, IMM_ALL);
+        stranger_send(&stranger, 1, true, 0);
     cr_expect(eq(uint, verbs_counts().messages, RECEIVES_B));
     for (int i = 0; i < 100; i++)
         expect_received(t, "\0", 1);
@@ -1253,15 +1343,82 @@ Test(rdma_queue, stranger_that_promises)
     leave(t);
 }
 
-/* What comes after its end is none of the stream's. */
+/*
+ * What says nothing, or what cannot be, ends the connection: one such message after the other would keep a
+ * thread with the connection's lock for as long as the peer likes.
+ */
+Test(rdma_queue, stranger_that_says_what_cannot_be)
+{
+    static const struct {
+        uint32_t len, imm;
+        unsigned sent; /* messages of ours before */
+        bool fits;
+    } cases[] = {
+        {0, 0, 0, false},
+        {0, 1, 0, false},
+        {1, 1, 0, false},
+        {0, IMM_ALL, 5, false},
+        {0, 4, 3, false},
+        {1, IMM_ALL, 3, false},
+        {0, 3, 3, true},
+        {1, 3, 3, true},
+        {0, IMM_END, 0, true},
+        {5, IMM_END, 0, true},
+        {0, IMM_END | 4, 3, false},
+    };
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct transport *t = join(8, 300);
+        for (unsigned k = 0; k < cases[i].sent; k++) {
+            stranger_receive(&stranger, k);
+            cr_expect(zero(int, link_send(t, "x", 1)));
+        }
+        stranger_send(&stranger, cases[i].len, true, cases[i].imm);
+        char byte;
+        transport_recv(t, &byte, 1, TRANSPORT_NOWAIT);
+        stranger_receive(&stranger, 100);
+        cr_expect(eq(int, link_send(t, "x", 1), cases[i].fits ? 0 : -EPROTO), "%zu", i);
+        leave(t);
+    }
+}
+
+/* After its end it says which receives are free, and nothing else. */
 Test(rdma_queue, stranger_that_goes_on_after_its_end)
 {
+    static const uint32_t ends[] = {IMM_END, 0};
     struct transport *t = join(8, 300);
 
-    stranger_send(&stranger, 2, true, IMM_END);
-    stranger_send(&stranger, 2, true, 0);
+    for (unsigned k = 0; k < 3; k++) {
+        stranger_receive(&stranger, k);
+        cr_expect(zero(int, link_send(t, "x", 1)));
+    }
+    stranger_send(&stranger, 0, true, IMM_END);
     cr_expect(zero(int, receive_end(t)));
+    stranger_send(&stranger, 0, true, 3);
     cr_expect(zero(int, receive_end(t)));
+    stranger_receive(&stranger, 3);
     cr_expect(zero(int, link_send(t, "x", 1)));
     leave(t);
+    for (size_t i = 0; i < ARRAY_LENGTH(ends); i++) {
+        t = join(8, 300);
+        stranger_send(&stranger, 0, true, IMM_END);
+        cr_expect(zero(int, receive_end(t)));
+        stranger_send(&stranger, ends[i] ? 0 : 1, true, ends[i]);
+        cr_expect(eq(int, (int)transport_try_send(t, "x", 1), -EPROTO), "%zu", i);
+        leave(t);
+    }
+}
+
+/* Both a word that nothing more comes and the close after it are of one end, and said once. */
+Test(rdma_queue, end_is_said_once)
+{
+    open_link();
+    transport_finish(a);
+    transport_finish(a);
+    cr_expect(eq(uint, verbs_counts().messages, 1));
+    cr_expect(zero(int, receive_end(b)));
+    transport_close(a);
+    cr_expect(eq(uint, verbs_counts().messages, 1));
+    two.a = NULL;
+    close_link();
 }

@@ -85,6 +85,7 @@ struct verbs_counts {
     unsigned refused;            /* writes that the peer's keys did not allow */
     unsigned inlined, signaled;  /* work requests that were posted */
     unsigned disconnects;        /* that an end asked for */
+    unsigned unanswered;         /* events that a test had withheld */
     unsigned late_notifications; /* asked of a device that was gone */
 };
 

@@ -95,6 +95,7 @@ static void announce(struct endpoint *e, struct endpoint *listener, enum rdma_cm
 
     answers[type] = NO_ANSWER;
     if (instead == VERBS_SILENCE) {
+        card_counts.unanswered++;
         free(event);
         return;
     }
