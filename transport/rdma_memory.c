@@ -226,17 +226,18 @@ static void unuse_region(struct region *region)
         pthread_cond_broadcast(&region_unused);
 }
 
-/* Registers the chunk of a region with the byte at @at. No lock is held: it takes long. */
-static struct rdma_local *register_chunk(struct rdma_domain *domain, const struct region *region, uint64_t at)
+/* Registers the chunk, of @chunk bytes, of a region with the byte at @at. No lock is held: it takes long. */
+static struct rdma_local *register_chunk(struct rdma_domain *domain, uint64_t chunk,
+                                         const struct region *region, uint64_t at)
 {
     struct rdma_local *local = calloc(1, sizeof(*local));
-    uint64_t begin = at - (at - region->base) % domain->chunk;
+    uint64_t begin = at - (at - region->base) % chunk;
     uint64_t left = region->base + region->len - begin;
 
     if (!local)
         return NULL;
     local->base = begin;
-    local->len = left < domain->chunk ? left : domain->chunk;
+    local->len = left < chunk ? left : chunk;
     do
         local->mr = ibv_reg_mr(domain->pd, (void *)(uintptr_t)begin, local->len, 0);
     while (!local->mr && errno == ENOMEM && evict(domain));
@@ -278,10 +279,11 @@ struct rdma_local *rdma_local_take(struct rdma_domain *domain, const void *buf, 
     struct rdma_local *local = find_local(domain, at);
     if (local)
         take(domain, local);
+    uint64_t chunk = domain->chunk;
     pthread_mutex_unlock(&domain->lock);
     if (!local) {
         struct region *region = use_region(at);
-        struct rdma_local *made = region ? register_chunk(domain, region, at) : NULL;
+        struct rdma_local *made = region ? register_chunk(domain, chunk, region, at) : NULL;
         if (made) {
             SCOPED_LOCK(&domain->lock);
             local = take(domain, publish(domain, made, at));
