@@ -302,6 +302,25 @@ Test(rdma_queue, message_in_pieces)
     close_link();
 }
 
+/* A message has what there is room for, wherever the parts of it begin and end. */
+Test(rdma_queue, parts)
+{
+    static uint8_t data[100000];
+    struct iovec iov[] = {{NULL, 0},          {data, 1}, {NULL, 0},         {data + 1, 40000},
+                          {data + 40001, 99}, {NULL, 0}, {data + 40100, 0}, {data + 40100, 59900},
+                          {NULL, 0}};
+
+    open_link();
+    pattern(data, sizeof(data), 1);
+    cr_expect(zero(int, transport_send(a, iov, ARRAY_LENGTH(iov))));
+    cr_expect(eq(uint, verbs_counts().messages, 4), "three that are full, and one");
+    expect_received(b, data, sizeof(data));
+    cr_expect(zero(int, transport_send(a, iov, 1)));
+    cr_expect(zero(int, transport_send(a, iov, 0)));
+    expect_nothing(b);
+    close_link();
+}
+
 /* The slots of an end are free again when the card says so, and not before. */
 Test(rdma_queue, slots_are_not_reused_early)
 {

@@ -319,6 +319,7 @@ Test(rdma, several_addresses_interrupted)
 
     listen_here();
     verbs_answer(RDMA_CM_EVENT_ADDR_RESOLVED, VERBS_SILENCE);
+    verbs_fail(VERBS_RESOLVE_ADDR, 3, EINVAL); /* what is not called */
     connecting_start(&c, at_host("three.invalid"), "group", &wait);
     while (verbs_counts().unanswered == 0)
         sched_yield();

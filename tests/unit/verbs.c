@@ -710,8 +710,8 @@ static void *run_shuffle(void *arg)
             continue;
         }
         struct pair *pair = pairs;
-        for (unsigned n = draw(4); n > 0; n--)
-            pair = pair->next ? pair->next : pairs;
+        for (unsigned n = draw(card_counts.pairs); n > 0; n--)
+            pair = pair->next;
         enum verbs_stage stage = VERBS_WORK << draw(3);
         for (unsigned n = draw(9); n > 0 && release(pair, stage); n--)
             ;
