@@ -41,6 +41,7 @@ struct migration *migration_new(struct host *host, enum role role, const struct 
         .zstd_level = 1,
         .zero_copy = ZEROCOPY_AUTO,
         .zero_pages = true,
+        .rdma_chunk = TRANSPORT_CHUNK,
     };
     pthread_mutex_init(&m->lock, NULL);
     clock_cond_init(&m->changed);
@@ -611,7 +612,7 @@ int migration_change_settings(struct migration *m,
     int ret = migration_operations(m)->may_change_settings(m, interrupt, err);
     if (ret == 0)
         ret = change(&m->settings, arg, err);
-    if (ret == 0 && m->settings.uri.text[0])
+    if (ret == 0 && m->settings.uris.count)
         migration_become_outgoing(m);
     pthread_mutex_unlock(&m->lock);
     if (ret == 0)

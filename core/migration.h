@@ -37,7 +37,7 @@ enum role { ROLE_NONE, ROLE_OUTGOING, ROLE_INCOMING };
 enum choice { CHOICE_AUTO, CHOICE_ON, CHOICE_OFF };
 
 struct settings {
-    struct uri uri; /* text empty: not set */
+    struct uri_list uris;
     unsigned channels;
     unsigned device_channels; /* the last so many channels carry devices alone; 0: all carry everything */
     uint32_t timeout_ms;
@@ -57,6 +57,10 @@ struct settings {
     enum choice splice;
     bool verify;     /* both ends compare what both have before the commit */
     bool zero_pages; /* look for zero pages in what is written to RAM */
+    /* Where channels go by RDMA: */
+    uint64_t rdma_chunk; /* bytes that are registered at once; a power of two */
+    bool rdma_pin_all;   /* all of the RAM is, before the migration is active */
+    bool fallback;       /* a channel that cannot go by RDMA goes by TCP */
 };
 
 /* Milliseconds of the monotonic clock; 0: has not happened. */
@@ -82,6 +86,7 @@ struct channel_record {
     struct zerocopy_counters copies;
     uint64_t spliced_bytes;
     uint64_t placed_bytes; /* the part of wire_bytes that the source's card has written by itself */
+    const char *peer;      /* source, one channel's: where it goes */
 };
 
 /* A write to a file, for migration_write(). */
@@ -105,9 +110,12 @@ struct migration_figures {
     uint64_t queued;     /* source: bytes that are accepted, or asked for, and not sent */
     uint64_t verified;   /* source: bytes of RAM that `complete` has found the same at both ends so far */
     uint64_t barrier_ns; /* destination: nanoseconds that all receivers together were blocked at barriers */
-    bool places;         /* source: what follows says something */
+    /* source: why a channel goes by TCP that should have gone by RDMA; empty: none does */
+    char fallen_back[ERROR_MESSAGE_MAX];
+    bool places; /* source: what follows says something */
     struct placing_figures placing;
     struct transport_figures transport;
+    uint64_t drains;     /* flushes of channels that place, which waited for what was in flight */
     const char *path;    /* source: which way RAM takes into the sockets; NULL before the start */
     char ram_path[4096]; /* destination: where the RAM image can be mapped; empty: nowhere */
 };

@@ -10,6 +10,7 @@
 #include "options.h"
 #include "cleanup.h"
 #include "mountpoint.h"
+#include "setting.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -123,23 +124,6 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_END,
 };
 
-/* A number with K, M, G or T behind it. */
-static int parse_size(const char *text, uint64_t *out, struct error *err)
-{
-    static const char units[] = "KMGT";
-    char *end;
-
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
-    unsigned shift = unit ? (unsigned)(unit - units + 1) * 10 : 0;
-    if (!isdigit((unsigned char)*text) || errno || (*end && (!unit || end[1])) ||
-        value > (UINT64_MAX >> shift))
-        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a size, such as 512M or 16G", text);
-    *out = value << shift;
-    return 0;
-}
-
 static int parse_limit(struct parser *parser, const char *arg)
 {
     struct limits *limits = &parser->options->limits;
@@ -147,7 +131,7 @@ static int parse_limit(struct parser *parser, const char *arg)
     size_t name = (size_t)(value - arg - 1);
     uint64_t number = 0;
 
-    if (parse_size(value, &number, parser->err) < 0) {
+    if (setting_parse_size(value, &number, parser->err) < 0) {
         error_prefix(parser->err, "%.*s", (int)name, arg);
         return -1;
     }
@@ -234,7 +218,7 @@ static int set_huge_pages(struct parser *parser, const char *text)
 
     ram->transparent = !strcmp(text, "yes");
     if (strcmp(text, "no") && strcmp(text, "yes")) {
-        if (parse_size(text, &size, parser->err) < 0) {
+        if (setting_parse_size(text, &size, parser->err) < 0) {
             error_prefix(parser->err, "hugepages");
             return -1;
         }

@@ -11,6 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define RDMA_CHUNK_MIN (1ull << 20)
+#define RDMA_CHUNK_MAX (1ull << 30)
+static_assert(RDMA_CHUNK_MIN % WIRE_STRIPE_SIZE == 0, "a stripe is in one chunk");
+
+int setting_parse_size(const char *text, uint64_t *out, struct error *err)
+{
+    static const char units[] = "KMGT";
+    char *end;
+
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
+    unsigned shift = unit ? (unsigned)(unit - units + 1) * 10 : 0;
+    if (!isdigit((unsigned char)*text) || errno || (*end && (!unit || end[1])) ||
+        value > (UINT64_MAX >> shift))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a size, such as 512M or 16G", text);
+    *out = value << shift;
+    return 0;
+}
+
 static int parse_number(const char *text, const char *what, unsigned long min, unsigned long max,
                         unsigned long *out, struct error *err)
 {
@@ -27,12 +47,12 @@ static int parse_number(const char *text, const char *what, unsigned long min, u
 
 static int parse_uri(struct settings *settings, const char *text, struct error *err)
 {
-    return uri_parse(text, &settings->uri, err);
+    return uri_list_parse(text, &settings->uris, err);
 }
 
 static void format_uri(const struct settings *settings, char *out, size_t size)
 {
-    snprintf(out, size, "%s", settings->uri.text);
+    uri_list_format(&settings->uris, out, size);
 }
 
 static int parse_channels(struct settings *settings, const char *text, struct error *err)
@@ -194,6 +214,46 @@ static void format_zero_pages(const struct settings *settings, char *out, size_t
     format_switch(settings->zero_pages, out, size);
 }
 
+static int parse_fallback(struct settings *settings, const char *text, struct error *err)
+{
+    return parse_switch(text, &settings->fallback, err);
+}
+
+static void format_fallback(const struct settings *settings, char *out, size_t size)
+{
+    format_switch(settings->fallback, out, size);
+}
+
+static int parse_rdma_chunk(struct settings *settings, const char *text, struct error *err)
+{
+    uint64_t value = 0;
+
+    if (setting_parse_size(text, &value, err) < 0)
+        return -EIO;
+    if (value < RDMA_CHUNK_MIN || value > RDMA_CHUNK_MAX || value & (value - 1))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a power of two from 1M to 1G", text);
+    settings->rdma_chunk = value;
+    return 0;
+}
+
+static void format_rdma_chunk(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%lluM", (unsigned long long)settings->rdma_chunk >> 20);
+}
+
+static int parse_rdma_pin(struct settings *settings, const char *text, struct error *err)
+{
+    if (strcmp(text, "demand") && strcmp(text, "all"))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither demand nor all", text);
+    settings->rdma_pin_all = !strcmp(text, "all");
+    return 0;
+}
+
+static void format_rdma_pin(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, settings->rdma_pin_all ? "all" : "demand");
+}
+
 const struct setting settings_table[] = {
     {"uri", parse_uri, format_uri},
     {"channels", parse_channels, format_channels},
@@ -201,6 +261,9 @@ const struct setting settings_table[] = {
     {"device-channels", parse_device_channels, format_device_channels},
     {"checksum", parse_checksum, format_checksum},
     {"compression", parse_compression, format_compression},
+    {"fallback", parse_fallback, format_fallback},
+    {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk},
+    {"rdma-pin", parse_rdma_pin, format_rdma_pin},
     {"splice", parse_splice, format_splice},
     {"verify", parse_verify, format_verify},
     {"zstd-level", parse_zstd_level, format_zstd_level},

@@ -6,9 +6,10 @@
 #include "migration.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 #define SETTINGS_MAX      48 /* as many as there can be, for tables by setting */
-#define SETTING_VALUE_MAX (URI_MAX + 2)
+#define SETTING_VALUE_MAX (URI_LIST_MAX + 2)
 
 /**
  * struct setting - one of them
@@ -29,6 +30,9 @@ extern const unsigned settings_count;
  */
 int setting_write(struct migration *m, const struct setting *setting, const char *text, size_t len,
                   const struct interrupt *interrupt, struct error *err);
+
+/** setting_parse_size - a number of bytes, which may have K, M, G or T behind it */
+int setting_parse_size(const char *text, uint64_t *out, struct error *err);
 
 /** setting_read - the value and a newline; nothing at all when it is not set */
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size);

@@ -127,6 +127,8 @@ static void put_channel(struct writer *w, const struct migration_snapshot *s, un
     put_number(w, "rdma-bytes", sums.placed_bytes);
     if (!s->incoming)
         put_copies(w, &sums);
+    if (sums.peer)
+        put_text(w, "peer", sums.peer);
 }
 
 /* Lines that begin with the channel's number, or an array of objects. */
@@ -180,7 +182,10 @@ static void put_placing(struct writer *w, const struct migration_figures *figure
     put_number(w, "rdma-registrations", figures->transport.registrations);
     put_number(w, "rdma-evictions", figures->transport.evictions);
     put_number(w, "rdma-registered-bytes", figures->transport.registered_bytes);
+    put_number(w, "rdma-drains", figures->drains);
     put_number(w, "rdma-partial-drains", figures->transport.partial_drains);
+    put_number(w, "rdma-rnr-naks", figures->transport.rnr_naks);
+    put_number(w, "rdma-retries", figures->transport.retries);
 }
 
 static void put_counters(struct writer *w, const struct migration_snapshot *s)
@@ -214,6 +219,17 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     put_channels(w, s);
 }
 
+static void put_uris(struct writer *w, const struct migration_snapshot *s)
+{
+    char uris[URI_LIST_MAX];
+
+    uri_list_format(&s->settings.uris, uris, sizeof(uris));
+    if (*uris)
+        put_text(w, "uri", uris);
+    if (*s->figures.fallen_back)
+        put_text(w, "fallback", s->figures.fallen_back);
+}
+
 char *status_text(struct migration *m, bool json, size_t *size, uint64_t *generation)
 {
     struct migration_snapshot s;
@@ -235,8 +251,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "error-desc", s.failure.message);
     if (*s.warning)
         put_text(&w, "warning", s.warning);
-    if (s.settings.uri.text[0])
-        put_text(&w, "uri", s.settings.uri.text);
+    put_uris(&w, &s);
     put_number(&w, json ? "channel-count" : "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
     if (s.incoming || s.times.started)

@@ -62,6 +62,12 @@ void dummy_withdraw(struct transport *t, const struct transport_key *key)
     (void)t, (void)key;
 }
 
+int dummy_pin(struct transport *t, const void *base, size_t len)
+{
+    (void)t, (void)base, (void)len;
+    return -EOPNOTSUPP;
+}
+
 void dummy_figures(struct transport *t, bool of_group, struct transport_figures *out)
 {
     (void)t, (void)of_group, (void)out;

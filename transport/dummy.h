@@ -31,6 +31,9 @@ int dummy_expose(struct transport *t, void *base, size_t len, struct transport_k
 /** dummy_withdraw - there is nothing to withdraw */
 void dummy_withdraw(struct transport *t, const struct transport_key *key);
 
+/** dummy_pin - Return: -EOPNOTSUPP. */
+int dummy_pin(struct transport *t, const void *base, size_t len);
+
 /** dummy_figures - there is nothing to add */
 void dummy_figures(struct transport *t, bool of_group, struct transport_figures *out);
 

@@ -188,6 +188,7 @@ static const struct transport_ops faulty_ops = {
     .place = dummy_place,
     .expose = dummy_expose,
     .withdraw = dummy_withdraw,
+    .pin = dummy_pin,
     .figures = dummy_figures,
     .reap = dummy_reap,
     .try_send = faulty_try_send,

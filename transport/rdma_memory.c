@@ -2,6 +2,7 @@
 /* Registered memory; see rdma_memory.h. */
 #include "rdma_memory.h"
 #include "cleanup.h"
+#include "rdma_counters.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -35,6 +36,7 @@ struct rdma_domain {
     struct exposure *exposures;
     uint64_t clock;
     struct transport_figures figures;
+    struct rdma_counters counters; /* the device's when it was made; constant */
 };
 
 static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -137,6 +139,7 @@ struct rdma_domain *rdma_domain_get(struct ibv_context *device, const uint8_t *g
     domain->passive = passive;
     domain->references = 1;
     domain->chunk = TRANSPORT_CHUNK;
+    domain->counters = rdma_counters(device);
     memcpy(domain->group, group, sizeof(domain->group));
     pthread_mutex_init(&domain->lock, NULL);
     domain->next = domains;
@@ -198,7 +201,7 @@ static bool evict(struct rdma_domain *domain)
 
     SCOPED_LOCK(&domain->lock);
     for (struct rdma_local **at = &domain->locals; *at; at = &(*at)->next) {
-        if ((*at)->users == 0 && (!oldest || (*at)->used < (*oldest)->used))
+        if ((*at)->users == 0 && !(*at)->pinned && (!oldest || (*at)->used < (*oldest)->used))
             oldest = at;
     }
     if (!oldest)
@@ -305,6 +308,26 @@ void rdma_local_release(struct rdma_domain *domain, struct rdma_local *local)
         free_local(domain, local);
 }
 
+int rdma_local_pin(struct rdma_domain *domain, const void *base, size_t len)
+{
+    const char *at = base;
+
+    while (len > 0) {
+        size_t covered;
+        errno = 0;
+        struct rdma_local *local = rdma_local_take(domain, at, len, &covered);
+        if (!local)
+            return errno ? -errno : -ENOMEM;
+        pthread_mutex_lock(&domain->lock);
+        local->pinned = true;
+        pthread_mutex_unlock(&domain->lock);
+        rdma_local_release(domain, local);
+        at += covered;
+        len -= covered;
+    }
+    return 0;
+}
+
 int rdma_expose(struct rdma_domain *domain, void *base, size_t len, struct transport_key *key)
 {
     struct exposure *exposure = calloc(1, sizeof(*exposure));
@@ -344,6 +367,10 @@ void rdma_withdraw(struct rdma_domain *domain, const struct transport_key *key)
 
 void rdma_domain_figures(struct rdma_domain *domain, struct transport_figures *out)
 {
+    struct rdma_counters counters = rdma_counters(domain->device);
+
+    out->rnr_naks += counters.rnr_naks - domain->counters.rnr_naks;
+    out->retries += counters.retries - domain->counters.retries;
     SCOPED_LOCK(&domain->lock);
     out->registrations += domain->figures.registrations;
     out->evictions += domain->figures.evictions;

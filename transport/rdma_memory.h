@@ -31,6 +31,7 @@ struct rdma_local {
     struct ibv_mr *mr;
     unsigned users; /* work requests that read it; the domain's lock */
     uint64_t used;  /* when it was last taken; the domain's lock */
+    bool pinned;    /* makes room for no other one; the domain's lock */
     bool doomed;    /* its region is gone: the last user frees it; the domain's lock */
     struct rdma_local *next;
 };
@@ -58,6 +59,9 @@ void rdma_domain_settings(struct rdma_domain *domain, const struct transport_gro
  */
 struct rdma_local *rdma_local_take(struct rdma_domain *domain, const void *buf, size_t len, size_t *covered);
 void rdma_local_release(struct rdma_domain *domain, struct rdma_local *local);
+
+/** rdma_local_pin - struct transport_ops @pin: registered chunks that make room for no others */
+int rdma_local_pin(struct rdma_domain *domain, const void *base, size_t len);
 
 /** rdma_expose, rdma_withdraw - see struct transport_ops */
 int rdma_expose(struct rdma_domain *domain, void *base, size_t len, struct transport_key *key);

@@ -655,6 +655,11 @@ static void queue_withdraw(struct transport *t, const struct transport_key *key)
     rdma_withdraw(((struct rdma_queue *)t->own)->domain, key);
 }
 
+static int queue_pin(struct transport *t, const void *base, size_t len)
+{
+    return rdma_local_pin(((struct rdma_queue *)t->own)->domain, base, len);
+}
+
 static void queue_figures(struct transport *t, bool of_group, struct transport_figures *out)
 {
     struct rdma_queue *q = t->own;
@@ -765,6 +770,7 @@ static const struct transport_ops rdma_ops = {
     .recv_fd = dummy_recv_fd,
     .expose = queue_expose,
     .withdraw = queue_withdraw,
+    .pin = queue_pin,
     .figures = queue_figures,
     .pollfd = queue_pollfd,
     .set_timeout = queue_set_timeout,

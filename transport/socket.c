@@ -404,6 +404,7 @@ static const struct transport_ops socket_ops = {
     .place = dummy_place,
     .expose = dummy_expose,
     .withdraw = dummy_withdraw,
+    .pin = dummy_pin,
     .figures = dummy_figures,
     .reap = socket_reap,
     .try_send = socket_try_send,

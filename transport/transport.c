@@ -88,6 +88,11 @@ void transport_withdraw(struct transport *t, const struct transport_key *key)
     t->ops->withdraw(t, key);
 }
 
+int transport_pin(struct transport *t, const void *base, size_t len)
+{
+    return t->ops->pin(t, base, len);
+}
+
 void transport_figures(struct transport *t, bool of_group, struct transport_figures *out)
 {
     t->ops->figures(t, of_group, out);

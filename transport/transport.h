@@ -82,6 +82,9 @@ struct transport_figures {
     uint64_t registrations;    /* of chunks of memory; the group's */
     uint64_t evictions;        /* of chunks that made room for others; the group's */
     uint64_t registered_bytes; /* now; the group's */
+    /* Since the group was made; what the device counts, of all that use it, if it does: */
+    uint64_t rnr_naks; /* sends that found no receive */
+    uint64_t retries;  /* requests that were sent once more */
 };
 
 /**
@@ -112,6 +115,9 @@ struct transport_figures {
  *        until @withdraw, and pins it. Any thread. 0 and *@key for the peer; -EOPNOTSUPP: there is no such
  *        thing here; -ENOMEM: no more memory may be pinned; another negative errno.
  * @withdraw: Once it returns, nobody writes there any more: a peer that does breaks its connection.
+ * @pin: Prepares [@base, @base + @len), which transport_memory_add() knows, to be sent from by @place, for as
+ *        long as it is known. 0; -EOPNOTSUPP: nothing has to be prepared; -ENOMEM: so much memory cannot be
+ *        pinned; another negative errno.
  * @figures: Adds its figures to *@out: those of the connection, and with @of_group those of its group, too.
  * @reap: Waits until more is back than *@returns says, for @wait_ms at most, and updates it. Any
  *        thread, several at a time, also while another one sends, whom it does not hold up.
@@ -144,6 +150,7 @@ struct transport_ops {
                  size_t len, struct transport_handed *handed);
     int (*expose)(struct transport *t, void *base, size_t len, struct transport_key *key);
     void (*withdraw)(struct transport *t, const struct transport_key *key);
+    int (*pin)(struct transport *t, const void *base, size_t len);
     void (*figures)(struct transport *t, bool of_group, struct transport_figures *out);
     void (*reap)(struct transport *t, int wait_ms, struct transport_returns *returns);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
@@ -274,6 +281,7 @@ int transport_place(struct transport *t, const struct transport_key *key, uint64
                     size_t len, struct transport_handed *handed);
 int transport_expose(struct transport *t, void *base, size_t len, struct transport_key *key);
 void transport_withdraw(struct transport *t, const struct transport_key *key);
+int transport_pin(struct transport *t, const void *base, size_t len);
 void transport_figures(struct transport *t, bool of_group, struct transport_figures *out);
 void transport_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 

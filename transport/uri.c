@@ -4,6 +4,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -167,4 +168,49 @@ int uri_parse(const char *text, struct uri *out, struct error *err)
         return ret;
     *out = uri;
     return 0;
+}
+
+int uri_list_parse(const char *text, struct uri_list *out, struct error *err)
+{
+    struct uri_list list = {0};
+    char copy[URI_LIST_MAX], *rest = copy, *word;
+
+    if (strlen(text) >= sizeof(copy))
+        return error_set(err, CAUSE_SYNTAX, "URIs have at most %zu characters together", sizeof(copy) - 1);
+    strcpy(copy, text);
+    while ((word = strsep(&rest, " \t\n"))) {
+        if (!*word)
+            continue;
+        if (list.count == URIS_MAX)
+            return error_set(err, CAUSE_SYNTAX, "more than %d URIs", URIS_MAX);
+        if (uri_parse(word, &list.uri[list.count], err) < 0)
+            return -EIO;
+        list.count++;
+    }
+    if (!list.count)
+        return uri_parse("", &list.uri[0], err);
+    *out = list;
+    return 0;
+}
+
+void uri_list_format(const struct uri_list *list, char *out, size_t size)
+{
+    size_t at = 0;
+
+    *out = '\0';
+    for (unsigned i = 0; i < list->count && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, i ? " %s" : "%s", list->uri[i].text);
+}
+
+bool uri_without_rdma(const struct uri *uri, struct uri *out)
+{
+    if (uri->inner != URI_RDMA)
+        return false;
+    *out = *uri;
+    out->inner = URI_TCP;
+    if (out->scheme == URI_RDMA) {
+        out->scheme = URI_TCP;
+        snprintf(out->text, sizeof(out->text), "tcp:%s", uri->text + strlen(scheme_names[URI_RDMA]));
+    }
+    return true;
 }

@@ -9,9 +9,13 @@
 #include "error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
-#define URI_MAX 512
+#define URI_MAX  512
+#define URIS_MAX 8 /* in a list */
+/* characters of a list: its URIs, and a space after each but the last */
+#define URI_LIST_MAX (URIS_MAX * URI_MAX)
 
 enum uri_scheme { URI_TCP, URI_UNIX, URI_RDMA, URI_FAULTY };
 
@@ -41,6 +45,25 @@ struct uri {
  * @err: what is wrong with it
  */
 int uri_parse(const char *text, struct uri *out, struct error *err);
+
+/* The ways to one destination: the main channel takes the first one, the data channels each in turn. */
+struct uri_list {
+    unsigned count; /* 0: not set */
+    struct uri uri[URIS_MAX];
+};
+
+/**
+ * uri_list_parse - read a list of URIs
+ * @text: with white space between them
+ * @out: written on success only
+ */
+int uri_list_parse(const char *text, struct uri_list *out, struct error *err);
+
+/** uri_list_format - as text, with a space between them; @size: URI_LIST_MAX is enough */
+void uri_list_format(const struct uri_list *list, char *out, size_t size);
+
+/** uri_without_rdma - the same host and port by TCP; false: @uri does not go by RDMA */
+bool uri_without_rdma(const struct uri *uri, struct uri *out);
 
 /** uri_has_scheme - whether @text begins with a scheme that uri_parse() knows */
 bool uri_has_scheme(const char *text);

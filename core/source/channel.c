@@ -42,6 +42,7 @@ void channel_init(struct channel *ch, unsigned index, struct transport *transpor
         .failed = failed,
         .failed_arg = failed_arg,
     };
+    memcpy(ch->peer, transport->peer, sizeof(ch->peer));
     ch->tail = &ch->head;
     ch->in_flight_tail = &ch->in_flight;
     pthread_mutex_init(&ch->lock, NULL);
@@ -707,6 +708,7 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
     if (sequence > ch->last_sequence)
         sequence = ch->last_sequence;
     channel_hurry(ch);
+    ch->drains += ch->places && ch->sent_sequence < sequence;
     while (ret == 0 && ch->sent_sequence < sequence) {
         if (interrupt_is_hit(interrupt))
             ret = -EINTR;
@@ -740,14 +742,17 @@ static void add_figures(struct transport_figures *sum, const struct transport_fi
     sum->registrations += figures->registrations;
     sum->evictions += figures->evictions;
     sum->registered_bytes += figures->registered_bytes;
+    sum->rnr_naks += figures->rnr_naks;
+    sum->retries += figures->retries;
 }
 
-void channel_figures(struct channel *ch, struct transport_figures *out)
+void channel_figures(struct channel *ch, struct transport_figures *out, uint64_t *drains)
 {
     SCOPED_LOCK(&ch->lock);
     if (ch->transport)
-        transport_figures(ch->transport, ch->index == 0, out);
+        transport_figures(ch->transport, ch->of_group, out);
     add_figures(out, &ch->figures);
+    *drains += ch->drains;
 }
 
 void channel_close(struct channel *ch, enum channel_closed closed)
@@ -778,7 +783,7 @@ void channel_disconnect(struct channel *ch)
     assert(ch->closed != CHANNEL_OPEN);
     while (ch->busy || ch->head || ch->in_flight || ch->reaping)
         await_progress(ch);
-    transport_figures(ch->transport, ch->index == 0, &ch->figures);
+    transport_figures(ch->transport, ch->of_group, &ch->figures);
     ch->figures.registered_bytes = 0;
     transport_close(ch->transport);
     ch->transport = NULL;

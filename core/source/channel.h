@@ -97,12 +97,14 @@ struct channel_entry {
 };
 
 struct channel {
-    unsigned index;              /* constant */
-    struct transport *transport; /* constant until channel_disconnect(); used by the sender */
-    uint32_t copy_max;           /* a payload up to this size is copied; the transport says it; constant */
-    bool splices;                /* the transport's; constant */
-    bool places;                 /* the transport's; constant */
-    struct gate *gate;           /* constant */
+    unsigned index;                /* constant */
+    char peer[TRANSPORT_PEER_MAX]; /* the transport's; constant */
+    struct transport *transport;   /* constant until channel_disconnect(); used by the sender */
+    uint32_t copy_max;             /* a payload up to this size is copied; the transport says it; constant */
+    bool splices;                  /* the transport's; constant */
+    bool places;                   /* the transport's; constant */
+    bool of_group;                 /* tells the figures of the transport's group; constant */
+    struct gate *gate;             /* constant */
     void (*failed)(void *arg, unsigned index, int code); /* called once, with no lock held */
     void *failed_arg;
 
@@ -130,6 +132,7 @@ struct channel {
     uint64_t wire_bytes;              /* sent, headers and all */
     uint64_t spliced_bytes;           /* the part of it that came out of pipes */
     uint64_t placed_bytes;            /* the part of it that was placed, and is complete */
+    uint64_t drains;                  /* flushes that waited for what was in flight */
     struct transport_figures figures; /* the transport's, when it has been closed */
     uint64_t returned;                /* the last ticket that is back */
     /* Where the transport places: what the destination may not have applied, and the start of a count of it
@@ -279,8 +282,8 @@ int channel_flush(struct channel *ch, uint64_t sequence, const struct interrupt 
  */
 bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved);
 
-/** channel_figures - add the transport's; also when it is closed */
-void channel_figures(struct channel *ch, struct transport_figures *out);
+/** channel_figures - add the transport's, and how often it was drained; also when it is closed */
+void channel_figures(struct channel *ch, struct transport_figures *out, uint64_t *drains);
 
 /** channel_close - seal the channel, or declare it dead and wake everybody; a dead channel stays dead */
 void channel_close(struct channel *ch, enum channel_closed closed);

@@ -42,12 +42,41 @@ static void channel_failed(void *arg, unsigned index, int code)
     conn->failed(conn->failed_arg, &reason, delay_ms);
 }
 
+static struct transport_wait wait_of(const struct connection *conn, int cancel_fd)
+{
+    return (struct transport_wait){.cancel_fd = cancel_fd,
+                                   .deadline_ms = clock_ms() + conn->hello.timeout_ms};
+}
+
+/* Connects; by TCP where RDMA cannot be had, if that is allowed. @index: 0 for the main channel */
+static int reach(struct connection *conn, const struct uri *uri, unsigned index,
+                 const struct transport_wait *wait, struct transport **out, struct error *err)
+{
+    struct uri tcp;
+    bool can_fall_back = conn->fallback && uri_without_rdma(uri, &tcp);
+
+    if (can_fall_back && conn->fallen_back[0])
+        return transport_connect(&tcp, index, &conn->group, wait, out, err);
+    if (transport_connect(uri, index, &conn->group, wait, out, err) == 0)
+        return 0;
+    if (!can_fall_back || err->cause == CAUSE_INTERRUPTED)
+        return -EIO;
+    struct transport_wait again = wait_of(conn, wait->cancel_fd);
+    struct error why = *err;
+    *err = (struct error){0};
+    int ret = transport_connect(&tcp, index, &conn->group, &again, out, err);
+    if (ret == 0)
+        strcpy(conn->fallen_back, why.message);
+    return ret;
+}
+
 /* Connects, and exchanges hellos. */
-static int greet(const struct connection *conn, enum wire_hello_kind kind, unsigned channel,
+static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned channel,
                  const struct transport_wait *wait, struct transport **transport, struct hello_reply *reply,
                  struct error *err)
 {
-    const struct uri *uri = &conn->uri;
+    bool is_data = kind == WIRE_HELLO_DATA;
+    const struct uri *uri = &conn->uris.uri[is_data ? channel % conn->uris.count : 0];
     struct hello hello = conn->hello;
     struct wire_hello wire;
     struct wire_hello_reply wire_reply;
@@ -56,7 +85,7 @@ static int greet(const struct connection *conn, enum wire_hello_kind kind, unsig
 
     hello.kind = kind;
     hello.channel = channel;
-    if (transport_connect(uri, kind == WIRE_HELLO_DATA ? channel + 1 : 0, &conn->group, wait, &t, err) < 0)
+    if (reach(conn, uri, is_data ? channel + 1 : 0, wait, &t, err) < 0)
         return -EIO;
     wire_hello_encode(&hello, &wire);
     int ret = transport_send(t, &iov, 1);
@@ -78,12 +107,6 @@ static int greet(const struct connection *conn, enum wire_hello_kind kind, unsig
     return 0;
 }
 
-static struct transport_wait wait_of(const struct connection_config *config)
-{
-    return (struct transport_wait){.cancel_fd = config->cancel_fd,
-                                   .deadline_ms = clock_ms() + config->timeout_ms};
-}
-
 /* The connection without its channels, and with a session id of its own. */
 static struct connection *new_attempt(const struct connection_config *config, struct error *err)
 {
@@ -93,7 +116,8 @@ static struct connection *new_attempt(const struct connection_config *config, st
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
         return NULL;
     }
-    conn->uri = *config->uri;
+    conn->uris = *config->uris;
+    conn->fallback = config->fallback;
     conn->hello = (struct hello){
         .channels = config->channels,
         .device_channels = config->device_channels,
@@ -111,7 +135,7 @@ static struct connection *new_attempt(const struct connection_config *config, st
         free(conn);
         return NULL;
     }
-    conn->group.chunk = TRANSPORT_CHUNK;
+    conn->group.chunk = config->rdma_chunk;
     static_assert(sizeof(conn->group.id) == sizeof(conn->hello.session), "a group's id is the session's");
     memcpy(conn->group.id, conn->hello.session, sizeof(conn->group.id));
     gate_init(&conn->gate, config->write_behind);
@@ -120,7 +144,7 @@ static struct connection *new_attempt(const struct connection_config *config, st
 
 static int open_main(struct connection *conn, const struct connection_config *config, struct error *err)
 {
-    struct transport_wait wait = wait_of(config);
+    struct transport_wait wait = wait_of(conn, config->cancel_fd);
     struct transport *t;
 
     if (greet(conn, WIRE_HELLO_MAIN, 0, &wait, &t, &conn->limits, err) < 0)
@@ -135,7 +159,7 @@ static int open_main(struct connection *conn, const struct connection_config *co
 
 static int open_channel(struct connection *conn, const struct connection_config *config, struct error *err)
 {
-    struct transport_wait wait = wait_of(config);
+    struct transport_wait wait = wait_of(conn, config->cancel_fd);
     unsigned c = conn->channel_count;
     struct hello_reply reply;
     struct transport *t;
@@ -145,13 +169,17 @@ static int open_channel(struct connection *conn, const struct connection_config 
     transport_set_timeout(t, (int)config->timeout_ms);
     channel_init(&conn->channels[c], c, t, &conn->gate, channel_failed, conn);
     conn->channel_count = c + 1;
+    conn->channels[c].of_group = conn->channels[c].places && !conn->places;
     conn->places |= conn->channels[c].places;
+    if (c == 0 || conn->channels[c].copy_max < conn->copy_max)
+        conn->copy_max = conn->channels[c].copy_max;
     if (channel_set_placing(&conn->channels[c]) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     int ret = channel_set_zerocopy(&conn->channels[c], config->zero_copy);
     if (ret == -EOPNOTSUPP)
         return error_set(err, CAUSE_UNSUPPORTED,
-                         "zero-copy is required, but there is none on the way to %.160s", conn->uri.text);
+                         "zero-copy is required, but there is none on the way to %.160s",
+                         conn->uris.uri[c % conn->uris.count].text);
     if (ret < 0)
         return error_set_errno(err, ret, "zero-copy is required, but cannot be had for channel %u", c);
     return 0;
@@ -169,8 +197,9 @@ static int open_channels(struct connection *conn, const struct connection_config
         if (open_channel(conn, config, err) < 0)
             return -EIO;
     }
-    conn->splices = config->splice == CONNECTION_SPLICE_ALWAYS ||
-                    (config->splice == CONNECTION_SPLICE_AUTO && channel_splices(&conn->channels[0]));
+    conn->splices = config->splice != CONNECTION_SPLICE_NEVER;
+    for (unsigned c = 0; c < conn->channel_count && config->splice == CONNECTION_SPLICE_AUTO; c++)
+        conn->splices &= channel_splices(&conn->channels[c]);
     return 0;
 }
 
@@ -319,8 +348,8 @@ bool connection_look(struct connection *conn, bool answer_due, struct error *rea
     return true;
 }
 
-int connection_ask(const struct connection *conn, const struct transport_wait *wait,
-                   enum wire_outcome *outcome, struct error *err)
+int connection_ask(struct connection *conn, const struct transport_wait *wait, enum wire_outcome *outcome,
+                   struct error *err)
 {
     struct hello_reply reply;
     struct transport *t;

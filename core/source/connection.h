@@ -40,8 +40,8 @@ enum connection_splice { CONNECTION_SPLICE_NEVER, CONNECTION_SPLICE_AUTO, CONNEC
 
 /* What an attempt is made with. All is copied. */
 struct connection_config {
-    const struct uri *uri;
-    const char *name; /* of the migration, WIRE_NAME_MAX at most */
+    const struct uri_list *uris; /* one at least */
+    const char *name;            /* of the migration, WIRE_NAME_MAX at most */
     unsigned channels;
     unsigned device_channels; /* the last so many of them carry devices alone */
     uint32_t timeout_ms;
@@ -51,6 +51,8 @@ struct connection_config {
     bool compress;
     int zstd_level;
     uint64_t write_behind; /* how many bytes may be accepted and not sent */
+    uint64_t rdma_chunk;   /* how much memory is registered at once; a power of two, a stripe at least */
+    bool fallback;         /* a channel that cannot go by RDMA goes by TCP */
     int cancel_fd; /* what waits gives up when it is readable; stays open as long as connection_open() runs */
     /*
      * A channel is broken. With no lock held, by the thread that noticed. The main channel usually says why
@@ -70,11 +72,16 @@ struct progress {
 
 struct connection {
     /* Constant: */
-    struct uri uri;
+    struct uri_list uris;
+    bool fallback;      /* may be used */
     struct hello hello; /* what all its hellos say, but for the kind and the channel; has the session id */
     struct transport_group group; /* of all its channels */
     enum zerocopy_mode zero_copy;
     struct hello_reply limits; /* the peer's */
+    /* Why a channel goes by TCP that should have gone by RDMA; empty: none does. The opener's, then constant.
+     */
+    char fallen_back[ERROR_MESSAGE_MAX];
+    uint32_t copy_max; /* a payload up to this size is copied, whichever channel takes it */
     struct channel *channels;
     unsigned channel_count;
     struct compressor *compressor; /* NULL: nothing is compressed */
@@ -162,8 +169,8 @@ bool connection_look(struct connection *conn, bool answer_due, struct error *rea
  * connection_ask - connect once more, and ask what became of the session
  * @wait: what ends the attempt
  */
-int connection_ask(const struct connection *conn, const struct transport_wait *wait,
-                   enum wire_outcome *outcome, struct error *err);
+int connection_ask(struct connection *conn, const struct transport_wait *wait, enum wire_outcome *outcome,
+                   struct error *err);
 
 /** connection_break - it is over: nobody waits for room or for a channel any more, and nothing more is
  * accepted */

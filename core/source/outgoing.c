@@ -14,6 +14,7 @@
 #include "writes.h"
 
 #include <errno.h>
+#include <string.h>
 
 struct outgoing {
     struct source source;
@@ -565,6 +566,7 @@ static void count(struct migration *m, unsigned channel, struct channel_record *
     record->copies = ch->zerocopy.counters;
     record->spliced_bytes = ch->spliced_bytes;
     record->placed_bytes = ch->placed_bytes;
+    record->peer = ch->peer;
 }
 
 static void figures(struct migration *m, struct migration_figures *out)
@@ -577,12 +579,14 @@ static void figures(struct migration *m, struct migration_figures *out)
         .path = outgoing_path(m),
     };
     struct connection *conn = source_connection(&m->out->source);
+    if (conn)
+        strcpy(out->fallen_back, conn->fallen_back);
     out->places = conn && conn->places;
     if (!out->places)
         return;
     out->placing = placing_figures(&conn->placing);
     for (unsigned c = 0; c < conn->channel_count; c++)
-        channel_figures(&conn->channels[c], &out->transport);
+        channel_figures(&conn->channels[c], &out->transport, &out->drains);
 }
 
 static int write_file(struct migration *m, const struct file_write *request, struct error *err)

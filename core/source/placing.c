@@ -141,6 +141,23 @@ int placing_want(struct placing *p, uint64_t offset, uint64_t len, uint64_t size
     return ret;
 }
 
+void placing_pin(struct placing *p, uint64_t size)
+{
+    SCOPED_LOCK(&p->lock);
+    for (uint64_t number = 0; number * p->chunk_size < size; number++)
+        ask_if_possible(p, number, size, false);
+}
+
+bool placing_is_pinned(struct placing *p, uint64_t size)
+{
+    SCOPED_LOCK(&p->lock);
+    for (uint64_t number = 0; number * p->chunk_size < size; number++) {
+        if (number >= p->count || p->chunks[number].state != PLACING_EXPOSED)
+            return false;
+    }
+    return true;
+}
+
 bool placing_use(struct placing *p, uint64_t offset, uint64_t len, struct transport_key *key, uint64_t *at)
 {
     uint64_t number = offset / p->chunk_size, within = offset % p->chunk_size;

@@ -82,6 +82,16 @@ int placing_want(struct placing *p, uint64_t offset, uint64_t len, uint64_t size
                  const struct interrupt *interrupt);
 
 /**
+ * placing_pin - ask for all chunks of an image of @size bytes at once, and wait for nothing
+ *
+ * The caller reads the answers until placing_is_answer_due() says no.
+ */
+void placing_pin(struct placing *p, uint64_t size);
+
+/** placing_is_pinned - whether all of an image is exposed */
+bool placing_is_pinned(struct placing *p, uint64_t size);
+
+/**
  * placing_use - the key of [@offset, @offset + @len), if it is exposed
  * @at: where in what the key stands for
  *

@@ -383,6 +383,27 @@ int reference_start(struct reference *ref, struct connection *conn, struct file 
     return 0;
 }
 
+int reference_pin(struct reference *ref, struct error *err)
+{
+    const struct connection *conn = ref->conn;
+    unsigned c = 0;
+
+    while (!conn->channels[c].places)
+        c++;
+    int ret = transport_pin(conn->channels[c].transport, ref->map, ref->mapped);
+    if (ret == -ENOMEM)
+        return error_set(
+            err, CAUSE_NO_MEMORY,
+            "rdma-pin is all, but '%.100s' cannot be pinned: raise RLIMIT_MEMLOCK (ulimit -l), or "
+            "take 'demand'",
+            ref->text);
+    return ret < 0 ? error_set_errno(err, ret,
+                                     "rdma-pin is all, but '%.100s' cannot be registered (Linux before "
+                                     "6.2 registers no memory that it may only read)",
+                                     ref->text)
+                   : 0;
+}
+
 void reference_stop(struct reference *ref)
 {
     pthread_mutex_lock(&ref->lock);

@@ -86,6 +86,9 @@ uint64_t reference_file_size(const struct reference *ref);
 int reference_start(struct reference *ref, struct connection *conn, struct file *ram,
                     const struct plan_rules *rules, struct error *err);
 
+/** reference_pin - register all of the mapping, for channels that place; some do */
+int reference_pin(struct reference *ref, struct error *err);
+
 /** reference_stop - end the scanners and unmap; their channels take nothing more, or nothing was asked for */
 void reference_stop(struct reference *ref);
 

@@ -30,7 +30,7 @@ struct plan_rules source_rules(const struct source *source, const struct connect
         .compress = conn->compressor,
         .checksum = migration_checks(source->m, file),
         .zero_pages = source->m->settings.zero_pages && file->id == WIRE_RAM,
-        .copy_max = conn->channels[0].copy_max, /* they are all alike */
+        .copy_max = conn->copy_max,
         .large = PLAN_KEPT,
     };
 }

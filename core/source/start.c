@@ -32,7 +32,7 @@ static int may_start(struct source *source, struct error *err)
     if (m->was_active)
         return error_set(err, CAUSE_STATE, "the migration has %s: rmdir it and make it again",
                          m->state == STATE_FAILED ? "failed" : "been cancelled");
-    if (!settings->uri.text[0])
+    if (!settings->uris.count)
         return error_set(err, CAUSE_SYNTAX, "where to? Write a URI to 'uri' first");
     if (settings->device_channels >= settings->channels)
         return error_set(err, CAUSE_SYNTAX, "%u of %u channels for devices leave none for RAM",
@@ -138,7 +138,7 @@ static int connect_to(struct source *source, struct connection **conn, struct er
     const struct migration *m = source->m;
     const struct settings *settings = &m->settings;
     struct connection_config config = {
-        .uri = &settings->uri,
+        .uris = &settings->uris,
         .name = m->name,
         .channels = settings->channels,
         .device_channels = settings->device_channels,
@@ -150,12 +150,27 @@ static int connect_to(struct source *source, struct connection **conn, struct er
         .compress = settings->compress,
         .zstd_level = settings->zstd_level,
         .write_behind = m->host->limits.write_behind,
+        .rdma_chunk = settings->rdma_chunk,
+        .fallback = settings->fallback,
         .cancel_fd = source->cancel_fd,
         .failed = connection_failed,
         .arg = source,
     };
 
     return connection_open(&config, conn, err);
+}
+
+/* Reads the main channel once, for an answer that is due before the deadline. */
+static int await_answer(struct start *start, struct connection *conn, int64_t deadline,
+                        const struct interrupt *interrupt, struct error *err)
+{
+    if (interrupt_is_hit(interrupt))
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    if (start->source->m->state != STATE_SETUP)
+        return error_set(err, CAUSE_CANCELLED, "cancelled");
+    if (clock_ms() >= deadline)
+        return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
+    return start->operations->step(start->role, conn, deadline, err);
 }
 
 /* Tells the destination of a file, and waits for its answer. */
@@ -167,17 +182,39 @@ static int announce(struct start *start, struct connection *conn, struct file *f
 
     streams_announce(start->streams, conn, file);
     while (!streams_is_answered(start->streams)) {
-        if (interrupt_is_hit(interrupt))
-            return error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        if (m->state != STATE_SETUP)
-            return error_set(err, CAUSE_CANCELLED, "cancelled");
-        if (clock_ms() >= deadline)
-            return error_set(err, CAUSE_TIMEOUT, "the destination does not answer");
-        if (start->operations->step(start->role, conn, deadline, err) < 0)
+        if (await_answer(start, conn, deadline, interrupt, err) < 0)
             return -EIO;
     }
     SCOPED_LOCK(&m->lock);
     return streams_take_answer(start->streams, err);
+}
+
+/* `rdma-pin all`: the whole RAM is pinned at the destination, and here, if it comes by reference. */
+static int pin_all(struct start *start, struct connection *conn, const struct interrupt *interrupt,
+                   struct error *err)
+{
+    struct source *source = start->source;
+    uint64_t size = atomic_load(&source->m->files[WIRE_RAM]->size), answers = 0;
+    uint32_t timeout_ms = source->m->settings.timeout_ms;
+    int64_t deadline = clock_ms() + timeout_ms;
+
+    placing_pin(&conn->placing, size);
+    while (placing_is_answer_due(&conn->placing)) {
+        struct placing_figures figures = placing_figures(&conn->placing);
+        if (figures.exposures > answers)
+            deadline = clock_ms() + timeout_ms;
+        answers = figures.exposures;
+        if (await_answer(start, conn, deadline, interrupt, err) < 0)
+            return -EIO;
+    }
+    if (!placing_is_pinned(&conn->placing, size))
+        return error_set(err, CAUSE_NO_MEMORY,
+                         "rdma-pin is all, but the destination can pin only %llu MiB of %llu: raise its "
+                         "RLIMIT_MEMLOCK (ulimit -l), or take 'demand'",
+                         (unsigned long long)(placing_figures(&conn->placing).chunks * conn->group.chunk) >>
+                             20,
+                         (unsigned long long)size >> 20);
+    return source->reference ? reference_pin(source->reference, err) : 0;
 }
 
 /* Connects, and tells the destination of all files. */
@@ -204,7 +241,9 @@ static int connect_all(struct start *start, const struct interrupt *interrupt, s
             announce(start, conn, file, interrupt, err) < 0)
             return -EIO;
     }
-    return ref ? ram_start(source, ref, conn, err) : 0;
+    if (ref && ram_start(source, ref, conn, err) < 0)
+        return -EIO;
+    return m->settings.rdma_pin_all && conn->places ? pin_all(start, conn, interrupt, err) : 0;
 }
 
 /*
@@ -285,6 +324,7 @@ int start_run(struct start *start, const struct interrupt *interrupt, struct err
     struct source *source = start->source;
     struct migration *m = source->m;
     struct error failure = {0};
+    char uris[URI_LIST_MAX];
 
     if (enter_setup(start, interrupt, err) < 0)
         return -EIO;
@@ -297,7 +337,10 @@ int start_run(struct start *start, const struct interrupt *interrupt, struct err
         return -EIO;
     }
     migration_announce(m);
-    log_info("%s: active, %u channels to %s", m->name, source_connection(source)->channel_count,
-             m->settings.uri.text);
+    const struct connection *conn = source_connection(source);
+    uri_list_format(&conn->uris, uris, sizeof(uris));
+    log_info("%s: active, %u channels to %s", m->name, conn->channel_count, uris);
+    if (conn->fallen_back[0])
+        log_error("%s: not by RDMA, but by TCP: %s", m->name, conn->fallen_back);
     return 0;
 }

@@ -76,6 +76,7 @@ round() {
 # What the daemon has. Nothing is removed; what is over has to give it back by itself.
 count_maps() { wc -l <"/proc/${daemon[dst]}/maps"; }
 has_returned() {
+	echo "descriptors $(count_fds dst) of $1, size $(memory_of dst VmSize) of $2, maps $(count_maps) of $3" >returned.log
 	[ "$(count_fds dst)" -le "$1" ] && [ "$(memory_of dst VmSize)" -le $(($2 + (256 << 20))) ] &&
 		[ "$(count_maps)" -le $(($3 + 40)) ]
 }

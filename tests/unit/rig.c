@@ -96,7 +96,7 @@ struct migration *rig_make(struct rig *rig, const char *name, unsigned channels,
 
     CHECK_OK(registry_add_outgoing(&rig->source, name, 0, 0, &m, &err));
     snprintf(text, sizeof(text), "%s%s", faults, rig->address);
-    CHECK_OK(uri_parse(text, &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse(text, &m->settings.uris, &err));
     m->settings.channels = channels;
     return m;
 }

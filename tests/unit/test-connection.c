@@ -18,7 +18,7 @@
 #define FOREVER  INT64_MAX
 
 static struct fake fake;
-static struct uri uri;
+static struct uri_list uris;
 static struct connection_config config;
 
 /* What connection_config.failed was told. */
@@ -47,15 +47,16 @@ static void set_up(void)
     scratch_make();
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
-    CHECK_OK(uri_parse(text, &uri, &err));
+    CHECK_OK(uri_list_parse(text, &uris, &err));
     config = (struct connection_config){
-        .uri = &uri,
+        .uris = &uris,
         .name = "vm",
         .channels = CHANNELS,
         .device_channels = 1,
         .timeout_ms = 60000,
         .features = WIRE_FEATURE_CHECKSUM,
         .write_behind = 1 << 20,
+        .rdma_chunk = TRANSPORT_CHUNK,
         .cancel_fd = -1,
         .failed = note_failure,
         .arg = &failure,
@@ -748,4 +749,99 @@ Test(connection, leaves_nothing_open)
     hang_up(&ends);
     cr_expect(eq(uint, rig_count_fds(), fds));
     end();
+}
+
+/* Two ways to the same peer. */
+static struct fake other;
+
+static void welcome_both(void *arg)
+{
+    struct ends *ends = arg;
+    struct hello hello;
+
+    ends->main = fake_answer(&fake, &ends->hello);
+    cr_assert(eq(int, (int)ends->hello.kind, WIRE_HELLO_MAIN));
+    for (unsigned c = 0; c < CHANNELS; c++) {
+        ends->data[c] = fake_answer(c % 2 ? &other : &fake, &hello);
+        cr_assert(eq(uint, hello.channel, c));
+        cr_assert(zero(int, memcmp(hello.session, ends->hello.session, sizeof(hello.session))));
+    }
+}
+
+Test(connection, channels_are_dealt_to_the_uris)
+{
+    struct ends ends = {0};
+    struct connection *conn = NULL;
+    struct worker worker;
+    struct error err;
+    char text[URI_LIST_MAX], where[300];
+
+    snprintf(where, sizeof(where), "unix:%s/other", scratch);
+    fake_listen(&other, where);
+    snprintf(text, sizeof(text), "unix:%s/socket %s", scratch, where);
+    CHECK_OK(uri_list_parse(text, &uris, &err));
+    worker_start(&worker, welcome_both, &ends);
+    CHECK_OK(connection_open(&config, &conn, &err));
+    worker_join(&worker);
+    cr_expect(eq(str, conn->fallen_back, ""));
+    cr_expect(zero(int, strncmp(conn->channels[1].peer, "unix", 4)), "%s", conn->channels[1].peer);
+    send_packet(conn, 1, 'o');
+    expect_packet(&ends, 1, 1, 'o');
+    close_connection(conn, &ends);
+    end();
+    fake_close(&other);
+}
+
+/* What nobody answers by RDMA. */
+static void listen_by_tcp(void)
+{
+    struct error err;
+    char text[URI_MAX];
+
+    fake_close(&fake);
+    fake_listen(&fake, "tcp:127.0.0.1:0");
+    snprintf(text, sizeof(text), "rdma%s", strchr(transport_listener_address(fake.listener), ':'));
+    CHECK_OK(uri_list_parse(text, &uris, &err));
+}
+
+Test(connection, falls_back)
+{
+    struct ends ends = {0};
+
+    listen_by_tcp();
+    config.fallback = true;
+    struct connection *conn = open_to(&ends);
+    cr_expect(ne(str, conn->fallen_back, ""));
+    cr_expect(not(conn->places));
+    cr_expect(zero(int, strncmp(conn->channels[0].peer, "tcp:", 4)), "%s", conn->channels[0].peer);
+    send_packet(conn, 0, 'f');
+    expect_packet(&ends, 0, 1, 'f');
+    close_connection(conn, &ends);
+    end();
+}
+
+Test(connection, falls_back_only_when_it_is_told)
+{
+    struct connection *conn = NULL;
+    struct error err = {0};
+
+    listen_by_tcp();
+    if (!transport_has_rdma)
+        cr_skip("this migfs is built without RDMA");
+    cr_expect(lt(int, connection_open(&config, &conn, &err), 0));
+    cr_expect(conn == NULL);
+    cr_expect(error_is_set(&err));
+    end();
+}
+
+Test(connection, nothing_to_fall_back_to)
+{
+    struct connection *conn = NULL;
+    struct error err = {0};
+
+    listen_by_tcp();
+    end();
+    config.fallback = true;
+    CHECK_FAILS(connection_open(&config, &conn, &err), CAUSE_REFUSED);
+    cr_expect(strstr(err.message, "refused") != NULL, "%s", err.message);
 }

@@ -424,7 +424,7 @@ static void listen_there(void)
 
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
-    CHECK_OK(uri_parse(text, &bed.conn->uri, &err));
+    CHECK_OK(uri_list_parse(text, &bed.conn->uris, &err));
     strcpy(bed.conn->hello.name, "vm");
     bed.conn->hello.channels = BED_CHANNELS;
     bed.conn->hello.page_size = WIRE_PAGE_SIZE;

@@ -1452,14 +1452,14 @@ Test(migration, start_fails_then_works)
 
     rig_init(&rig, unix_place(""), NULL);
     struct migration *m = rig_make(&rig, "vm", 3, "");
-    struct uri good = m->settings.uri;
+    struct uri_list good = m->settings.uris;
     fds = rig_count_fds();
-    CHECK_OK(uri_parse("unix:/nonexistent/socket", &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse("unix:/nonexistent/socket", &m->settings.uris, &err));
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_REFUSED);
-    CHECK_OK(uri_parse("rdma:localhost:1", &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse("rdma:localhost:1", &m->settings.uris, &err));
     CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_UNSUPPORTED);
     cr_expect(eq(uint, rig_count_fds(), fds));
-    m->settings.uri = good;
+    m->settings.uris = good;
     m->settings.channels = 5;
     CHECK_OK(outgoing_start(m, NULL, &err));
     struct migration *incoming = rig_arrived(&rig, "vm");

@@ -34,7 +34,7 @@ static void set_up(void)
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
     CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
-    CHECK_OK(uri_parse(text, &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse(text, &m->settings.uris, &err));
     ram = migration_file(m, WIRE_RAM);
 }
 
@@ -334,7 +334,7 @@ static void start_elsewhere(void *arg)
     pthread_mutex_lock(&m->lock);
     s->ret = outgoing_setting_writable(m, &s->interrupt, &s->err);
     if (s->ret == 0)
-        s->ret = uri_parse(text, &m->settings.uri, &s->err);
+        s->ret = uri_list_parse(text, &m->settings.uris, &s->err);
     pthread_mutex_unlock(&m->lock);
     if (s->ret == 0)
         s->ret = outgoing_start(m, &s->interrupt, &s->err);
@@ -345,13 +345,13 @@ Test(outgoing, started_again_before_the_first_has_left)
 {
     struct error err;
 
-    CHECK_OK(uri_parse("unix:/nowhere/at/all", &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse("unix:/nowhere/at/all", &m->settings.uris, &err));
     cancelled_and_held();
     worker_start(&second.worker, start_elsewhere, &second);
     worker_await_sleep(&second.worker);
     cr_expect(zero(int, (int)second.worker.done), "%s", second.err.message);
     cr_expect(eq(int, (int)m->state, STATE_CANCELLED));
-    cr_expect(eq(str, m->settings.uri.text, "unix:/nowhere/at/all"));
+    cr_expect(eq(str, m->settings.uris.uri[0].text, "unix:/nowhere/at/all"));
     set_held(false);
     worker_join(&starter.worker);
     cr_expect(eq(int, (int)starter.err.cause, CAUSE_CANCELLED), "%s", starter.err.message);
@@ -559,7 +559,7 @@ Test(outgoing, breaches)
 {
     struct error err;
     struct sender_write write;
-    struct uri uri = m->settings.uri;
+    struct uri_list uri = m->settings.uris;
 
     for (size_t i = 0; i < ARRAY_LENGTH(breaches); i++) {
         become_active();
@@ -576,7 +576,7 @@ Test(outgoing, breaches)
         CHECK_OK(registry_remove(&registry, m, &err));
         migration_put(m);
         CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
-        m->settings.uri = uri;
+        m->settings.uris = uri;
         ram = migration_file(m, WIRE_RAM);
     }
     end();

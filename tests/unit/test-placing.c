@@ -308,6 +308,45 @@ Test(placing, nothing_at_all)
     cr_expect(not(use(0)));
 }
 
+Test(placing, pinned)
+{
+    struct error err;
+
+    placing_pin(&placing, 2 * CHUNK + 4096);
+    for (uint64_t number = 0; number < 3; number++)
+        expect_said(WIRE_EXPOSE, number, number < 2 ? CHUNK : 4096);
+    expect_quiet();
+    for (uint64_t number = 0; number < 3; number++) {
+        cr_expect(placing_is_answer_due(&placing));
+        cr_expect(not(placing_is_pinned(&placing, 2 * CHUNK + 4096)));
+        answer(number, CAUSE_NONE);
+    }
+    cr_expect(not(placing_is_answer_due(&placing)));
+    cr_expect(placing_is_pinned(&placing, 2 * CHUNK + 4096));
+    cr_expect(placing_is_pinned(&placing, 3 * CHUNK));
+    cr_expect(not(placing_is_pinned(&placing, 3 * CHUNK + 1)));
+    cr_expect(use(2 * CHUNK));
+    placing_unuse(&placing, 2 * CHUNK);
+    /* All are there: nothing more is asked for. */
+    placing_pin(&placing, 3 * CHUNK);
+    expect_quiet();
+    CHECK_FAILS(answer_raw(0, CAUSE_NONE, 24, &err), CAUSE_PROTOCOL);
+    cr_expect(strstr(err.message, "nobody asked for") != NULL, "%s", err.message);
+}
+
+Test(placing, not_all_can_be_pinned)
+{
+    placing_pin(&placing, 2 * CHUNK);
+    expect_said(WIRE_EXPOSE, 0, CHUNK);
+    expect_said(WIRE_EXPOSE, 1, CHUNK);
+    answer(0, CAUSE_NONE);
+    answer(1, CAUSE_NO_MEMORY);
+    cr_expect(not(placing_is_answer_due(&placing)));
+    cr_expect(not(placing_is_pinned(&placing, 2 * CHUNK)));
+    cr_expect(placing_is_pinned(&placing, CHUNK));
+    cr_expect(placing_is_pinned(&placing, 0));
+}
+
 struct withdrawal {
     struct worker worker;
     struct interrupt interrupt;

@@ -2,11 +2,14 @@
 /* Registered memory, with the card of verbs.h. */
 #include "rdma_memory.h"
 #include "check.h"
+#include "rdma_counters.h"
+#include "scratch.h"
 #include "verbs.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define CHUNK 65536u
 
@@ -177,4 +180,64 @@ Test(rdma_memory, exposed)
     cr_expect(eq(int, rdma_expose(domain, memory, 1000, &first), -ENOMEM));
     figures_are(2, 0, 24);
     end(); /* the rest goes with the domain */
+}
+
+Test(rdma_memory, pinned)
+{
+    verbs_limit(2 * CHUNK + 100, 0);
+    cr_expect(eq(int, rdma_local_pin(domain, memory, 2 * CHUNK), 0));
+    figures_are(2, 0, 2 * CHUNK);
+    /* What is pinned makes no room. */
+    cr_expect(is_refused(memory + 2 * CHUNK));
+    figures_are(2, 0, 2 * CHUNK);
+    cr_expect(eq(int, rdma_local_pin(domain, memory, SIZE), -ENOMEM));
+    /* Again, and in the middle: it is there. */
+    cr_expect(eq(int, rdma_local_pin(domain, memory + 100, CHUNK), 0));
+    figures_are(2, 0, 2 * CHUNK);
+    end();
+}
+
+static void write_counter(unsigned port, const char *name, const char *text)
+{
+    char path[200];
+
+    snprintf(path, sizeof(path), "%s/ports", scratch);
+    mkdir(path, 0700);
+    snprintf(path, sizeof(path), "%s/ports/%u", scratch, port);
+    mkdir(path, 0700);
+    strcat(path, "/hw_counters");
+    mkdir(path, 0700);
+    strcat(path, "/");
+    strcat(path, name);
+    FILE *file = fopen(path, "w");
+    cr_assert(ne(ptr, file, NULL));
+    fputs(text, file);
+    fclose(file);
+}
+
+Test(rdma_memory, counters)
+{
+    struct ibv_context *device = &verbs_devices[1];
+    struct rdma_counters counters = rdma_counters(device);
+    struct transport_figures figures = {0};
+
+    cr_expect(zero(u64, counters.rnr_naks));
+    scratch_make();
+    strcpy(device->device->ibdev_path, scratch);
+    write_counter(1, "rcvd_rnr_err", "7\n");
+    write_counter(2, "rnr_nak_retry_err", "5\n");
+    write_counter(2, "local_ack_timeout_err", "3\n");
+    counters = rdma_counters(device);
+    cr_expect(eq(u64, counters.rnr_naks, 12));
+    cr_expect(eq(u64, counters.retries, 3));
+    struct rdma_domain *other = rdma_domain_get(device, (const uint8_t *)"other group 1234", true);
+    cr_assert(ne(ptr, other, NULL));
+    write_counter(1, "rcvd_rnr_err", "9\n");
+    write_counter(1, "completer_retry_err", "4\n");
+    rdma_domain_figures(other, &figures);
+    cr_expect(eq(u64, figures.rnr_naks, 2));
+    cr_expect(eq(u64, figures.retries, 4));
+    rdma_domain_put(other);
+    scratch_remove();
+    end();
 }

@@ -443,7 +443,7 @@ static void start_blocked(uint64_t size)
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
     CHECK_OK(registry_add_outgoing(&registry, "vm", 0, 0, &m, &err));
-    CHECK_OK(uri_parse(text, &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse(text, &m->settings.uris, &err));
     m->settings.channels = 1;
     ref = reference_new(dup(memory_fd), "fd:7", &err);
     CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));

@@ -782,7 +782,7 @@ Test(registry, a_failure_stays)
     struct migration *m = add(registry, "vm");
     struct error err, failure = {0}, refusal = {0};
 
-    CHECK_OK(uri_parse("unix:/nowhere/at/all", &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse("unix:/nowhere/at/all", &m->settings.uris, &err));
     error_set(&refusal, CAUSE_SYNTAX, "not so");
     migration_note_error(m, &refusal);
     cr_expect(eq(str, m->last_error.message, "not so"), "there is no failure yet");

@@ -233,7 +233,7 @@ Test(source, rules)
     struct file *device = bed_device(&bed, "x");
     m->settings.checksum = false;
     m->settings.zero_pages = true;
-    bed.conn->channels[0].copy_max = 1234;
+    bed.conn->copy_max = 1234;
     struct plan_rules rules = source_rules(source, bed.conn, ram);
     cr_expect(not(rules.checksum));
     cr_expect(not(rules.compress));

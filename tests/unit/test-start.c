@@ -65,7 +65,7 @@ static void set_up(void)
     start_init(&start, &bed.source, &streams, &operations, &bed);
     snprintf(address, sizeof(address), "unix:%s/socket", scratch);
     fake_listen(&fake, address);
-    CHECK_OK(uri_parse(address, &m->settings.uri, &err));
+    CHECK_OK(uri_list_parse(address, &m->settings.uris, &err));
     atomic_store(&launched, -1);
 }
 
@@ -136,7 +136,7 @@ Test(start, not_allowed)
     refused(CAUSE_UNSUPPORTED,
             "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
     m->settings.splice = CHOICE_AUTO;
-    m->settings.uri.text[0] = '\0';
+    m->settings.uris.count = 0;
     refused(CAUSE_SYNTAX, "where to? Write a URI to 'uri' first");
     m->was_active = true;
     bed_move(&bed, STATE_SETUP);

@@ -141,7 +141,8 @@ Test(uri, faults)
     struct uri uri;
     struct error err;
 
-    CHECK_OK(uri_parse("faulty:cut=18446744073709551615+corrupt=2+delay=3+short=4+only=5:tcp:h:1", &uri, &err));
+    CHECK_OK(
+        uri_parse("faulty:cut=18446744073709551615+corrupt=2+delay=3+short=4+only=5:tcp:h:1", &uri, &err));
     cr_expect(eq(u64, uri.faults.cut, UINT64_MAX));
     cr_expect(eq(u64, uri.faults.corrupt, 2));
     cr_expect(eq(u32, uri.faults.delay_ms, 3));
@@ -162,4 +163,90 @@ Test(uri, has_scheme)
     cr_expect(not(uri_has_scheme("tcp")));
     cr_expect(not(uri_has_scheme("")));
     cr_expect(not(uri_has_scheme("/tmp/dir")));
+}
+
+Test(uri, list)
+{
+    struct uri_list list;
+    struct error err;
+    char text[URI_LIST_MAX];
+
+    CHECK_OK(uri_list_parse(" rdma:a:1 \t tcp:[::1]:2  unix:/x\n", &list, &err));
+    cr_assert(eq(uint, list.count, 3));
+    cr_expect(eq(int, (int)list.uri[0].scheme, URI_RDMA));
+    cr_expect(eq(str, list.uri[1].host, "::1"));
+    cr_expect(eq(str, list.uri[2].path, "/x"));
+    uri_list_format(&list, text, sizeof(text));
+    cr_expect(eq(str, text, "rdma:a:1 tcp:[::1]:2 unix:/x"));
+    uri_list_format(&list, text, 12);
+    cr_expect(eq(str, text, "rdma:a:1 tc"));
+    list.count = 0;
+    uri_list_format(&list, text, sizeof(text));
+    cr_expect(eq(str, text, ""));
+}
+
+Test(uri, as_long_as_a_list_can_be)
+{
+    static struct uri_list list, again;
+    static char text[URI_LIST_MAX + URI_MAX], back[URI_LIST_MAX];
+    struct error err;
+    char *p = text;
+
+    for (unsigned i = 0; i < URIS_MAX; i++) {
+        memcpy(p, "tcp:", 4);
+        memset(p + 4, 'h', 200);
+        p = stpcpy(p + 204, i + 1 < URIS_MAX ? ":1 " : ":1");
+    }
+    CHECK_OK(uri_list_parse(text, &list, &err));
+    cr_expect(eq(uint, list.count, URIS_MAX));
+    uri_list_format(&list, back, sizeof(back));
+    cr_expect(eq(str, back, text));
+    CHECK_OK(uri_list_parse(back, &again, &err));
+    strcat(text, " tcp:h:1");
+    CHECK_FAILS(uri_list_parse(text, &again, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "more than 8 URIs") != NULL, "%s", err.message);
+    memset(text, 'x', URI_LIST_MAX);
+    text[URI_LIST_MAX] = '\0';
+    CHECK_FAILS(uri_list_parse(text, &again, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "at most 4095 characters") != NULL, "%s", err.message);
+    cr_expect(eq(uint, again.count, URIS_MAX));
+}
+
+Test(uri, no_list)
+{
+    struct uri_list list = {.count = 7};
+    struct error err;
+
+    CHECK_FAILS(uri_list_parse("", &list, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "'' is not a URI") != NULL, "%s", err.message);
+    CHECK_FAILS(uri_list_parse(" \t", &list, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "'' is not a URI") != NULL, "%s", err.message);
+    CHECK_FAILS(uri_list_parse("tcp:a:1 nonsense", &list, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "'nonsense' is not a URI") != NULL, "%s", err.message);
+    CHECK_FAILS(uri_list_parse("tcp:a:1,tcp:b:2", &list, &err), CAUSE_SYNTAX);
+    cr_expect(strstr(err.message, "an IPv6 address is written") != NULL, "%s", err.message);
+    cr_expect(eq(uint, list.count, 7));
+}
+
+Test(uri, without_rdma)
+{
+    struct uri uri, tcp;
+    struct error err;
+
+    CHECK_OK(uri_parse("rdma:[::1]:44", &uri, &err));
+    cr_assert(uri_without_rdma(&uri, &tcp));
+    cr_expect(eq(str, tcp.text, "tcp:[::1]:44"));
+    cr_expect(eq(int, (int)tcp.scheme, URI_TCP));
+    cr_expect(eq(int, (int)tcp.inner, URI_TCP));
+    cr_expect(eq(str, tcp.host, "::1"));
+    cr_expect(eq(str, tcp.port, "44"));
+    CHECK_OK(uri_parse("faulty:cut=9:rdma:h:44", &uri, &err));
+    cr_assert(uri_without_rdma(&uri, &tcp));
+    cr_expect(eq(int, (int)tcp.scheme, URI_FAULTY));
+    cr_expect(eq(int, (int)tcp.inner, URI_TCP));
+    cr_expect(eq(u64, tcp.faults.cut, 9));
+    CHECK_OK(uri_parse("tcp:h:44", &uri, &err));
+    cr_expect(not(uri_without_rdma(&uri, &tcp)));
+    CHECK_OK(uri_parse("unix:/x", &uri, &err));
+    cr_expect(not(uri_without_rdma(&uri, &tcp)));
 }
