@@ -15,6 +15,7 @@ cat part1 part2 >whole
 
 stream=
 follow() {
+	: >followed # what was read the last time is not what this one has read
 	# It must not have the writer's descriptor.
 	limited cat $dst >followed {stream}>&- &
 	follower=$!
@@ -103,6 +104,7 @@ limited cp part1 $src
 exec {stream}>>$src
 tell src/vm sync
 for signal in INT TERM KILL; do
+	: >followed
 	env --default-signal=INT cat $dst >followed {stream}>&- &
 	follower=$!
 	eventually "all is read" has_read 2500000

@@ -5,6 +5,13 @@
 . "$(dirname "$0")/functions.sh"
 hosts_apart
 
+# Nor is the peer taken for unreachable because it did not answer while the link was down.
+link_up() {
+	ip -n $b link set veth0 up
+	eventually "the link is up" is_up
+	ip -n $a neighbour flush dev veth0
+	ip -n $b neighbour flush dev veth0
+}
 is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }
 
 in_namespace $a src -o timeout=2
@@ -15,8 +22,7 @@ random image 8M
 begin() {
 	name=$1
 	say "$name"
-	ip -n $b link set veth0 up
-	eventually "the link is up" is_up
+	link_up
 	outgoing "$name" 3
 	truncate -s 8M "src/$name/ram"
 }
@@ -78,8 +84,7 @@ attempt write "src/$name/control" start
 reaches "src/$name" failed
 says_why "src/$name"
 # Nothing was sent: it can be started again.
-ip -n $b link set veth0 up
-eventually "the link is up" is_up
+link_up
 start
 overwrite image "src/$name/ram" bs=1M
 tell "src/$name" complete
