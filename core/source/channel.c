@@ -779,14 +779,18 @@ void channel_kick(struct channel *ch)
 
 void channel_disconnect(struct channel *ch)
 {
-    SCOPED_LOCK(&ch->lock);
+    pthread_mutex_lock(&ch->lock);
     assert(ch->closed != CHANNEL_OPEN);
     while (ch->busy || ch->head || ch->in_flight || ch->reaping)
         await_progress(ch);
     transport_figures(ch->transport, ch->of_group, &ch->figures);
     ch->figures.registered_bytes = 0;
-    transport_close(ch->transport);
+    struct transport *transport = ch->transport;
     ch->transport = NULL;
+    pthread_mutex_unlock(&ch->lock);
+    /* That may take its time, in which the figures are asked for. */
+    transport_close(transport);
+    SCOPED_LOCK(&ch->lock);
     free_chunks(ch);
     unapplied_fini(&ch->unapplied);
 }

@@ -24,6 +24,7 @@ struct valve {
     pthread_cond_t changed;
     bool open;
     int broken; /* not 0: what a send returns */
+    bool stuck;   /* close does not return */
     unsigned sends, closes;
     uint8_t *bytes;
     size_t have;
@@ -49,7 +50,13 @@ static int valve_send(struct transport *t, const struct iovec *iov, int n)
 
 static void valve_close(struct transport *t)
 {
-    ((struct valve *)t)->closes++;
+    struct valve *v = (struct valve *)t;
+
+    pthread_mutex_lock(&v->lock);
+    while (v->stuck)
+        pthread_cond_wait(&v->changed, &v->lock);
+    v->closes++;
+    pthread_mutex_unlock(&v->lock);
 }
 
 static const struct transport_ops valve_ops = {.name = "valve", .send = valve_send, .figures = dummy_figures, .close = valve_close};
@@ -898,6 +905,32 @@ Test(channel, seal_and_reopen)
 static void disconnect(void *arg)
 {
     channel_disconnect(arg);
+}
+
+/* Not every device closes a connection at once, and `status` asks for the figures meanwhile. */
+Test(channel, figures_while_the_connection_is_closed)
+{
+    struct bench b;
+    struct worker worker;
+    struct transport_figures figures = {0};
+    uint64_t drains = 0;
+
+    bench_init(&b, true);
+    b.valve.stuck = true;
+    channel_close(&b.ch, CHANNEL_DEAD);
+    worker_start(&worker, disconnect, &b.ch);
+    worker_await_sleep(&worker);
+    cr_assert(zero(int, pthread_mutex_trylock(&b.ch.lock)), "the channel is locked");
+    pthread_mutex_unlock(&b.ch.lock);
+    channel_figures(&b.ch, &figures, &drains);
+    cr_expect(not(atomic_load(&worker.done)));
+    pthread_mutex_lock(&b.valve.lock);
+    b.valve.stuck = false;
+    pthread_cond_broadcast(&b.valve.changed);
+    pthread_mutex_unlock(&b.valve.lock);
+    worker_join(&worker);
+    cr_expect(eq(uint, b.valve.closes, 1));
+    bench_fini(&b);
 }
 
 Test(channel, disconnect_waits_for_the_sender)
