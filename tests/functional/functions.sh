@@ -357,6 +357,9 @@ migfs_through() {
 	MIGFS=$runner migfs "$@"
 }
 
+# limited_to BYTES NAME [OPTION...]: migfs NAME, which may lock no more memory
+limited_to() { migfs_through "prlimit --memlock=$1:$1 setpriv --bounding-set=-ipc_lock" "${@:2}"; }
+
 # rdma_device: sets $device, $card and $address of an RDMA device, where destinations listen from now on
 rdma_device() {
 	requires rdma ip
@@ -389,17 +392,22 @@ continue_migfs() { kill -CONT "${daemon[$1]}"; }
 count_fds() {
 	local fd n=0
 	for fd in /proc/"${daemon[$1]}"/fd/*; do
-		case $(readlink "$fd" 2>/dev/null) in
-		/dev/fuse | '') ;;
-		pipe:*) [ "$1" = src ] || n=$((n + 1)) ;;
-		*) n=$((n + 1)) ;;
-		esac
+		if [ -e "$fd" ] && [ ! "$fd" -ef /dev/fuse ]; then
+			[ "$1" = src ] && [ -p "$fd" ] || n=$((n + 1))
+		fi
 	done
 	echo $n
 }
 
 # Threads of the daemon of mount $1, but for FUSE's workers.
-count_threads() { cat /proc/"${daemon[$1]}"/task/*/comm 2>/dev/null | awk '/^mig-/ { n++ } END { print n + 0 }'; }
+count_threads() {
+	local comm file n=0
+	for file in /proc/"${daemon[$1]}"/task/*/comm; do
+		{ read -r comm <"$file"; } 2>/dev/null || continue
+		[[ $comm != mig-* ]] || n=$((n + 1))
+	done
+	echo $n
+}
 
 # memory_of NAME KEY: bytes, from /proc/PID/status (VmHWM, RssAnon, RssFile) or smaps_rollup (Rss, AnonHugePages)
 memory_of() { awk -v key="$2:" '$1 == key { printf "%.0f\n", $2 * 1024; exit }' /proc/"${daemon[$1]}"/{status,smaps_rollup}; }

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# An RDMA device that is removed while a migration uses it: both ends say so, and nothing keeps it.
+# An RDMA device that is removed while a migration uses it: both ends say so, what is to go by RDMA then does not start, or
+# goes by TCP, and nothing keeps the device.
 . "$(dirname "$0")/functions.sh"
 requires_root
 rdma_device
@@ -21,6 +22,20 @@ reaches src/vm failed
 says_why src/vm
 reaches dst/vm failed
 grep -q 'the RDMA device was removed' dst.log || fail "the destination does not say that it takes no more channels"
+say "the next migration"
+outgoing next 2
+attempt write src/next/control start
+[ "$got" != ok ] || fail "it starts without a device"
+says_why src/next
+say "$(cat src/next/error)"
+expect ok write src/next/fallback on
+truncate -s 3000000 src/next/ram
+tell src/next start
+[ -n "$(status src/next fallback)" ] || fail "it does not say that it goes by TCP"
+overwrite image src/next/ram bs=1M
+tell src/next complete
+same image dst/next/ram
+expect_status dst/next rdma-bytes = 0
 unmount src
 unmount dst
 eventually "the device is gone" gone $remover

@@ -23,14 +23,34 @@ placed() {
 	echo "$here"
 }
 
+# Of soft-RoCE: all packets that the device has sent, and messages (SEND) of them.
+counters=/sys/class/infiniband/$device/ports/1/hw_counters
+counts() { if [ -r $counters/rdma_sends ]; then echo "$(<$counters/sent_pkts) $(<$counters/rdma_sends)"; else echo 0 0; fi; }
+payload=$(ibv_devinfo -d "$device" 2>/dev/null | sed -n 's/.*active_mtu: *\([0-9]*\).*/\1/p') || true
+# counters_agree NAME PACKETS MESSAGES: what the device had counted before. What is placed goes in full packets, none of
+# it in messages; besides there are headers, answers, and little else.
+counters_agree() {
+	local packets messages full
+	[ -r $counters/rdma_sends ] && [ -n "$payload" ] || return 0
+	read -r packets messages < <(counts)
+	packets=$((packets - $2)) messages=$((messages - $3)) full=$(($(status "src/$1" rdma-bytes) / payload))
+	say "$packets packets, $messages messages; $full of $payload bytes are placed"
+	[ $packets -ge $full ] || fail "there are too few packets"
+	[ $packets -le $((full * 5 / 4 + 200)) ] || fail "there are too many packets"
+	[ $messages -le $((full / 16 + 40)) ] || fail "there are too many messages"
+	expect_status "src/$1" rdma-rnr-naks = 0
+}
+
 for channels in 1 2 7; do
 	say "$channels channels"
 	name=file-$channels
 	outgoing $name $channels
 	truncate -s $((size + 4100)) src/$name/ram
 	tell src/$name start
+	read -r packets messages < <(counts)
 	overwrite image src/$name/ram bs=1M
 	tell src/$name sync
+	counters_agree $name "$packets" "$messages"
 	[ "$(placed $name)" -ge $((size * 9 / 10 - (1 << 20))) ] || fail "only $(placed $name) of $size bytes were placed"
 	write_devices src/$name
 	# Small writes, a rewrite of what was placed, a hole, and a rewrite of the hole.
@@ -73,8 +93,6 @@ dd if=dirty of=src/reference/dirty bs=160 conv=notrunc status=none
 tell src/reference complete
 same image dst/reference/ram
 
-# limited_to BYTES NAME [OPTION...]: migfs NAME, which may lock no more memory
-limited_to() { migfs_through "prlimit --memlock=$1:$1 setpriv --bounding-set=-ipc_lock" "${@:2}"; }
 # made NAME SOURCE URI SIZE
 made() {
 	expect ok mkdir "$2/$1"
@@ -156,6 +174,9 @@ case $card in
 dummy*) ;;
 *) exit 0 ;; # the link is not ours
 esac
+# There soft-RoCE forgets what the connection manager has told it to send, and a thread that ends a connection waits for
+# that in the kernel for ever: not each time, but often enough.
+[[ $(uname -r) != 6.1.* ]] || exit 0
 say "the link is down"
 outgoing down 2
 expect ok write src/down/timeout 5

@@ -5,10 +5,7 @@
 
 tests=(copy-dd barriers follow mount poll wait)
 
-# The guest has no time to build them.
-for source in "$here"/*.c; do helper "$(basename "$source" .c)"; done
-
+build_helpers
 mkdir results
 guest_passes -o results -- "$vm/guest/functional" "${tests[@]}"
-for name in "${tests[@]}"; do [ -s "results/$name.result" ] || fail "$name has no result"; done
-each_result results
+each_result results "${tests[@]}"

@@ -33,7 +33,7 @@ trap 'echo "line $LINENO"' ERR
 rdma_up eth0
 rping -s -a 192.0.2.1 -C 20 -S 4000 &
 rdma_listens
-tell listening
+announce listening
 wait $!
 echo "pinged, packets $(rdma_counter rcvd_pkts)"
 END

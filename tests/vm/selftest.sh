@@ -96,13 +96,13 @@ await ready || exit 1
 ip -o link show eth0 | grep -o 'mtu [0-9]*'
 exec {peer}<>/dev/tcp/192.0.2.2/4242
 cat <&$peer
-tell done
+announce done
 END
 cat >second <<'END'
 . "$1/guest/functions.sh"
 busybox nc -l -p 4242 -e /bin/echo "hello from $VM_GUEST" &
 until grep -q ':1092 .* 0A ' /proc/net/tcp6; do pause; done
-tell ready
+announce ready
 await done
 await never
 exit 7

@@ -9,9 +9,9 @@
 [ -p /run/nothing ] || mkfifo /run/nothing
 pause() { read -r -t "${1:-0.05}" <>/run/nothing || true; }
 
-# tell WORD: to the other guest; await WORD: until it has been told, false when the other guest has ended without it.
+# announce WORD: to the other guest; await WORD: until it has been, false when the other guest has ended without it.
 # (Files in the share, so it works with the link down, too.)
-tell() { : >"$VM_WORDS/$1"; }
+announce() { : >"$VM_WORDS/$1"; }
 await() {
 	local other=$((3 - VM_GUEST))
 	until [ -e "$VM_WORDS/$1" ]; do

@@ -17,6 +17,15 @@ rdma_up() {
 	rdma link add rxe0 type rxe netdev "$card"
 }
 
+# rdma_renew [CARD]: a card whose link was down has it up again, and another rxe0. What the old one was to send for the
+# connection manager meanwhile has left its queue pair for that in an error: it takes and makes no connections any more.
+rdma_renew() {
+	local card=${1:-dummy0}
+	ip link set "$card" up
+	rdma link delete rxe0 2>/dev/null || true # it may be gone
+	rdma link add rxe0 type rxe netdev "$card"
+}
+
 # rdma_listens: until somebody listens for connections
 rdma_listens() { until rdma resource show cm_id | grep -q LISTEN; do pause; done; }
 

@@ -1,0 +1,26 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Functional tests whose destinations are at an rdma: address, in one guest: random programs, and a selection of what does
+# not take long there. With MIGFS_ROUNDS, which is not empty, more of them, for half an hour and more.
+. "$(dirname "$0")/functions.sh"
+requires rdma
+
+build_helpers
+tests=(engine-random last-write)
+if [ -n "${MIGFS_ROUNDS:-}" ]; then
+	limit=7000
+	tests+=(ordering barriers verify reference reference-order reference-bitmaps states engine-devices engine-zero
+		engine-compression engine-rounds late-errors kill-source cut corrupt start-again nothing-kept snapshots follow
+		stopped-peer closing short-and-slow)
+fi
+cat >guest <<'END'
+vm=$1
+shift
+. "$vm/guest/functions.sh"
+. "$vm/guest/rdma.sh"
+rdma_up
+MIGFS_TEST_LISTEN=rdma:192.0.2.9:0 "$vm/guest/functional" "$@"
+END
+mkdir results
+guest_passes -m "$([ -n "${MIGFS_ROUNDS:-}" ] && echo 2000 || echo 1000)" -o results -- bash "$dir/guest" "$vm" "${tests[@]}"
+each_result results "${tests[@]}"
