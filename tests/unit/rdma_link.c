@@ -3,9 +3,11 @@
 #include "rdma_link.h"
 #include "check.h"
 
+#include <dirent.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +70,24 @@ void rdma_link_open(struct link *link)
 {
     link->listener = link_listen(RDMA_PLACE);
     rdma_link_connect(link, "group");
+}
+
+size_t heap_in_use(void)
+{
+    struct mallinfo2 info = mallinfo2();
+
+    return info.uordblks + info.hblkhd;
+}
+
+unsigned open_descriptors(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    unsigned n = 0;
+
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n;
 }
 
 /*

@@ -34,6 +34,12 @@ struct transport *connecting_serve(struct connecting *c, struct transport_listen
 void rdma_link_connect(struct link *link, const char *group);
 void rdma_link_open(struct link *link);
 
+/** heap_in_use - bytes, of all threads; under a sanitizer, which has a heap of its own, always the same */
+size_t heap_in_use(void);
+
+/** open_descriptors - of this process */
+unsigned open_descriptors(void);
+
 /* An end by hand; it connects. */
 struct stranger {
     struct rdma_event_channel *events;

@@ -3,8 +3,8 @@
 #include "rdma_memory.h"
 #include "check.h"
 #include "rdma_counters.h"
+#include "rdma_link.h"
 #include "scratch.h"
-#include "verbs.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -239,5 +239,38 @@ Test(rdma_memory, counters)
     cr_expect(eq(u64, figures.retries, 4));
     rdma_domain_put(other);
     scratch_remove();
+    end();
+}
+
+/* What is registered and given back leaves nothing on the heap. */
+Test(rdma_memory, nothing_stays)
+{
+    size_t before = 0;
+
+    transport_memory_remove(memory);
+    for (unsigned i = 0; i < 50; i++) {
+        struct transport_key key;
+        size_t covered;
+        if (i == 10)
+            before = heap_in_use();
+        cr_assert(zero(int, transport_memory_add(memory, SIZE)));
+        verbs_limit(CHUNK, 0);
+        rdma_local_release(domain, take(0, 1, 1));
+        struct rdma_local *local = take(CHUNK, 1, 1);
+        cr_expect(zero(ptr, rdma_local_take(domain, memory, 1, &covered)));
+        cr_expect(lt(int, rdma_expose(domain, memory, CHUNK, &key), 0));
+        verbs_limit(UINT64_MAX, 0);
+        transport_memory_remove(memory);
+        rdma_local_release(domain, local);
+        cr_assert(zero(int, rdma_expose(domain, memory, CHUNK, &key)));
+        rdma_withdraw(domain, &key);
+        struct rdma_domain *other =
+            rdma_domain_get(&verbs_devices[0], (const uint8_t *)"a group of others", true);
+        cr_assert(zero(int, rdma_expose(other, memory, CHUNK, &key)));
+        rdma_domain_put(other);
+        verbs_fail(VERBS_ALLOC_PD, 1, ENOMEM);
+        cr_expect(zero(ptr, rdma_domain_get(&verbs_devices[0], (const uint8_t *)"a group of others", true)));
+    }
+    cr_expect(lt(sz, heap_in_use(), before + 40 * 16));
     end();
 }

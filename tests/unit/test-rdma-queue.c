@@ -115,6 +115,24 @@ Test(rdma_queue, both_directions)
     close_link();
 }
 
+/* A connection that has ended leaves nothing on the heap, and no descriptor. */
+Test(rdma_queue, nothing_stays)
+{
+    unsigned descriptors = open_descriptors();
+    size_t before = 0;
+
+    for (unsigned i = 0; i < 50; i++) {
+        if (i == 10)
+            before = heap_in_use();
+        open_link();
+        cr_expect(zero(int, link_send(a, "hello", 6)));
+        expect_received(b, "hello", 6);
+        close_link();
+    }
+    cr_expect(lt(sz, heap_in_use(), before + 40 * 16));
+    cr_expect(eq(uint, open_descriptors(), descriptors));
+}
+
 /*
  * Streams
  */
@@ -826,21 +844,26 @@ Test(rdma_queue, shutdown_while_blocked)
     }
 }
 
-/* Also when the card says late that it has given them up. */
+/* Also when the card says late that it has given them up, whichever end shuts down. */
 Test(rdma_queue, lent_until_the_card_gives_it_up)
 {
-    open_placing();
-    verbs_hold(VERBS_ACTIVE, VERBS_WORK | VERBS_SENT);
-    uint64_t ticket = place(0, source, 1000, 1000);
-    transport_shutdown(a);
-    cr_expect(zero(u64, back(1, 0)));
-    struct transport_returns returns = {0};
-    verbs_hold(VERBS_ACTIVE, 0);
-    transport_reap(a, 100000, &returns);
-    cr_expect(eq(u64, returns.ticket, ticket));
-    cr_expect(zero(u64, returns.bytes), "it has not arrived");
-    cr_expect(zero(u64, returns.sends));
-    close_placing();
+    for (int i = 0; i < 2; i++) {
+        struct transport_returns returns = {0};
+        open_placing();
+        verbs_hold(VERBS_ACTIVE, VERBS_WORK | VERBS_SENT);
+        uint64_t ticket = place(0, source, 1000, 1000);
+        transport_shutdown(i ? b : a);
+        cr_expect(zero(u64, back(1, 0)), "%d", i);
+        if (i)
+            expect_over(a, -ECONNRESET);
+        cr_expect(zero(u64, back(0, 0)), "%d", i);
+        verbs_hold(VERBS_ACTIVE, 0);
+        transport_reap(a, 100000, &returns);
+        cr_expect(eq(u64, returns.ticket, ticket));
+        cr_expect(zero(u64, returns.bytes), "it has not arrived");
+        cr_expect(zero(u64, returns.sends));
+        close_placing();
+    }
 }
 
 /* The peer closes: what it has sent arrives, and then it is the end. */

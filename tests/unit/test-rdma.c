@@ -177,6 +177,7 @@ Test(rdma, calls_that_fail)
     };
 
     listen_here();
+    unsigned descriptors = open_descriptors();
     for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
         struct transport *other;
         verbs_fail(cases[i].call, cases[i].n, cases[i].code);
@@ -190,6 +191,7 @@ Test(rdma, calls_that_fail)
         cr_expect(eq(uint, verbs_counts().event_channels, 1), "%zu", i);
     }
     expect_success();
+    cr_expect(eq(uint, open_descriptors(), descriptors));
     end();
 }
 
