@@ -443,7 +443,7 @@ static ssize_t copy_out(const struct iovec **iov, int *n, size_t *at, uint8_t *t
 
     while (*n > 0 && len < room) {
         size_t left = (*iov)->iov_len - *at, part = left < room - len ? left : room - len;
-        if (guard_copy(to + len, (const uint8_t *)(*iov)->iov_base + *at, part) < 0)
+        if (part > 0 && guard_copy(to + len, (const uint8_t *)(*iov)->iov_base + *at, part) < 0)
             return -EFAULT;
         len += part;
         *at += part;
