@@ -7,14 +7,16 @@
  *   registry.lock
  *   attribute_table.lock of a migration or the host (over changes of a backing file's owner)
  *   migration.lock (of an arriving one, then of the expected one that takes its place)
+ *   stripes that are kept (tracking_enter(); all of a range at once, and none later)
  *   leaves: host.lock, file.lock, stream.lock and under it image.lock, channel.lock (several in the order
  *     of their index; before the three of a file in file_settle()) and under it placing.lock and those of
  *     the transport, gate.lock, session.send_lock (also under placing.lock),
  *     reference.lock, accounts.lock, those of the compressors and of the decompressors, memory.mode_lock
  *     (also under memory.map_lock), completion_lock of socket.c, placing.lock (under channel.lock, over
- * session.send_lock), image.hole_lock, those of rdma_queue.c (also under channel.lock), rdma_memory.c's
- * memory_lock, and under either of them a domain's lock; in fs/: tree_lock of node.c, loop.lock, the list of
- * handles, user_lock, and parking_lock, also under migration.lock or stream.lock
+ *     session.send_lock), image.hole_lock, tracking.lock, pace.lock (also under migration.lock), those of
+ *     rdma_queue.c (also under channel.lock), rdma_memory.c's memory_lock, and under either of them a
+ * domain's lock; in fs/: tree_lock of node.c, loop.lock, the list of handles, user_lock, and parking_lock,
+ * also under migration.lock or stream.lock
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H

@@ -41,6 +41,8 @@ struct migration *migration_new(struct host *host, enum role role, const struct 
         .zstd_level = 1,
         .zero_copy = ZEROCOPY_AUTO,
         .zero_pages = true,
+        .downtime_limit_ms = 300,
+        .max_rounds = 30,
         .rdma_chunk = TRANSPORT_CHUNK,
     };
     pthread_mutex_init(&m->lock, NULL);
@@ -604,16 +606,20 @@ void migration_end_digests(struct migration *m)
     pthread_cond_broadcast(&m->changed);
 }
 
-int migration_change_settings(struct migration *m,
+int migration_change_settings(struct migration *m, bool live,
                               int (*change)(struct settings *settings, void *arg, struct error *err),
                               void *arg, const struct interrupt *interrupt, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
-    int ret = migration_operations(m)->may_change_settings(m, interrupt, err);
+    /* While it connects, the thread of `start` reads them. */
+    live = live && m->role == ROLE_OUTGOING && (m->state == STATE_ACTIVE || m->state == STATE_COMPLETING);
+    int ret = live ? 0 : migration_operations(m)->may_change_settings(m, interrupt, err);
     if (ret == 0)
         ret = change(&m->settings, arg, err);
     if (ret == 0 && m->settings.uris.count)
         migration_become_outgoing(m);
+    if (ret == 0 && live)
+        migration_operations(m)->settings_changed(m);
     pthread_mutex_unlock(&m->lock);
     if (ret == 0)
         migration_announce(m);
@@ -665,6 +671,7 @@ static enum role copy_state(struct migration *m, struct migration_snapshot *out)
         .generation = m->generation,
         .rounds = m->rounds,
         .round = m->last_round,
+        .precopy = m->precopy,
         .devices = migration_count_devices(m),
     };
     strcpy(out->warning, m->warning);

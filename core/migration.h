@@ -55,8 +55,12 @@ struct settings {
      * faster.
      */
     enum choice splice;
-    bool verify;     /* both ends compare what both have before the commit */
-    bool zero_pages; /* look for zero pages in what is written to RAM */
+    bool verify;                /* both ends compare what both have before the commit */
+    bool zero_pages;            /* look for zero pages in what is written to RAM */
+    uint64_t max_bandwidth;     /* bytes a second; 0: as fast as can be. Changes while it runs, too */
+    bool compare;               /* what has changed is found out, not told */
+    uint32_t downtime_limit_ms; /* of `precopy`: when it is enough */
+    unsigned max_rounds;        /* of it: when it gives up */
     /* Where channels go by RDMA: */
     uint64_t rdma_chunk; /* bytes that are registered at once; a power of two */
     bool rdma_pin_all;   /* all of the RAM is, before the migration is active */
@@ -76,6 +80,24 @@ struct round {
     uint64_t pages, bytes; /* accepted in it, zero pages and all */
     uint64_t wire_bytes;   /* sent in it */
     int64_t time_ms;
+};
+
+#define PRECOPY_ROUNDS_SHOWN 16
+
+/* A round of `precopy`. */
+struct precopy_round {
+    uint64_t scanned, changed; /* pages */
+    uint64_t wire_bytes;
+    double time_ms, scan_ms; /* from its start to its barrier; of it, that all scanners looked at memory */
+    double dirty_rate;       /* pages a second that were changed since the round before looked at them */
+    double expected_ms;      /* that a switch-over after it takes */
+};
+
+/* What `status` shows of it: the last rounds, number n at n % PRECOPY_ROUNDS_SHOWN. */
+struct precopy_progress {
+    unsigned count;
+    double expected_ms; /* after the last one */
+    struct precopy_round rounds[PRECOPY_ROUNDS_SHOWN];
 };
 
 /* What a channel did, or all of them. */
@@ -133,6 +155,7 @@ struct migration_snapshot {
     struct error failure;
     char warning[ERROR_MESSAGE_MAX];
     uint64_t generation, rounds;
+    struct precopy_progress precopy;
     struct round round;
     uint32_t devices;
     struct channel_record *records; /* of each channel, and of all together */
@@ -167,11 +190,14 @@ struct role_operations {
     void (*figures)(struct migration *m, struct migration_figures *out);
     /* Whether the settings can be changed now. migration.lock is held, and given up while it waits. */
     int (*may_change_settings)(struct migration *m, const struct interrupt *interrupt, struct error *err);
+    /* Those that can be changed while it runs may have been: max_bandwidth. migration.lock is held. */
+    void (*settings_changed)(struct migration *m);
 
     int (*start)(struct migration *m, const struct interrupt *interrupt, struct error *err);
     int (*flush)(struct migration *m, struct file *file, const struct interrupt *interrupt,
                  struct error *err);
     int (*sync)(struct migration *m, struct file *file, const struct interrupt *interrupt, struct error *err);
+    int (*precopy)(struct migration *m, const struct interrupt *interrupt, struct error *err);
     int (*complete)(struct migration *m, const struct interrupt *interrupt, struct error *err);
     int (*digest)(struct migration *m, struct file *file, const struct interrupt *interrupt,
                   uint8_t digest[DIGEST_SIZE], struct error *err);
@@ -244,6 +270,7 @@ struct migration {
     bool stopped;    /* `stop` has marked the switchover */
     uint64_t rounds; /* syncs of RAM that are done */
     struct round last_round;
+    struct precopy_progress precopy;
     uint8_t session_id[16];
     /*
      * In the order in which they were made, each with a reference; [0] is RAM, which stays until the
@@ -518,6 +545,16 @@ static inline int migration_flush(struct migration *m, struct file *file, const 
     return migration_operations(m)->flush(m, file, interrupt, err);
 }
 
+/**
+ * migration_precopy - send the RAM of a running VM in rounds until a switch-over would be short enough
+ *
+ * CAUSE_ROUNDS: it would still not be after as many as are allowed; it can be asked for again.
+ */
+static inline int migration_precopy(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    return migration_operations(m)->precopy(m, interrupt, err);
+}
+
 /** migration_sync - wait until the destination has applied it */
 static inline int migration_sync(struct migration *m, struct file *file, const struct interrupt *interrupt,
                                  struct error *err)
@@ -679,9 +716,10 @@ static inline int migration_mark_dirty(struct migration *m, const void *bitmap, 
 /**
  * migration_change_settings - change them while they can be changed; may wait for a `start` that was
  * cancelled
+ * @live: what is changed may be while it runs, too
  * @change: with the lock held
  */
-int migration_change_settings(struct migration *m,
+int migration_change_settings(struct migration *m, bool live,
                               int (*change)(struct settings *settings, void *arg, struct error *err),
                               void *arg, const struct interrupt *interrupt, struct error *err);
 

@@ -14,9 +14,9 @@ const char *const state_names[] = {
 static_assert(sizeof(state_names) / sizeof(state_names[0]) == STATE_MAX, "every state has a name");
 
 const char *const command_names[] = {
-    [COMMAND_START] = "start",       [COMMAND_FLUSH] = "flush", [COMMAND_SYNC] = "sync",
-    [COMMAND_COMPLETE] = "complete", [COMMAND_STOP] = "stop",   [COMMAND_CANCEL] = "cancel",
-    [COMMAND_WRITE] = "write",
+    [COMMAND_START] = "start",     [COMMAND_FLUSH] = "flush",       [COMMAND_SYNC] = "sync",
+    [COMMAND_PRECOPY] = "precopy", [COMMAND_COMPLETE] = "complete", [COMMAND_STOP] = "stop",
+    [COMMAND_CANCEL] = "cancel",   [COMMAND_WRITE] = "write",
 };
 static_assert(sizeof(command_names) / sizeof(command_names[0]) == COMMAND_MAX, "every command has a name");
 
@@ -99,6 +99,7 @@ static const struct rule rules[COMMAND_MAX][STATE_MAX] = {
     [COMMAND_START] = {GO_ON, STARTED, STARTED, STARTED, IS_COMPLETED, GO_ON, GO_ON},
     [COMMAND_FLUSH] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
     [COMMAND_SYNC] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
+    [COMMAND_PRECOPY] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
     [COMMAND_COMPLETE] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
     [COMMAND_STOP] = {NOT_STARTED, IN_SETUP, GO_ON, IN_COMPLETING, IS_COMPLETED, FAILURE, FAILURE},
     [COMMAND_CANCEL] = {NOTHING_TO_END, GO_ON, GO_ON, GO_ON, IS_COMPLETED, HAS_FAILED, GO_ON},

@@ -12,6 +12,7 @@
 const char control_help[] = "start\n"
                             "flush [ram|device-state/DEV]\n"
                             "sync [ram|device-state/DEV]\n"
+                            "precopy\n"
                             "stop\n"
                             "complete\n"
                             "cancel\n";
@@ -54,8 +55,9 @@ int control_parse(const char *text, size_t len, struct control_line *out, struct
             line.command = c;
     }
     if (line.command == COMMAND_MAX)
-        return error_set(err, CAUSE_SYNTAX,
-                         "unknown command '%.64s': start, flush, sync, stop, complete and cancel exist", buf);
+        return error_set(
+            err, CAUSE_SYNTAX,
+            "unknown command '%.64s': start, flush, sync, precopy, stop, complete and cancel exist", buf);
     if (*target && line.command != COMMAND_FLUSH && line.command != COMMAND_SYNC)
         return error_set(err, CAUSE_SYNTAX, "'%s' stands alone", command_names[line.command]);
     if (*target && strcmp(target, "ram") && strncmp(target, DEVICE_PREFIX, strlen(DEVICE_PREFIX)))
@@ -103,6 +105,8 @@ int control_run(struct migration *m, const struct control_line *line, const stru
         return migration_flush(m, file, interrupt, err);
     case COMMAND_SYNC:
         return migration_sync(m, file, interrupt, err);
+    case COMMAND_PRECOPY:
+        return migration_precopy(m, interrupt, err);
     case COMMAND_STOP:
         return migration_stop(m, err);
     default:

@@ -34,6 +34,7 @@ static const int table[] = {
     [CAUSE_IN_USE] = EADDRINUSE,
     [CAUSE_DENIED] = EPERM,
     [CAUSE_STALE] = ESTALE,
+    [CAUSE_ROUNDS] = ETIME,
 };
 static_assert(sizeof(table) / sizeof(table[0]) == CAUSE_MAX, "every cause has an errno");
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BANDWIDTH_MIN  (1u << 20) /* a packet takes no longer than a second */
 #define RDMA_CHUNK_MIN (1ull << 20)
 #define RDMA_CHUNK_MAX (1ull << 30)
 static_assert(RDMA_CHUNK_MIN % WIRE_STRIPE_SIZE == 0, "a stripe is in one chunk");
@@ -214,6 +215,66 @@ static void format_zero_pages(const struct settings *settings, char *out, size_t
     format_switch(settings->zero_pages, out, size);
 }
 
+static int parse_tracking(struct settings *settings, const char *text, struct error *err)
+{
+    if (strcmp(text, "bitmap") && strcmp(text, "compare"))
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is neither bitmap nor compare", text);
+    settings->compare = !strcmp(text, "compare");
+    return 0;
+}
+
+static void format_tracking(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, settings->compare ? "compare" : "bitmap");
+}
+
+static int parse_downtime_limit(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "milliseconds", 1, 3600000, &value, err) < 0)
+        return -EIO;
+    settings->downtime_limit_ms = (uint32_t)value;
+    return 0;
+}
+
+static void format_downtime_limit(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->downtime_limit_ms);
+}
+
+static int parse_max_bandwidth(struct settings *settings, const char *text, struct error *err)
+{
+    uint64_t value = 0;
+
+    if (setting_parse_size(text, &value, err) < 0)
+        return -EIO;
+    if (value && value < BANDWIDTH_MIN)
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' bytes a second: 1M at least, or 0 for no bound", text);
+    settings->max_bandwidth = value;
+    return 0;
+}
+
+static void format_max_bandwidth(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%llu", (unsigned long long)settings->max_bandwidth);
+}
+
+static int parse_max_rounds(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "rounds", 1, 10000, &value, err) < 0)
+        return -EIO;
+    settings->max_rounds = (unsigned)value;
+    return 0;
+}
+
+static void format_max_rounds(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->max_rounds);
+}
+
 static int parse_fallback(struct settings *settings, const char *text, struct error *err)
 {
     return parse_switch(text, &settings->fallback, err);
@@ -255,20 +316,24 @@ static void format_rdma_pin(const struct settings *settings, char *out, size_t s
 }
 
 const struct setting settings_table[] = {
-    {"uri", parse_uri, format_uri},
-    {"channels", parse_channels, format_channels},
-    {"timeout", parse_timeout, format_timeout},
-    {"device-channels", parse_device_channels, format_device_channels},
-    {"checksum", parse_checksum, format_checksum},
-    {"compression", parse_compression, format_compression},
-    {"fallback", parse_fallback, format_fallback},
-    {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk},
-    {"rdma-pin", parse_rdma_pin, format_rdma_pin},
-    {"splice", parse_splice, format_splice},
-    {"verify", parse_verify, format_verify},
-    {"zstd-level", parse_zstd_level, format_zstd_level},
-    {"zero-copy", parse_zero_copy, format_zero_copy},
-    {"zero-page-detection", parse_zero_pages, format_zero_pages},
+    {"uri", parse_uri, format_uri, false},
+    {"channels", parse_channels, format_channels, false},
+    {"timeout", parse_timeout, format_timeout, false},
+    {"device-channels", parse_device_channels, format_device_channels, false},
+    {"checksum", parse_checksum, format_checksum, false},
+    {"compression", parse_compression, format_compression, false},
+    {"dirty-tracking", parse_tracking, format_tracking, false},
+    {"downtime-limit", parse_downtime_limit, format_downtime_limit, true},
+    {"fallback", parse_fallback, format_fallback, false},
+    {"max-bandwidth", parse_max_bandwidth, format_max_bandwidth, true},
+    {"max-rounds", parse_max_rounds, format_max_rounds, true},
+    {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk, false},
+    {"rdma-pin", parse_rdma_pin, format_rdma_pin, false},
+    {"splice", parse_splice, format_splice, false},
+    {"verify", parse_verify, format_verify, false},
+    {"zstd-level", parse_zstd_level, format_zstd_level, false},
+    {"zero-copy", parse_zero_copy, format_zero_copy, false},
+    {"zero-page-detection", parse_zero_pages, format_zero_pages, false},
 };
 static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX,
               "there is a place for each setting");
@@ -295,7 +360,7 @@ int setting_write(struct migration *m, const struct setting *setting, const char
 
     if (text_line(text, len, line, sizeof(line), err) < 0)
         return -EIO;
-    return migration_change_settings(m, assign, &assignment, interrupt, err);
+    return migration_change_settings(m, setting->live, assign, &assignment, interrupt, err);
 }
 
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size)

@@ -5,6 +5,7 @@
 
 #include "migration.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +21,7 @@ struct setting {
     const char *name;
     int (*parse)(struct settings *settings, const char *text, struct error *err);
     void (*format)(const struct settings *settings, char *out, size_t size);
+    bool live; /* it may be changed while the migration runs */
 };
 
 extern const struct setting settings_table[];

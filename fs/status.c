@@ -19,17 +19,57 @@
 struct writer {
     FILE *out;
     bool json, first;
-    int channel; /* -1: what follows is the migration's */
+    const char *list; /* what follows is of one of these, such as a channel; NULL: the migration's */
+    unsigned number;  /* of which */
+    bool listed;      /* one of the list is there */
 };
 
 static void key(struct writer *w, const char *name)
 {
     if (w->json)
-        fprintf(w->out, "%s\n%s\"%s\": ", w->first ? "" : ",", w->channel < 0 ? "  " : "      ", name);
-    else if (w->channel < 0)
+        fprintf(w->out, "%s\n%s\"%s\": ", w->first ? "" : ",", w->list ? "      " : "  ", name);
+    else if (!w->list)
         fprintf(w->out, "%s ", name);
     else
-        fprintf(w->out, "channel-%d-%s ", w->channel, name);
+        fprintf(w->out, "%s-%u-%s ", w->list, w->number, name);
+    w->first = false;
+}
+
+/*
+ * A list: lines that begin with @one and a number, or an array of objects, @name. After begin_list() comes
+ * list_item() before the keys of each.
+ */
+static void begin_list(struct writer *w, const char *name, const char *one)
+{
+    if (w->json) {
+        key(w, name);
+        fputc('[', w->out);
+    }
+    w->list = one;
+    w->listed = false;
+}
+
+static void end_item(struct writer *w)
+{
+    if (w->json && w->listed)
+        fputs("\n    }", w->out);
+}
+
+static void list_item(struct writer *w, unsigned number)
+{
+    end_item(w);
+    if (w->json)
+        fputs(w->listed ? ",\n    {" : "\n    {", w->out);
+    w->number = number;
+    w->first = w->listed = true;
+}
+
+static void end_list(struct writer *w)
+{
+    end_item(w);
+    if (w->json)
+        fputs(w->listed ? "\n  ]" : "]", w->out);
+    w->list = NULL;
     w->first = false;
 }
 
@@ -131,26 +171,14 @@ static void put_channel(struct writer *w, const struct migration_snapshot *s, un
         put_text(w, "peer", sums.peer);
 }
 
-/* Lines that begin with the channel's number, or an array of objects. */
 static void put_channels(struct writer *w, const struct migration_snapshot *s)
 {
-    if (w->json) {
-        key(w, "channels");
-        fputc('[', w->out);
-    }
+    begin_list(w, "channels", "channel");
     for (unsigned c = 0; c < s->channels; c++) {
-        if (w->json)
-            fputs(c ? ",\n    {" : "\n    {", w->out);
-        w->first = true;
-        w->channel = (int)c;
+        list_item(w, c);
         put_channel(w, s, c);
-        if (w->json)
-            fputs("\n    }", w->out);
     }
-    w->channel = -1;
-    w->first = false;
-    if (w->json)
-        fputs(s->channels ? "\n  ]" : "]", w->out);
+    end_list(w);
 }
 
 /* The last round, and what it lets one expect: the next one may dirty as much and be sent as fast. */
@@ -167,9 +195,37 @@ static void put_rounds(struct writer *w, const struct migration_snapshot *s)
     put_number(w, "dirty-pages-rate", round->pages * 1000 / time);
     put_number(w, "remaining", queued);
     put_number(w, "verified-bytes", s->figures.verified);
-    put_number(
-        w, "expected-downtime",
-        round->bytes ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time) : 0);
+    if (s->precopy.count)
+        put_number(w, "expected-downtime", (uint64_t)(s->precopy.expected_ms + 0.5));
+    else
+        put_number(w, "expected-downtime",
+                   round->bytes
+                       ? (uint64_t)((double)(round->bytes + queued) / (double)round->bytes * (double)time)
+                       : 0);
+}
+
+static void put_precopy_round(struct writer *w, const struct precopy_round *round)
+{
+    put_number(w, "scanned-pages", round->scanned);
+    put_number(w, "changed-pages", round->changed);
+    put_number(w, "bytes", round->wire_bytes);
+    put_decimal(w, "time", round->time_ms);
+    put_decimal(w, "scan-time", round->scan_ms);
+    put_number(w, "dirty-pages-rate", (uint64_t)round->dirty_rate);
+    put_decimal(w, "expected-downtime", round->expected_ms);
+}
+
+static void put_precopy(struct writer *w, const struct precopy_progress *precopy)
+{
+    unsigned first = precopy->count > PRECOPY_ROUNDS_SHOWN ? precopy->count - PRECOPY_ROUNDS_SHOWN : 0;
+
+    put_number(w, "precopy-rounds", precopy->count);
+    begin_list(w, "precopy", "round");
+    for (unsigned n = first; n < precopy->count; n++) {
+        list_item(w, n + 1);
+        put_precopy_round(w, &precopy->rounds[n % PRECOPY_ROUNDS_SHOWN]);
+    }
+    end_list(w);
 }
 
 /* What of the destination's memory can be written from here, and what is registered for that. */
@@ -215,6 +271,7 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     } else {
         put_rounds(w, s);
         put_copies(w, sums);
+        put_precopy(w, &s->precopy);
     }
     put_channels(w, s);
 }
@@ -237,7 +294,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
 
     if (migration_take_snapshot(m, &s) < 0)
         return NULL;
-    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true, .channel = -1};
+    struct writer w = {.out = open_memstream(&text, size), .json = json, .first = true};
     if (!w.out) {
         migration_drop_snapshot(&s);
         return NULL;
@@ -257,6 +314,8 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (s.incoming || s.times.started)
         put_text(&w, "checksum", s.settings.checksum ? "on" : "off");
     put_text(&w, "compression", s.settings.compress ? "zstd" : "none");
+    if (!s.incoming)
+        put_text(&w, "dirty-tracking", s.settings.compare ? "compare" : "bitmap");
     if (!s.incoming)
         put_text(&w, "verify", s.settings.verify ? "on" : "off");
     if (!s.incoming)

@@ -45,6 +45,7 @@ enum cause {
     CAUSE_IN_USE = 25,    /* the address is taken */
     CAUSE_DENIED = 26,    /* not permitted */
     CAUSE_STALE = 27,     /* the file was removed */
+    CAUSE_ROUNDS = 28,    /* the rounds that were allowed were not enough */
     CAUSE_MAX             /* one past the last */
 };
 

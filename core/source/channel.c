@@ -577,6 +577,20 @@ static int send_batch(struct channel *ch, struct batch *batch)
     return transport_send_pipe(ch->transport, batch->iov, batch->n, piped->pipe, piped->length);
 }
 
+/* Waits until the batch may be sent. Called without the lock. */
+static void keep_pace(struct channel *ch, const struct batch *batch)
+{
+    uint64_t bytes = batch->bytes + batch->placed;
+
+    if (batch->piped)
+        bytes += batch->piped->length;
+    if (batch->zerocopy)
+        bytes += batch->zerocopy->length;
+    pace_take(ch->pace, bytes);
+    SCOPED_LOCK(&ch->lock);
+    ch->paced = false;
+}
+
 /*
  * The sender's work; called and left with the lock held, ch->busy set at first.
  * @mine: the caller's own packet, or NULL when it was copied.
@@ -595,7 +609,11 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         struct batch batch;
         bool dead = ch->closed == CHANNEL_DEAD;
         take_batch(ch, &batch);
+        ch->paced = !dead && ch->pace && pace_is_on(ch->pace);
+        bool paced = ch->paced;
         pthread_mutex_unlock(&ch->lock);
+        if (paced)
+            keep_pace(ch, &batch);
 
         int ret = dead ? -ECONNRESET : send_batch(ch, &batch);
 
@@ -733,7 +751,7 @@ bool channel_is_owed(struct channel *ch, uint64_t applied, uint64_t *moved)
     SCOPED_LOCK(&ch->lock);
     uint64_t done = applied < ch->sent_sequence ? applied : ch->sent_sequence;
     *moved = ch->wire_bytes + ch->left_sequence + ch->sent_sequence;
-    return ch->busy || ch->left_sequence > done;
+    return !ch->paced && (ch->busy || ch->left_sequence > done);
 }
 
 static void add_figures(struct transport_figures *sum, const struct transport_figures *figures)

@@ -36,6 +36,7 @@
 
 #include "gate.h"
 #include "interrupt.h"
+#include "pace.h"
 #include "transport.h"
 #include "unapplied.h"
 #include "wire.h"
@@ -105,6 +106,7 @@ struct channel {
     bool places;                   /* the transport's; constant */
     bool of_group;                 /* tells the figures of the transport's group; constant */
     struct gate *gate;             /* constant */
+    struct pace *pace;             /* constant; NULL: nothing holds it up */
     void (*failed)(void *arg, unsigned index, int code); /* called once, with no lock held */
     void *failed_arg;
 
@@ -117,6 +119,7 @@ struct channel {
     bool hurry;          /* somebody waits for what is queued */
     enum channel_closed closed;
     bool busy;                                         /* somebody is the sender */
+    bool paced;                                        /* and waits until it may send */
     bool lost;                                         /* something was dropped */
     bool reaping;                                      /* somebody asks the transport what is back */
     struct channel_entry *in_flight, **in_flight_tail; /* sent, in their order */

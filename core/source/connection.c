@@ -139,6 +139,7 @@ static struct connection *new_attempt(const struct connection_config *config, st
     static_assert(sizeof(conn->group.id) == sizeof(conn->hello.session), "a group's id is the session's");
     memcpy(conn->group.id, conn->hello.session, sizeof(conn->group.id));
     gate_init(&conn->gate, config->write_behind);
+    pace_init(&conn->pace, config->max_bandwidth);
     return conn;
 }
 
@@ -168,6 +169,7 @@ static int open_channel(struct connection *conn, const struct connection_config 
         return -EIO;
     transport_set_timeout(t, (int)config->timeout_ms);
     channel_init(&conn->channels[c], c, t, &conn->gate, channel_failed, conn);
+    conn->channels[c].pace = &conn->pace;
     conn->channel_count = c + 1;
     conn->channels[c].of_group = conn->channels[c].places && !conn->places;
     conn->places |= conn->channels[c].places;
@@ -210,6 +212,7 @@ int connection_open(const struct connection_config *config, struct connection **
     if (!conn)
         return -EIO;
     if (open_main(conn, config, err) < 0) {
+        pace_fini(&conn->pace);
         gate_fini(&conn->gate);
         free(conn);
         return -EIO;
@@ -234,6 +237,7 @@ void connection_free(struct connection *conn)
     free(conn->channels);
     placing_fini(&conn->placing);
     session_fini(&conn->main);
+    pace_fini(&conn->pace);
     gate_fini(&conn->gate);
     free(conn);
 }
@@ -368,6 +372,7 @@ void connection_break(struct connection *conn)
         transport_shutdown(conn->channels[c].transport);
     }
     placing_close(&conn->placing);
+    pace_close(&conn->pace);
     gate_close(&conn->gate);
 }
 

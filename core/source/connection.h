@@ -25,6 +25,7 @@
 #include "compression.h"
 #include "file.h"
 #include "gate.h"
+#include "pace.h"
 #include "placing.h"
 #include "session.h"
 #include "stall.h"
@@ -50,9 +51,10 @@ struct connection_config {
     enum connection_splice splice;
     bool compress;
     int zstd_level;
-    uint64_t write_behind; /* how many bytes may be accepted and not sent */
-    uint64_t rdma_chunk;   /* how much memory is registered at once; a power of two, a stripe at least */
-    bool fallback;         /* a channel that cannot go by RDMA goes by TCP */
+    uint64_t write_behind;  /* how many bytes may be accepted and not sent */
+    uint64_t rdma_chunk;    /* how much memory is registered at once; a power of two, a stripe at least */
+    bool fallback;          /* a channel that cannot go by RDMA goes by TCP */
+    uint64_t max_bandwidth; /* bytes a second; 0: as fast as can be */
     int cancel_fd; /* what waits gives up when it is readable; stays open as long as connection_open() runs */
     /*
      * A channel is broken. With no lock held, by the thread that noticed. The main channel usually says why
@@ -90,8 +92,9 @@ struct connection {
     void *failed_arg;
 
     struct session main;
-    bool places;              /* payloads of RAM can be placed; constant */
-    struct placing placing;   /* if they can: what of the peer's RAM is exposed */
+    bool places;            /* payloads of RAM can be placed; constant */
+    struct placing placing; /* if they can: what of the peer's RAM is exposed */
+    struct pace pace;
     struct gate gate;         /* apart from what is constant: all who write change it */
     _Atomic uint64_t last_id; /* of a message that has an answer */
 

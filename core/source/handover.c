@@ -45,6 +45,9 @@ static bool seal(struct handover *handover, struct connection *conn, const struc
 
     if (ref) {
         reference_seal(ref, true);
+        /* The last round: nobody else says what has changed. */
+        if (handover->source->tracking)
+            reference_mark_all(ref);
         /* Before all is drained its senders still need the channels. */
         if (reference_drain(ref, interrupt) < 0)
             return false;

@@ -10,7 +10,9 @@
 #include "source.h"
 #include "stall.h"
 #include "start.h"
+#include "precopy.h"
 #include "streams.h"
+#include "tracking.h"
 #include "writes.h"
 
 #include <errno.h>
@@ -20,6 +22,7 @@ struct outgoing {
     struct source source;
     struct streams streams;
     struct barriers barriers;
+    struct precopy precopy;
     struct question question;
     struct handover handover;
     struct start start;
@@ -32,6 +35,7 @@ static void init_parts(void *role)
 
     streams_init(&out->streams, &out->source);
     barriers_init(&out->barriers, &out->source, &out->streams);
+    precopy_init(&out->precopy, &out->source, &out->barriers);
     question_init(&out->question, &out->source);
     handover_init(&out->handover, &out->source, &out->streams, &out->question);
 }
@@ -117,6 +121,11 @@ int outgoing_sync(struct migration *m, struct file *file, const struct interrupt
                   struct error *err)
 {
     return barriers_sync(&m->out->barriers, file, interrupt, err);
+}
+
+int outgoing_precopy(struct migration *m, const struct interrupt *interrupt, struct error *err)
+{
+    return precopy_run(&m->out->precopy, interrupt, err);
 }
 
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
@@ -388,6 +397,8 @@ static void *mig_out(void *arg)
         pthread_mutex_unlock(&m->lock);
     }
     connection_hang_up(conn);
+    if (out->source.tracking)
+        tracking_end(out->source.tracking);
     settle(m);
     migration_put(m);
     return NULL;
@@ -427,8 +438,18 @@ static void kick(struct migration *m)
     placing_kick(&conn->placing);
     if (out->source.reference)
         reference_kick(out->source.reference);
+    if (out->source.tracking)
+        tracking_kick(out->source.tracking);
     for (unsigned c = 0; c < conn->channel_count; c++)
         channel_kick(&conn->channels[c]);
+}
+
+static void settings_changed(struct migration *m)
+{
+    struct connection *conn = m->out ? source_connection(&m->out->source) : NULL;
+
+    if (conn)
+        pace_set(&conn->pace, m->settings.max_bandwidth);
 }
 
 int outgoing_setting_writable(struct migration *m, const struct interrupt *interrupt, struct error *err)
@@ -635,6 +656,8 @@ const struct role_operations outgoing_operations = {
     .start = outgoing_start,
     .flush = outgoing_flush,
     .sync = outgoing_sync,
+    .precopy = outgoing_precopy,
+    .settings_changed = settings_changed,
     .complete = outgoing_complete,
     .digest = outgoing_digest,
     .write = write_file,

@@ -116,6 +116,9 @@ int outgoing_flush(struct migration *m, struct file *file, const struct interrup
 int outgoing_sync(struct migration *m, struct file *file, const struct interrupt *interrupt,
                   struct error *err);
 
+/** outgoing_precopy - migration_precopy() */
+int outgoing_precopy(struct migration *m, const struct interrupt *interrupt, struct error *err);
+
 /** outgoing_digest - ask the destination for the digest of what it has of a file */
 int outgoing_digest(struct migration *m, struct file *file, const struct interrupt *interrupt,
                     uint8_t digest[DIGEST_SIZE], struct error *err);

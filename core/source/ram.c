@@ -25,7 +25,7 @@ int ram_start(const struct source *source, struct reference *ref, struct connect
     struct file *ram = source->m->files[WIRE_RAM];
     const struct plan_rules rules = source_rules(source, conn, ram);
 
-    return reference_start(ref, conn, ram, &rules, err);
+    return reference_start(ref, conn, ram, &rules, source->tracking, err);
 }
 
 /* The migration is active, and its RAM comes by reference from now on. The caller holds migration.lock. */

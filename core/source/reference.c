@@ -2,12 +2,14 @@
 /* RAM by reference; see reference.h. */
 #include "reference.h"
 #include "cleanup.h"
+#include "clock.h"
 #include "connection.h"
 #include "descriptor.h"
 #include "file.h"
 #include "guard.h"
 #include "memory.h"
 #include "sender.h"
+#include "tracking.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -28,7 +30,8 @@ struct reference_scanner {
     struct reference *ref;
     unsigned channel;
     pthread_t thread;
-    char *buffer;  /* a stripe */
+    char *buffer;                   /* a stripe */
+    struct reference_reader reader; /* for holes, where the RAM is compared */
     uint64_t next; /* the stripe whose page table entries are made ready next, while nothing else is to do */
     uint64_t done; /* the last bitmap that a pass has covered; guarded by reference.lock */
 };
@@ -115,6 +118,9 @@ struct look {
     unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE]; /* mincore(2)'s */
     char *buffer;
     struct plan *plan;
+    const struct reference_reader *reader; /* compared: */
+    uint64_t scanned, changed;             /* pages */
+    uint64_t changed_bits[STRIPE_WORDS];
     int ret;
 };
 
@@ -152,6 +158,87 @@ static void copy_resident(struct look *look, const struct packet *packet)
     }
 }
 
+static uint64_t end_of_run(const struct look *look, uint64_t at, uint64_t end, enum page_kind kind)
+{
+    do
+        at += WIRE_PAGE_SIZE;
+    while (at < end && page_kind(look, at / WIRE_PAGE_SIZE) == kind);
+    return at < end ? at : end;
+}
+
+static bool is_hole(const struct reference_reader *reader, uint64_t offset, size_t len)
+{
+    off_t data = reader->seeks ? lseek(reader->fd, (off_t)offset, SEEK_DATA) : (off_t)offset;
+
+    return data >= 0 ? data >= (off_t)(offset + len) : errno == ENXIO;
+}
+
+/* Whether a page has to be sent; then its bytes are in the buffer, and recorded. */
+static bool take_if_changed(struct look *look, uint64_t at, size_t len, bool resident, bool hole)
+{
+    struct tracking *t = look->ref->tracking;
+    uint64_t page = (look->offset + at) / WIRE_PAGE_SIZE;
+    const char *there = look->ref->map + look->offset + at;
+
+    if (hole && len == WIRE_PAGE_SIZE) {
+        if (!tracking_record_zeros(t, page))
+            return false;
+        memset(look->buffer + at, 0, len);
+        return true;
+    }
+    if (hole)
+        memset(look->buffer + at, 0, len);
+    if (resident && tracking_is_same(t, page, there, len))
+        return false;
+    if (resident)
+        memcpy(look->buffer + at, there, len);
+    return tracking_record(t, page, look->buffer + at, len);
+}
+
+/* The pages of a run that have changed: their bits in changed_bits, their bytes in the buffer. */
+static void compare_run(struct look *look, uint64_t at, uint64_t end, enum page_kind kind)
+{
+    bool hole = kind == PAGE_ABSENT && is_hole(look->reader, look->offset + at, end - at);
+
+    if (kind == PAGE_ABSENT && !hole)
+        look->ret = read_file(look->ref->fd, look->buffer + at, end - at, look->offset + at);
+    for (size_t len; at < end && look->ret == 0; at += len) {
+        len = end - at < WIRE_PAGE_SIZE ? end - at : WIRE_PAGE_SIZE;
+        look->scanned++;
+        if (!take_if_changed(look, at, len, kind == PAGE_RESIDENT, hole))
+            continue;
+        look->changed++;
+        look->changed_bits[at / WIRE_PAGE_SIZE / 64] |= 1ull << at / WIRE_PAGE_SIZE % 64;
+    }
+}
+
+/* As look_at_stripe(), but what has not changed is not wanted. */
+static void compare_stripe(void *arg)
+{
+    struct look *look = arg;
+    struct plan *plan = look->plan;
+    uint64_t rest = look->ref->size - look->offset;
+    uint64_t end = rest < WIRE_STRIPE_SIZE ? rest : WIRE_STRIPE_SIZE;
+
+    if (mincore((void *)(uintptr_t)(look->ref->map + look->offset), end, look->resident) < 0)
+        memset(look->resident, 0, sizeof(look->resident));
+    for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
+        enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
+        next = end_of_run(look, at, end, kind);
+        if (kind != PAGE_UNWANTED)
+            compare_run(look, at, next, kind);
+    }
+    look->bits = look->changed_bits;
+    for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
+        enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
+        next = end_of_run(look, at, end, kind);
+        if (kind != PAGE_UNWANTED && (plan->rules.zero_pages || kind == PAGE_ABSENT))
+            plan_look(plan, look->buffer + at, look->offset + at, next - at);
+        else if (kind != PAGE_UNWANTED)
+            plan_data(plan, look->offset + at, next - at);
+    }
+}
+
 static void look_at_stripe(void *arg)
 {
     struct look *look = arg;
@@ -162,14 +249,12 @@ static void look_at_stripe(void *arg)
 
     if (mincore((void *)(uintptr_t)stripe, end, look->resident) < 0)
         memset(look->resident, 0, sizeof(look->resident));
-    for (uint64_t at = 0, run; at < end && look->ret == 0; at += run) {
+    for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
         enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
-        for (run = WIRE_PAGE_SIZE; at + run < end && page_kind(look, (at + run) / WIRE_PAGE_SIZE) == kind;
-             run += WIRE_PAGE_SIZE)
-            ;
+        next = end_of_run(look, at, end, kind);
         if (kind == PAGE_UNWANTED)
             continue;
-        size_t len = at + run > end ? end - at : run;
+        size_t len = next - at;
         bool in_place = kind == PAGE_RESIDENT && plan->rules.large == PLAN_MAPPED;
         if (kind == PAGE_ABSENT) /* holes stay holes, which they would not if the mapping were read */
             look->ret = read_file(look->ref->fd, look->buffer + at, len, look->offset + at);
@@ -191,23 +276,36 @@ static void look_at_stripe(void *arg)
 /*
  * Plans the pages of a stripe that @bits name, and gives the packets their places. The bytes of those that do
  * not go straight from the mapping are in the scanner's buffer. The gate does not count them: they are no
- * memory of the daemon's. Return: 0, -EAGAIN: the channel takes nothing more, for a reason of its own; or
- * -EIO with @err.
+ * memory of the daemon's. @pages: how many they are, and how many of them were sent. Return: 0, -EAGAIN: the
+ * channel takes nothing more, for a reason of its own; or -EIO with @err.
  */
 static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const uint64_t *bits,
-                       struct sender_write *write, struct error *err)
+                       uint64_t *pages, struct sender_write *write, struct error *err)
 {
     const struct reference *ref = scanner->ref;
     struct plan plan;
-    struct look look = {.ref = ref, .offset = offset, .bits = bits, .buffer = scanner->buffer, .plan = &plan};
+    struct look look = {.ref = ref,
+                        .offset = offset,
+                        .bits = bits,
+                        .buffer = scanner->buffer,
+                        .plan = &plan,
+                        .reader = &scanner->reader};
     struct path_bytes bytes = {.buf = scanner->buffer, .offset = offset, .map = ref->map};
 
     plan_begin(&plan, &ref->rules);
-    if (guard_call(look_at_stripe, &look) < 0 || look.ret == -ENODATA)
+    int64_t begun = clock_ns();
+    int lost = guard_call(ref->tracking ? compare_stripe : look_at_stripe, &look);
+    if (ref->tracking)
+        tracking_count(ref->tracking, look.scanned, look.changed, (uint64_t)(clock_ns() - begun));
+    if (lost < 0 || look.ret == -ENODATA)
         return error_set(err, CAUSE_IO, "the RAM source '%.100s' has become shorter", ref->text);
     if (look.ret < 0)
         return error_set(err, CAUSE_IO, "cannot read the RAM source '%.100s': %s", ref->text,
                          strerror(-look.ret));
+    *pages = ref->tracking ? look.changed : *pages;
+    write->count = 0;
+    if (*pages == 0)
+        return 0;
     plan_end(&plan, scanner->buffer, offset);
     int ret = sender_accept(write, ref->conn, ref->ram, &plan, &bytes, NULL);
     if (ret == -ENOMEM)
@@ -239,7 +337,12 @@ static int send_stripe(struct reference_scanner *scanner, uint64_t stripe, size_
     }
     if (!any)
         return 0;
-    int ret = push_stripe(scanner, stripe * WIRE_STRIPE_SIZE, bits, &write, err);
+    /* A writer of the RAM, who records what he writes, has to come before or after. */
+    if (ref->tracking)
+        tracking_enter(ref->tracking, stripe * WIRE_STRIPE_SIZE, WIRE_STRIPE_SIZE, NULL);
+    int ret = push_stripe(scanner, stripe * WIRE_STRIPE_SIZE, bits, &pages, &write, err);
+    if (ref->tracking)
+        tracking_leave(ref->tracking, stripe * WIRE_STRIPE_SIZE, WIRE_STRIPE_SIZE);
     if (ret < 0)
         return ret;
     *held += pages * WIRE_PAGE_SIZE;
@@ -316,6 +419,13 @@ static void *mig_ref(void *arg)
     return NULL;
 }
 
+static void free_scanner(struct reference_scanner *scanner)
+{
+    if (scanner->reader.fd >= 0)
+        close(scanner->reader.fd);
+    free(scanner->buffer);
+}
+
 static int make_scanners(struct reference *ref, struct error *err)
 {
     const struct file *ram = ref->ram;
@@ -326,13 +436,16 @@ static int make_scanners(struct reference *ref, struct error *err)
     for (unsigned i = 0; i < ram->homes.count; i++) {
         struct reference_scanner *scanner = &ref->scanners[i];
         char name[24];
-        *scanner = (struct reference_scanner){.ref = ref, .channel = ram->homes.first + i, .next = i};
+        *scanner = (struct reference_scanner){
+            .ref = ref, .channel = ram->homes.first + i, .next = i, .reader = {.fd = -1}};
         scanner->buffer = malloc(WIRE_STRIPE_SIZE);
         if (!scanner->buffer)
             return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+        if (ref->tracking)
+            scanner->reader = reference_open(ref);
         int code = pthread_create(&scanner->thread, NULL, mig_ref, scanner);
         if (code) {
-            free(scanner->buffer);
+            free_scanner(scanner);
             return error_set_errno(err, code, "cannot make a thread");
         }
         snprintf(name, sizeof(name), "mig-ref-%u", scanner->channel);
@@ -352,7 +465,7 @@ static uint64_t mapping_size(const struct reference *ref, uint64_t size)
 }
 
 int reference_start(struct reference *ref, struct connection *conn, struct file *ram,
-                    const struct plan_rules *rules, struct error *err)
+                    const struct plan_rules *rules, struct tracking *tracking, struct error *err)
 {
     uint64_t size = atomic_load(&ram->size);
 
@@ -369,8 +482,9 @@ int reference_start(struct reference *ref, struct connection *conn, struct file 
     ref->conn = conn;
     ref->ram = ram;
     ref->rules = *rules;
-    /* What is compressed or checked must not change meanwhile: it is copied. */
-    ref->rules.large = rules->compress || rules->checksum ? PLAN_KEPT : PLAN_MAPPED;
+    ref->tracking = tracking;
+    /* What is compressed, checked or compared must not change meanwhile: it is copied. */
+    ref->rules.large = rules->compress || rules->checksum || tracking ? PLAN_KEPT : PLAN_MAPPED;
     ref->map = map;
     transport_memory_add(map, ref->mapped);
     ref->size = size;
@@ -412,7 +526,7 @@ void reference_stop(struct reference *ref)
     pthread_mutex_unlock(&ref->lock);
     for (unsigned i = 0; i < ref->count; i++) {
         pthread_join(ref->scanners[i].thread, NULL);
-        free(ref->scanners[i].buffer);
+        free_scanner(&ref->scanners[i]);
     }
     /* A thread that looks at what remains holds the lock. */
     SCOPED_LOCK(&ref->lock);
@@ -479,6 +593,17 @@ int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64
     return 0;
 }
 
+void reference_mark_all(struct reference *ref)
+{
+    SCOPED_LOCK(&ref->lock);
+    if (ref->stopped)
+        return;
+    for (uint64_t word = 0; word * 64 < ref->dirty.pages; word++)
+        page_map_merge(&ref->dirty, word, pages_in_word(ref, word));
+    ref->asked++;
+    pthread_cond_broadcast(&ref->changed);
+}
+
 static bool is_covered(const struct reference *ref, uint64_t asked)
 {
     /* After the end no scanner is left that could have. */
@@ -522,18 +647,11 @@ struct reference_reader reference_open(const struct reference *ref)
     return reader;
 }
 
-static bool is_hole(int fd, uint64_t offset, size_t len)
-{
-    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
-
-    return data >= 0 ? data >= (off_t)(offset + len) : errno == ENXIO;
-}
-
 ssize_t reference_read(const struct reference_reader *reader, uint64_t offset, void *buf, size_t len)
 {
     struct stat st;
 
-    if (reader->seeks && is_hole(reader->fd, offset, len))
+    if (is_hole(reader, offset, len))
         return fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size >= offset + len ? 0 : -ENODATA;
     int ret = read_file(reader->fd, buf, len, offset);
     return ret < 0 ? ret : (ssize_t)len;

@@ -16,6 +16,9 @@
  *   and the newer version follows on the same channel. An older one cannot
  *   overtake it, since the bytes of a stripe travel on one connection.
  *
+ *   Where the RAM is compared (tracking.h), a scanner sends of what is asked for only the pages that have
+ *   changed since they were sent last, and sends the copies that it has recorded.
+ *
  *   A caller that has to know that everything is on its way (`flush`, `sync`,
  *   `complete`) drains: every bitmap has a number, and a scanner's pass that begins
  *   after bitmap number N ends when all of it has been sent.
@@ -40,6 +43,7 @@
 struct connection;
 struct file;
 struct reference_scanner;
+struct tracking;
 
 struct reference {
     int fd;     /* of the file; -1 when the migration is over */
@@ -48,10 +52,11 @@ struct reference {
     struct connection *conn;
     struct file *ram; /* the image, whose pages these are; no reference */
     struct plan_rules rules;
-    uint64_t size;         /* of the image */
-    const char *map;       /* the file from 0; reading it goes through guard_call() */
-    uint64_t mapped;       /* so many bytes of it */
-    struct page_map dirty; /* asked for, and not taken by a scanner */
+    struct tracking *tracking; /* of what is asked for, only what has changed is sent; NULL: all of it */
+    uint64_t size;             /* of the image */
+    const char *map;           /* the file from 0; reading it goes through guard_call() */
+    uint64_t mapped;           /* so many bytes of it */
+    struct page_map dirty;     /* asked for, and not taken by a scanner */
 
     pthread_mutex_t lock;   /* guards the rest */
     pthread_cond_t changed; /* anything of it, or a waiter was interrupted */
@@ -80,11 +85,12 @@ uint64_t reference_file_size(const struct reference *ref);
  * reference_start - map the file and make the scanners, one for each channel that carries RAM
  * @conn, @ram: there until reference_stop(); the image's size is at most the file's, and does not change
  * @rules: by which the image's bytes become packets; how large ones take their way, the reference decides
+ * @tracking: of the RAM; NULL: nobody compares
  *
  * That the file cannot be read is a failure of the connection: connection.failed.
  */
 int reference_start(struct reference *ref, struct connection *conn, struct file *ram,
-                    const struct plan_rules *rules, struct error *err);
+                    const struct plan_rules *rules, struct tracking *tracking, struct error *err);
 
 /** reference_pin - register all of the mapping, for channels that place; some do */
 int reference_pin(struct reference *ref, struct error *err);
@@ -104,6 +110,9 @@ void reference_close(struct reference *ref);
  * elsewhere; nothing is marked then.
  */
 int reference_mark(struct reference *ref, const void *bitmap, size_t len, uint64_t offset, struct error *err);
+
+/** reference_mark_all - ask for all pages, also while it is sealed; nothing when the scanners have ended */
+void reference_mark_all(struct reference *ref);
 
 /**
  * reference_drain - wait until all that was asked for has been sent

@@ -3,6 +3,7 @@
 #include "source.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "tracking.h"
 
 #include <errno.h>
 #include <sys/eventfd.h>
@@ -20,6 +21,7 @@ void source_fini(struct source *source)
         reference_stop(source->reference);
     connection_free(source->connection);
     reference_free(source->reference);
+    tracking_free(source->tracking);
     source_close_cancel(source);
 }
 

@@ -26,6 +26,8 @@ struct source {
      * start, after it once, from NULL.
      */
     struct reference *_Atomic reference;
+    /* Of the RAM, or NULL: it is not compared. Made by `start`, and there until the next one. */
+    struct tracking *tracking;
 
     /* Guarded by migration.lock: */
     bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it */

@@ -6,9 +6,12 @@
 #include "host.h"
 #include "log.h"
 #include "ram.h"
+#include "tracking.h"
 
 #include <errno.h>
 #include <sys/eventfd.h>
+
+#define UNDECLARED_MAX (1ull << 40) /* bytes of RAM that are compared where no size was declared */
 
 void start_init(struct start *start, struct source *source, struct streams *streams,
                 const struct start_operations *operations, void *role)
@@ -152,6 +155,7 @@ static int connect_to(struct source *source, struct connection **conn, struct er
         .write_behind = m->host->limits.write_behind,
         .rdma_chunk = settings->rdma_chunk,
         .fallback = settings->fallback,
+        .max_bandwidth = settings->max_bandwidth,
         .cancel_fd = source->cancel_fd,
         .failed = connection_failed,
         .arg = source,
@@ -217,6 +221,23 @@ static int pin_all(struct start *start, struct connection *conn, const struct in
     return source->reference ? reference_pin(source->reference, err) : 0;
 }
 
+/* `dirty-tracking compare`: nothing has been sent yet. */
+static int begin_tracking(struct source *source, const struct connection *conn, struct error *err)
+{
+    struct migration *m = source->m;
+    const struct file *ram = m->files[WIRE_RAM];
+    uint64_t size = atomic_load(&ram->size);
+
+    tracking_free(source->tracking);
+    source->tracking = NULL;
+    if (!m->settings.compare)
+        return 0;
+    if (size == 0) /* it grows as it is written; what is beyond this is always sent */
+        size = conn->limits.max_ram < UNDECLARED_MAX ? conn->limits.max_ram : UNDECLARED_MAX;
+    source->tracking = tracking_new(size, err);
+    return source->tracking ? 0 : -EIO;
+}
+
 /* Connects, and tells the destination of all files. */
 static int connect_all(struct start *start, const struct interrupt *interrupt, struct error *err)
 {
@@ -241,6 +262,8 @@ static int connect_all(struct start *start, const struct interrupt *interrupt, s
             announce(start, conn, file, interrupt, err) < 0)
             return -EIO;
     }
+    if (begin_tracking(source, conn, err) < 0)
+        return -EIO;
     if (ref && ram_start(source, ref, conn, err) < 0)
         return -EIO;
     return m->settings.rdma_pin_all && conn->places ? pin_all(start, conn, interrupt, err) : 0;

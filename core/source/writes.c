@@ -2,6 +2,7 @@
 /* What writers ask of the source; see writes.h. */
 #include "writes.h"
 #include "cleanup.h"
+#include "tracking.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -86,6 +87,66 @@ static int accept_nothing(struct source *source, struct file *file, struct sende
     return accept_plan(source, file, &plan, &bytes, NULL, write, err);
 }
 
+/* What a write says of pages that it does not say as a whole cannot be compared. */
+static bool is_changed(struct tracking *t, const char *buf, uint64_t at, size_t len)
+{
+    if (len == WIRE_PAGE_SIZE)
+        return tracking_record(t, at / WIRE_PAGE_SIZE, buf, len);
+    tracking_forget(t, at, len);
+    return true;
+}
+
+/* The plan of a write of which only what has changed is sent. Who calls keeps its stripes. */
+static void plan_changes(struct tracking *t, struct plan *plan, const struct plan_rules *rules,
+                         const char *buf, size_t len, uint64_t offset)
+{
+    size_t run = 0; /* where what is to be sent begins, up to here */
+    uint64_t pages = 0, changed = 0;
+
+    plan_begin(plan, rules);
+    for (size_t at = 0, next; at < len; at = next) {
+        size_t rest = WIRE_PAGE_SIZE - (offset + at) % WIRE_PAGE_SIZE;
+        next = len - at < rest ? len : at + rest;
+        bool sent = is_changed(t, buf + at, offset + at, next - at);
+        pages++;
+        changed += sent;
+        size_t end = sent ? next : at;
+        bool ends = !sent || next == len || (offset + next) % WIRE_STRIPE_SIZE == 0;
+        if (ends && end > run && rules->zero_pages)
+            plan_look(plan, buf + run, offset + run, end - run);
+        else if (ends && end > run)
+            plan_data(plan, offset + run, end - run);
+        if (ends)
+            run = next;
+    }
+    plan_end(plan, buf, offset);
+    tracking_count(t, pages, changed, 0);
+}
+
+static int begin_compared(struct source *source, struct file *file, const struct path_bytes *bytes,
+                          size_t len, const struct interrupt *interrupt, struct sender_write *write,
+                          struct error *err)
+{
+    struct plan_rules rules = source_rules(source, source_connection(source), file);
+    struct tracking *t = source->tracking;
+    struct plan plan;
+
+    if (tracking_enter(t, bytes->offset, len, interrupt) < 0)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    plan_changes(t, &plan, &rules, bytes->buf, len, bytes->offset);
+    int ret = accept_plan(source, file, &plan, bytes, interrupt, write, err);
+    if (ret < 0)
+        tracking_forget(t, bytes->offset, len);
+    tracking_leave(t, bytes->offset, len);
+    return ret;
+}
+
+/* The RAM's digests, if this is the RAM and it is compared. */
+static struct tracking *tracking_of(const struct source *source, const struct file *file)
+{
+    return file->id == WIRE_RAM ? source->tracking : NULL;
+}
+
 int writes_begin(struct source *source, struct file *file, const void *buf, size_t len, uint64_t offset,
                  const struct interrupt *interrupt, struct sender_write *write, struct error *err)
 {
@@ -96,6 +157,8 @@ int writes_begin(struct source *source, struct file *file, const void *buf, size
         return accept_nothing(source, file, write, err);
     if (admit(source, file, len, offset, interrupt, err) < 0)
         return -EIO;
+    if (tracking_of(source, file) && len > 0)
+        return begin_compared(source, file, &bytes, len, interrupt, write, err);
     struct plan_rules rules = source_rules(source, source_connection(source), file);
     plan_write(&plan, &rules, buf, len, offset);
     return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
@@ -105,7 +168,7 @@ bool writes_can_splice(const struct source *source, const struct file *file, siz
 {
     const struct connection *conn = source_connection(source);
 
-    if (!conn || !conn->splices)
+    if (!conn || !conn->splices || tracking_of(source, file))
         return false;
     struct plan_rules rules = source_rules(source, conn, file);
     return plan_can_splice(&rules, len, offset);
@@ -126,6 +189,31 @@ int writes_begin_splice(struct source *source, struct file *file, int pipe, size
     return accept_plan(source, file, &plan, &bytes, interrupt, write, err);
 }
 
+/*
+ * Before something is said of a range that is not the bytes of its pages: of those it is not known any more
+ * what was sent. Keeps their stripes, until forgotten().
+ */
+static int forget(struct source *source, const struct file *file, uint64_t offset, uint64_t len,
+                  const struct interrupt *interrupt, struct error *err)
+{
+    struct tracking *t = tracking_of(source, file);
+
+    if (!t)
+        return 0;
+    if (tracking_enter(t, offset, len, interrupt) < 0)
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
+    tracking_forget(t, offset, len);
+    return 0;
+}
+
+static void forgotten(struct source *source, const struct file *file, uint64_t offset, uint64_t len)
+{
+    struct tracking *t = tracking_of(source, file);
+
+    if (t)
+        tracking_leave(t, offset, len);
+}
+
 int writes_discard(struct source *source, struct file *file, uint64_t offset, uint64_t len,
                    const struct interrupt *interrupt, struct error *err)
 {
@@ -140,13 +228,15 @@ int writes_discard(struct source *source, struct file *file, uint64_t offset, ui
         return 0;
     if (len > size - offset)
         len = size - offset;
-    if (source_drain_reference(source, file, interrupt, err) < 0)
+    if (source_drain_reference(source, file, interrupt, err) < 0 ||
+        forget(source, file, offset, len, interrupt, err) < 0)
         return -EIO;
     while ((ret = sender_discard(source_connection(source), file, offset, len, interrupt)) < 0) {
         if (explain(source, ret, interrupt, err) < 0)
-            return -EIO;
+            break;
     }
-    return 0;
+    forgotten(source, file, offset, len);
+    return ret < 0 ? -EIO : 0;
 }
 
 /* Return: 1 when the size is declared; 0: the migration has been started. */
@@ -186,9 +276,12 @@ int writes_truncate(struct source *source, struct file *file, uint64_t size,
         return 0;
     if (source->reference && file->id == WIRE_RAM)
         return error_set(err, CAUSE_STATE, "the size of RAM by reference does not change");
+    if (forget(source, file, size, WIRE_OFFSET_MAX - size + 1, interrupt, err) < 0)
+        return -EIO;
     while ((ret = sender_truncate(source_connection(source), file, size, interrupt)) < 0) {
         if (explain(source, ret, interrupt, err) < 0)
-            return -EIO;
+            break;
     }
-    return 1;
+    forgotten(source, file, size, WIRE_OFFSET_MAX - size + 1);
+    return ret < 0 ? -EIO : 1;
 }

@@ -370,7 +370,7 @@ static void take_reference(uint64_t size)
     cr_assert(ne(ptr, bed.source.reference, NULL), "%s", err.message);
     atomic_store(&ram->size, size);
     const struct plan_rules rules = source_rules(&bed.source, bed.conn, ram);
-    CHECK_OK(reference_start(bed.source.reference, bed.conn, ram, &rules, &err));
+    CHECK_OK(reference_start(bed.source.reference, bed.conn, ram, &rules, NULL, &err));
 }
 
 Test(handover, nothing_is_asked_for_by_reference)

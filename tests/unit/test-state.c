@@ -46,7 +46,7 @@ static bool has_word(const char *words, const char *word)
 
 Test(state, names)
 {
-    static const char *const commands[] = {"start", "flush", "sync", "complete", "stop", "cancel", "write"};
+    static const char *const commands[] = {"start", "flush", "sync", "precopy", "complete", "stop", "cancel", "write"};
 
     cr_assert(eq(sz, ARRAY_LENGTH(expected), STATE_MAX));
     cr_assert(eq(sz, ARRAY_LENGTH(commands), COMMAND_MAX));
@@ -83,7 +83,7 @@ Test(state, every_command_in_every_state)
             [COMMAND_START] = expected[i].may.start,   [COMMAND_FLUSH] = expected[i].may.flush,
             [COMMAND_SYNC] = expected[i].may.sync,     [COMMAND_COMPLETE] = expected[i].may.complete,
             [COMMAND_STOP] = expected[i].may.stop,     [COMMAND_CANCEL] = expected[i].may.cancel,
-            [COMMAND_WRITE] = expected[i].may.write,
+            [COMMAND_WRITE] = expected[i].may.write,   [COMMAND_PRECOPY] = expected[i].may.sync,
         };
         for (int command = 0; command < COMMAND_MAX; command++) {
             struct error err = {0};

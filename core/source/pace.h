@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How fast a connection may send: `max-bandwidth`.
+ *
+ * A bucket that fills with the rate, and holds what may be sent at once. Who sends takes first, also more
+ * than there is, and then waits until the bucket is not in debt any more: so packets are not cut, and the
+ * rate holds over any time that is longer than that of a packet.
+ *
+ * Lock: pace.lock, a leaf. Without a rate nobody takes it.
+ */
+#ifndef MIGFS_PACE_H
+#define MIGFS_PACE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PACE_BURST_MS 10 /* what may be sent at once: of so long a time */
+
+struct pace {
+    _Atomic uint64_t rate; /* bytes a second; 0: as fast as can be. Written with the lock held */
+    pthread_mutex_t lock;  /* guards what follows */
+    pthread_cond_t changed;
+    bool closed;
+    double tokens; /* bytes; negative: a debt */
+    int64_t filled_ns;
+};
+
+void pace_init(struct pace *pace, uint64_t rate);
+void pace_fini(struct pace *pace);
+
+/** pace_set - another rate, from now on, also for those who wait */
+void pace_set(struct pace *pace, uint64_t rate);
+
+/** pace_is_on - whether there is a rate; any thread */
+static inline bool pace_is_on(const struct pace *pace)
+{
+    return atomic_load_explicit(&pace->rate, memory_order_relaxed);
+}
+
+/** pace_take - @bytes are about to be sent: wait until they may be, or pace_close() */
+void pace_take(struct pace *pace, uint64_t bytes);
+
+/** pace_close - nobody waits any more */
+void pace_close(struct pace *pace);
+
+#endif
