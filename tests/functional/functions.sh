@@ -646,6 +646,13 @@ watches_for_signals() { [[ $(readlink /proc/"${daemon[$1]}"/fd/*) = *signalfd* ]
 declare -A before
 remember_resources() {
 	local name
+	# A daemon that has used an RDMA device keeps it open.
+	if [[ ${uri:-} = rdma:* ]]; then
+		outgoing opens 1
+		tell src/opens start
+		tell src/opens complete
+		forget src/opens dst/opens
+	fi
 	for name in src dst; do
 		# The mount is there before the daemon has all that it keeps; this is the last.
 		eventually "$name watches for signals" watches_for_signals "$name"

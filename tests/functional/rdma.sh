@@ -77,21 +77,25 @@ tell src/packed complete
 same image dst/packed/ram
 [ "$(placed packed)" = 0 ] || fail "compressed payloads were placed"
 
-say "by reference"
-outgoing reference 2
-truncate -s $size src/reference/ram
-expect ok write src/reference/ram-source "$dir/image"
-tell src/reference start
 head -c 160 /dev/zero | tr '\0' '\377' >dirty
-dd if=dirty of=src/reference/dirty bs=160 conv=notrunc status=none
-tell src/reference sync
-[ "$(placed reference)" -ge $((size * 8 / 10)) ] || fail "only $(placed reference) of $size bytes were placed"
-# The same pages again, changed.
-random changed $((1 << 20))
-dd if=changed of=image bs=64K seek=16 conv=notrunc status=none
-dd if=dirty of=src/reference/dirty bs=160 conv=notrunc status=none
-tell src/reference complete
-same image dst/reference/ram
+for channels in 1 2 7; do
+	say "by reference, $channels channels"
+	name=reference-$channels
+	outgoing $name $channels
+	truncate -s $size src/$name/ram
+	expect ok write src/$name/ram-source "$dir/image"
+	tell src/$name start
+	dd if=dirty of=src/$name/dirty bs=160 conv=notrunc status=none
+	tell src/$name sync
+	[ "$(placed $name)" -ge $((size * 8 / 10)) ] || fail "only $(placed $name) of $size bytes were placed"
+	# The same pages again, changed, and some of them zero.
+	random changed $((1 << 20))
+	dd if=changed of=image bs=64K seek=16 conv=notrunc status=none
+	dd if=/dev/zero of=image bs=4096 seek=$((700 + channels)) count=20 conv=notrunc status=none
+	dd if=dirty of=src/$name/dirty bs=160 conv=notrunc status=none
+	tell src/$name complete
+	same image dst/$name/ram
+done
 
 # made NAME SOURCE URI SIZE
 made() {

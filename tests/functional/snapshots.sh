@@ -196,7 +196,7 @@ finish_vm cmp two $dst/state
 
 say "numbers and memory are given back"
 unmount dst
-dst_options=(-o listen=unix:"$dir"/socket,max-devices=3,max-memory=16M)
+dst_options=(-o "listen=$uri,max-devices=3,max-memory=16M")
 migfs dst "${dst_options[@]}"
 mounted_dst() { is_mounted dst; }
 eventually "the destination is mounted" mounted_dst

@@ -11,8 +11,8 @@ if [ "$series" = 6.1 ]; then steps=30; else steps=100; fi
 if [ -n "${MIGFS_ROUNDS:-}" ]; then
 	limit=7000 steps=300
 	tests+=(ordering barriers verify reference reference-order reference-bitmaps states engine-devices
-		engine-compression engine-rounds late-errors kill-source cut corrupt start-again nothing-kept snapshots follow
-		stopped-peer closing short-and-slow)
+		engine-compression engine-rounds late-errors kill-source cut corrupt start-again nothing-kept cycles snapshots follow
+		closing short-and-slow)
 fi
 cat >guest <<'END'
 vm=$1
