@@ -47,6 +47,16 @@ static int may_start(struct source *source, struct error *err)
     return source->reference ? ram_check_file(source, source->reference, err) : 0;
 }
 
+/* Whether all data goes by cards that check each packet from one end to the other, with 32 bits. */
+static bool goes_by_rdma(const struct settings *settings)
+{
+    bool all = !settings->fallback;
+
+    for (unsigned i = 0; i < settings->uris.count && i < settings->channels; i++)
+        all = all && settings->uris.uri[i].inner == URI_RDMA;
+    return all;
+}
+
 /* What `auto` comes to: a checksum is cheap where the data has to be read anyway, and costs a copy where it
  * need not. */
 static bool wants_checksum(const struct settings *settings, bool by_reference)
@@ -56,7 +66,7 @@ static bool wants_checksum(const struct settings *settings, bool by_reference)
         return true;
     if (settings->checksum_choice != CHOICE_AUTO)
         return settings->checksum_choice == CHOICE_ON;
-    return settings->compress || (settings->zero_pages && !by_reference);
+    return settings->compress || (settings->zero_pages && !by_reference && !goes_by_rdma(settings));
 }
 
 /* An eventfd that is not readable. The caller holds migration.lock. */

@@ -220,6 +220,37 @@ Test(start, checksums)
     end();
 }
 
+/* Where the cards check each packet, and nothing can come to go another way. */
+Test(start, checksums_by_rdma)
+{
+    static const struct {
+        const char *uris;
+        unsigned channels;
+        bool fallback, compress, want;
+    } cases[] = {
+        {"rdma:127.0.0.1:1", 2, false, false, false},
+        {"rdma:127.0.0.1:1 rdma:127.0.0.2:1", 2, false, false, false},
+        {"rdma:127.0.0.1:1", 2, true, false, true},
+        {"rdma:127.0.0.1:1", 2, false, true, true},
+        {"rdma:127.0.0.1:1 tcp:127.0.0.1:2", 2, false, false, true},
+        {"tcp:127.0.0.1:2 rdma:127.0.0.1:1", 2, false, false, true},
+        {"rdma:127.0.0.1:1 tcp:127.0.0.1:2", 1, false, false, false},
+    };
+    struct error err;
+
+    m->settings.zero_pages = true;
+    m->settings.verify = false;
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        CHECK_OK(uri_list_parse(cases[i].uris, &m->settings.uris, &err));
+        m->settings.channels = cases[i].channels;
+        m->settings.fallback = cases[i].fallback;
+        m->settings.compress = cases[i].compress;
+        cr_expect(lt(int, start_run(&start, NULL, &err), 0));
+        cr_expect(eq(int, m->settings.checksum, cases[i].want), "%zu", i);
+    }
+    end();
+}
+
 static bool splices(enum choice choice, bool compress, enum zerocopy_mode zero_copy)
 {
     m->settings.splice = choice;
