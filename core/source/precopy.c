@@ -40,6 +40,8 @@ static int run_round(struct precopy *precopy, struct precopy_round *round, const
 
     if (source_allows(source, COMMAND_PRECOPY, err) < 0)
         return -EIO;
+    if (interrupt_is_hit(interrupt))
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     struct connection *conn = source_connection(source);
     uint64_t wire_bytes = connection_wire_bytes(conn);
     if (source->tracking)

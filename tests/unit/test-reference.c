@@ -8,6 +8,7 @@
 #include "peer.h"
 #include "rig.h"
 #include "scratch.h"
+#include "tracking.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -277,6 +278,147 @@ Test(reference, stopped)
     cr_expect(eq(u64, reference_remaining(ref), 0));
     CHECK_FAILS(reference_mark(ref, &bits, sizeof(bits), 0, &err), CAUSE_RESET);
     CHECK_FAILS(outgoing_mark_dirty(m, &bits, sizeof(bits), 0, &err), CAUSE_CANCELLED);
+    end();
+}
+
+/*
+ * What is compared
+ */
+
+/* As start(), but nobody says what has changed. */
+static void start_compared(uint64_t size, unsigned channels)
+{
+    struct error err = {0};
+
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
+    m = rig_make(&rig, "vm", channels, "");
+    m->settings.compare = true;
+    ref = reference_new(dup(memory_fd), "fd:7", &err);
+    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
+    CHECK_OK(outgoing_start(m, NULL, &err));
+}
+
+/* How many bytes of what is asked for are sent. */
+static uint64_t sent_of_all(void)
+{
+    uint64_t before = accepted();
+    struct error err = {0};
+
+    reference_mark_all(ref);
+    CHECK_OK(outgoing_sync(m, NULL, NULL, &err));
+    return accepted() - before;
+}
+
+Test(reference, compared)
+{
+    const uint64_t size = 3 * (uint64_t)WIRE_STRIPE_SIZE + 5 * PAGE + 9;
+    struct error err = {0};
+
+    start_compared(size, 2);
+    memset(memory, 'a', size);
+    cr_expect(eq(u64, sent_of_all(), size));
+    compare(size);
+    cr_expect(zero(u64, sent_of_all()));
+    /* One byte, the first and the last ones, a page of zeros, and one that is not there any more. */
+    memory[100 * PAGE + 77] = 'b';
+    memory[0] = memory[size - 1] = 'c';
+    memset(memory + 7 * PAGE, 0, PAGE);
+    cr_assert(zero(int, fallocate(memory_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 300 * PAGE, PAGE)));
+    cr_expect(eq(u64, sent_of_all(), 4 * PAGE + 9));
+    compare(size);
+    cr_expect(zero(u64, sent_of_all()));
+    /* A bitmap asks, and what is the same is not sent. */
+    uint64_t before = accepted();
+    memory[20 * PAGE] = 'd';
+    mark(19, 3);
+    compare(size);
+    cr_expect(eq(u64, accepted() - before, PAGE));
+    /* There and back. */
+    memory[20 * PAGE] = 'e';
+    cr_expect(eq(u64, sent_of_all(), PAGE));
+    memory[20 * PAGE] = 'd';
+    cr_expect(eq(u64, sent_of_all(), PAGE));
+    /* The last round is the hand-over's own. */
+    memory[21 * PAGE] = 'f';
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    rig_compare(incoming, WIRE_RAM, memory, size);
+    migration_put(incoming);
+    end();
+}
+
+/* What the file does not have is zeros, and is looked at without being made. */
+Test(reference, compared_holes)
+{
+    const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
+    struct stat st;
+
+    start_compared(size, 3);
+    memset(memory + WIRE_STRIPE_SIZE, 'a', 10 * PAGE);
+    cr_expect(eq(u64, sent_of_all(), size));
+    cr_expect(zero(u64, sent_of_all()));
+    cr_assert(zero(int, fstat(memory_fd, &st)));
+    cr_expect(le(u64, (uint64_t)st.st_blocks * 512, 10 * PAGE), "pages were made");
+    compare(size); /* which reads them, and so makes them */
+    cr_assert(zero(int, ftruncate(memory_fd, WIRE_STRIPE_SIZE)));
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    cr_expect(eq(u64, sent_of_all(), 10 * PAGE));
+    compare(size);
+    end();
+}
+
+Test(reference, precopy_gives_up)
+{
+    const uint64_t pages = 300;
+    struct error err = {0};
+
+    start_compared(pages * PAGE, 2);
+    memset(memory, 'a', pages * PAGE);
+    m->settings.downtime_limit_ms = 0;
+    m->settings.max_rounds = 3;
+    CHECK_FAILS(outgoing_precopy(m, NULL, &err), CAUSE_ROUNDS);
+    cr_expect(ne(ptr, strstr(err.message, "after 3 rounds"), NULL), "%s", err.message);
+    cr_expect(eq(uint, m->precopy.count, 3));
+    for (unsigned i = 0; i < 3; i++) {
+        const struct precopy_round *round = &m->precopy.rounds[i];
+        cr_expect(eq(u64, round->scanned, pages), "%u", i);
+        cr_expect(eq(u64, round->changed, i ? 0 : pages), "%u", i);
+        cr_expect(i ? round->wire_bytes == 0 : round->wire_bytes >= pages * PAGE, "%u", i);
+        cr_expect(round->time_ms >= round->scan_ms && round->scan_ms > 0, "%u", i);
+        cr_expect(round->expected_ms >= round->scan_ms && round->expected_ms > 0, "%u", i);
+        cr_expect(zero(dbl, round->dirty_rate), "%u", i);
+    }
+    cr_expect(eq(dbl, m->precopy.expected_ms, m->precopy.rounds[2].expected_ms));
+    cr_expect(eq(dbl, m->precopy.rounds[0].expected_ms, m->precopy.rounds[0].time_ms));
+    /* It can be given again, and succeed. */
+    m->settings.downtime_limit_ms = 3600000;
+    memory[0] = 'b';
+    CHECK_OK(outgoing_precopy(m, NULL, &err));
+    cr_expect(eq(uint, m->precopy.count, 4));
+    cr_expect(eq(u64, m->precopy.rounds[3].changed, 1));
+    cr_expect(eq(u64, tracking_figures(ref->tracking).scanned, 4 * pages));
+    compare(pages * PAGE);
+    CHECK_FAILS(outgoing_precopy(m, &hit, &err), CAUSE_INTERRUPTED);
+    CHECK_OK(migration_cancel(m, &err));
+    CHECK_FAILS(outgoing_precopy(m, NULL, &err), CAUSE_CANCELLED);
+    end();
+}
+
+/* Where nobody compares there is nothing to find. */
+Test(reference, precopy_of_bitmaps)
+{
+    struct error err = {0};
+
+    start(10 * PAGE, 1);
+    memset(memory, 'a', 10 * PAGE);
+    mark_all();
+    m->settings.downtime_limit_ms = 0;
+    CHECK_OK(outgoing_precopy(m, NULL, &err));
+    cr_expect(eq(uint, m->precopy.count, 1));
+    cr_expect(zero(u64, m->precopy.rounds[0].scanned));
+    cr_expect(eq(u64, accepted(), 10 * PAGE));
     end();
 }
 

@@ -3,6 +3,7 @@
 #include "writes.h"
 #include "bed.h"
 #include "check.h"
+#include "tracking.h"
 
 #include <errno.h>
 #include <string.h>
@@ -312,5 +313,118 @@ Test(writes, splices)
     cr_expect(zero(u64, packets()));
     close(pipes[0]);
     close(pipes[1]);
+    end();
+}
+
+/*
+ * What is compared
+ */
+
+static char image[4 * WIRE_PAGE_SIZE];
+
+static void begin_comparing(void)
+{
+    struct error err = {0};
+
+    bed.source.tracking = tracking_new(4 * (uint64_t)WIRE_STRIPE_SIZE, &err);
+    cr_assert(ne(ptr, bed.source.tracking, NULL));
+    for (size_t i = 0; i < sizeof(image); i++)
+        image[i] = (char)(i / 7 + 1);
+}
+
+static int put(const void *buf, size_t len, uint64_t offset, const struct interrupt *interrupt,
+               struct error *err)
+{
+    struct sender_write write;
+    int ret = writes_begin(&bed.source, ram, buf, len, offset, interrupt, &write, err);
+
+    if (ret == 0)
+        sender_finish(&write);
+    return ret;
+}
+
+/* How many bytes of a write are sent. */
+static uint64_t sent_of(const void *buf, size_t len, uint64_t offset)
+{
+    uint64_t before = file_totals(ram).covered;
+    struct error err;
+
+    CHECK_OK(put(buf, len, offset, NULL, &err));
+    return file_totals(ram).covered - before;
+}
+
+Test(writes, compared)
+{
+    const uint64_t page = WIRE_PAGE_SIZE, all = sizeof(image);
+    struct error err;
+
+    begin_comparing();
+    cr_expect(eq(u64, sent_of(image, all, 0), all));
+    cr_expect(zero(u64, sent_of(image, all, 0)));
+    cr_expect(zero(u64, sent_of(image + page, 2 * page, page)));
+    image[2 * page + 5] ^= 1;
+    cr_expect(eq(u64, sent_of(image, all, 0), page));
+    cr_expect(zero(u64, sent_of(image, all, 0)));
+    /* The same bytes somewhere else, over the end of a stripe. */
+    cr_expect(eq(u64, sent_of(image, all, WIRE_STRIPE_SIZE - 2 * page), all));
+    cr_expect(zero(u64, sent_of(image, all, WIRE_STRIPE_SIZE - 2 * page)));
+    /* Parts of pages always go, and of those pages nothing is known then. */
+    cr_expect(eq(u64, sent_of(image + 100, 5000, 100), 5000));
+    cr_expect(eq(u64, sent_of(image + 100, 5000, 100), 5000));
+    cr_expect(eq(u64, sent_of(image, all, 0), 2 * page));
+    /* Nothing at all. */
+    cr_expect(zero(u64, sent_of(image, 0, 0)));
+    struct tracking_figures figures = tracking_figures(bed.source.tracking);
+    cr_expect(eq(u64, figures.scanned, 4 + 4 + 2 + 4 + 4 + 4 + 4 + 2 + 2 + 4));
+    cr_expect(eq(u64, figures.changed, 4 + 0 + 0 + 1 + 0 + 4 + 0 + 2 + 2 + 2));
+    /* A device is not. */
+    CHECK_OK(try_write(device, 8, 0, NULL, &err));
+    uint64_t before = packets();
+    CHECK_OK(try_write(device, 8, 0, NULL, &err));
+    cr_expect(eq(u64, packets(), before + 1));
+    cr_expect(not(writes_can_splice(&bed.source, ram, WIRE_STRIPE_SIZE, 0)));
+    end();
+}
+
+Test(writes, compared_after_holes)
+{
+    const uint64_t page = WIRE_PAGE_SIZE, all = sizeof(image);
+    struct error err;
+
+    begin_comparing();
+    sent_of(image, all, 0);
+    CHECK_OK(writes_discard(&bed.source, ram, page, page, NULL, &err));
+    cr_expect(eq(u64, sent_of(image, all, 0), page));
+    CHECK_OK(writes_discard(&bed.source, ram, 2 * page + 10, page, NULL, &err));
+    cr_expect(eq(u64, sent_of(image, all, 0), 2 * page), "two pages are touched");
+    cr_expect(eq(int, writes_truncate(&bed.source, ram, page, NULL, &err), 1));
+    cr_expect(eq(u64, sent_of(image, all, 0), 3 * page));
+    cr_expect(eq(int, writes_truncate(&bed.source, ram, page - 1, NULL, &err), 1));
+    cr_expect(eq(u64, sent_of(image, all, 0), all));
+    cr_expect(zero(u64, sent_of(image, all, 0)));
+    end();
+}
+
+/* What was not accepted is not known to have been sent. */
+Test(writes, compared_in_vain)
+{
+    const uint64_t page = WIRE_PAGE_SIZE, all = sizeof(image);
+    struct error err;
+
+    begin_comparing();
+    sent_of(image, all, 0);
+    image[0] ^= 1;
+    bed.conn->gate.used = bed.conn->gate.limit;
+    CHECK_FAILS(put(image, all, 0, &hit, &err), CAUSE_INTERRUPTED);
+    bed.conn->gate.used = 0;
+    cr_expect(eq(u64, sent_of(image, all, 0), all), "of none of its pages it is known");
+    cr_expect(zero(u64, sent_of(image, all, 0)));
+    /* Somebody else has the stripe. */
+    cr_assert(zero(int, tracking_enter(bed.source.tracking, page, 1, NULL)));
+    CHECK_FAILS(put(image, all, 0, &hit, &err), CAUSE_INTERRUPTED);
+    CHECK_FAILS(writes_discard(&bed.source, ram, 0, 1, &hit, &err), CAUSE_INTERRUPTED);
+    CHECK_FAILS(writes_truncate(&bed.source, ram, 1, &hit, &err), CAUSE_INTERRUPTED);
+    tracking_leave(bed.source.tracking, page, 1);
+    cr_expect(zero(u64, sent_of(image, all, 0)), "they have left it as it was");
     end();
 }
