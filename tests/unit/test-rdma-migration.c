@@ -213,6 +213,111 @@ Test(rdma_migration, by_reference)
 }
 
 /*
+ * All is pinned
+ */
+
+#define CHUNK (4u << 20)
+
+/* Not started. @fd: of the RAM source; -1: it is written */
+static void make_pinned(int fd)
+{
+    struct error err;
+
+    make_source(2, false);
+    source->settings.rdma_pin_all = true;
+    source->settings.rdma_chunk = CHUNK;
+    if (fd < 0) {
+        CHECK_OK(outgoing_truncate(source, migration_file(source, WIRE_RAM), IMAGE, NULL, &err));
+        return;
+    }
+    struct reference *reference = reference_new(dup(fd), "fd:7", &err);
+    cr_assert(ne(ptr, reference, NULL));
+    CHECK_OK(outgoing_set_reference(source, reference, NULL, &err));
+}
+
+static struct migration_figures figures(void)
+{
+    struct migration_figures figures;
+
+    migration_operations(source)->figures(source, &figures);
+    cr_expect(figures.places);
+    return figures;
+}
+
+static int make_ram(void)
+{
+    int fd = memfd_create("ram", MFD_CLOEXEC);
+
+    cr_assert(zero(int, ftruncate(fd, IMAGE)));
+    return fd;
+}
+
+Test(rdma_migration, pinned)
+{
+    make_pinned(-1);
+    start();
+    cr_expect(eq(u64, figures().placing.chunks, IMAGE / CHUNK));
+    fill_all();
+    round_of(2, 10, 5);
+    cr_expect(eq(u64, figures().placing.exposures, IMAGE / CHUNK));
+    cr_expect(zero(u64, figures().placing.evictions));
+    write_device();
+    complete_both();
+    close_both();
+}
+
+Test(rdma_migration, pinned_by_reference)
+{
+    static uint8_t all[IMAGE / PAGE / 8];
+    int fd = make_ram();
+    struct error err;
+
+    memset(all, 0xff, sizeof(all));
+    make_pinned(fd);
+    start();
+    cr_expect(eq(u64, figures().placing.chunks, IMAGE / CHUNK));
+    uint64_t registrations = figures().transport.registrations;
+    cr_expect(eq(u64, registrations, IMAGE / CHUNK));
+    CHECK_OK(outgoing_mark_dirty(source, all, sizeof(all), 0, &err));
+    CHECK_OK(outgoing_sync(source, migration_file(source, WIRE_RAM), NULL, &err));
+    cr_expect(eq(u64, figures().transport.registrations, registrations));
+    rig_compare(destination, WIRE_RAM, model, IMAGE);
+    write_device();
+    complete_both();
+    close_both();
+    close(fd);
+}
+
+static void cannot_be_pinned(int fd, uint64_t limit, const char *sentence)
+{
+    struct error err;
+
+    make_pinned(fd);
+    verbs_limit(limit, 128);
+    CHECK_FAILS(outgoing_start(source, NULL, &err), CAUSE_NO_MEMORY);
+    cr_expect(ne(ptr, strstr(err.message, sentence), NULL), "%s", err.message);
+    verbs_limit(UINT64_MAX, 128);
+    migration_put(source);
+    rig_fini(&rig);
+    free(model);
+    verbs_expect_nothing_left();
+}
+
+/* Two channels have up to 8 MiB of their own, at both ends together. */
+Test(rdma_migration, cannot_be_pinned_there)
+{
+    cannot_be_pinned(-1, 14u << 20, "the destination can pin only");
+}
+
+Test(rdma_migration, cannot_be_pinned_here)
+{
+    int fd = make_ram();
+
+    cannot_be_pinned(fd, 26u << 20, "'fd:7' cannot be pinned: raise RLIMIT_MEMLOCK");
+    close(fd);
+}
+
+/*
  * What ends early
  */
 
