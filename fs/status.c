@@ -220,6 +220,8 @@ static void put_precopy(struct writer *w, const struct precopy_progress *precopy
     unsigned first = precopy->count > PRECOPY_ROUNDS_SHOWN ? precopy->count - PRECOPY_ROUNDS_SHOWN : 0;
 
     put_number(w, "precopy-rounds", precopy->count);
+    if (!precopy->count)
+        return;
     begin_list(w, "precopy", "round");
     for (unsigned n = first; n < precopy->count; n++) {
         list_item(w, n + 1);

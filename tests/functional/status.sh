@@ -10,6 +10,12 @@ json() {
 	limited cat "$1/status.json" | perl -MJSON::PP -e '
 		binmode STDOUT, ":utf8";
 		my $status = decode_json(join "", <STDIN>);
+		my $rounds = delete $status->{precopy} // [];
+		my $first = $status->{"precopy-rounds"} // 0;
+		$first = $first - @$rounds + 1;
+		for my $n (0 .. $#$rounds) {
+			$status->{"round-@{[$n + $first]}-$_"} = $rounds->[$n]{$_} for keys %{$rounds->[$n]};
+		}
 		my $channels = delete $status->{channels};
 		die "channels is no array of objects" unless ref $channels eq "ARRAY" && !grep { ref ne "HASH" } @$channels;
 		for my $n (0 .. $#$channels) {
@@ -19,9 +25,9 @@ json() {
 		print sort map { "$_ $status->{$_}\n" } keys %$status;'
 }
 # agree MIGRATION: what moves with the clock aside
+times='^(total-time|setup-time|mbps|round-[0-9]+-(time|scan-time|expected-downtime)) '
 agree() {
-	diff <(grep -vE '^(total-time|setup-time|mbps) ' "$1/status" | sort) \
-		<(json "$1" | grep -vE '^(total-time|setup-time|mbps) ') || fail "status and status.json of $1 differ"
+	diff <(grep -vE "$times" "$1/status" | sort) <(json "$1" | grep -vE "$times") || fail "status and status.json of $1 differ"
 }
 number() { status "$1" "$2" | grep -xE '[0-9]+' || fail "$1 has no number $2"; }
 adds_up() {
@@ -100,6 +106,11 @@ for key in accepted-bytes normal normal-bytes duplicate zero-bytes discarded-byt
 	[ "$(number "src/$name" $key)" = "$(number "dst/$name" $key)" ] || fail "$key differs between source and destination"
 done
 [ "$(number "src/$name" transferred)" -gt "$(number "src/$name" normal-bytes)" ]
+tell "src/$name" precopy
+tell "src/$name" precopy
+[ "$(number "src/$name" precopy-rounds)" = 2 ]
+[ "$(number "src/$name" round-2-changed-pages)" = 0 ]
+agree "src/$name"
 tell "src/$name" stop
 tell "src/$name" complete
 for side in src dst; do
