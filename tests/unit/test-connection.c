@@ -788,6 +788,7 @@ Test(connection, channels_are_dealt_to_the_uris)
     send_packet(conn, 1, 'o');
     expect_packet(&ends, 1, 1, 'o');
     close_connection(conn, &ends);
+    connection_free(conn);
     end();
     fake_close(&other);
 }
@@ -817,6 +818,7 @@ Test(connection, falls_back)
     send_packet(conn, 0, 'f');
     expect_packet(&ends, 0, 1, 'f');
     close_connection(conn, &ends);
+    connection_free(conn);
     end();
 }
 
