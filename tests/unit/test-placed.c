@@ -158,6 +158,25 @@ Test(placed_channel, there_before_its_header)
     cr_expect(eq(u64, ch.wire_bytes, LARGE + 2 * sizeof(header) + 1));
 }
 
+/* What is placed counts as sent when it is decided how fast that may be. */
+Test(placed_channel, paced)
+{
+    const double bytes = LARGE + sizeof(struct wire_packet);
+    struct channel_entry entry;
+    struct pace pace;
+
+    pace_init(&pace, 1);
+    pace_close(&pace); /* it takes, and does not wait: eighteen hours */
+    ch.pace = &pace;
+    add_placed(&entry, 0, payload, LARGE);
+    channel_finish_entry(&ch, &entry);
+    cr_expect(le(dbl, pace.tokens, 1000 - bytes));
+    cr_expect(ge(dbl, pace.tokens, -bytes));
+    cr_expect(not(ch.paced));
+    next_header();
+    pace_fini(&pace);
+}
+
 struct finisher {
     struct worker worker;
     struct channel_entry entry;
@@ -557,7 +576,10 @@ Test(placed, chunks_take_turns)
         if (i % 6)
             continue;
         CHECK_OK(outgoing_sync(source, migration_file(source, WIRE_RAM), NULL, &err));
-        cr_assert(eq(long, file_read(migration_file(destination, WIRE_RAM), offset + STRIPE + 100, got, 16, true, NULL), 16));
+        cr_assert(
+            eq(long,
+               file_read(migration_file(destination, WIRE_RAM), offset + STRIPE + 100, got, 16, true, NULL),
+               16));
         cr_expect(zero(int, memcmp(got, sent, 16)));
     }
     cr_expect(lt(uint, 5, placer_get().exposes), "%u", placer_get().exposes);
@@ -567,7 +589,8 @@ Test(placed, chunks_take_turns)
     free(buf);
 }
 
-/* The bytes of a RAM source change while they are sent, as those of a VM do. No lock, so ThreadSanitizer is not asked. */
+/* The bytes of a RAM source change while they are sent, as those of a VM do. No lock, so ThreadSanitizer is
+ * not asked. */
 __attribute__((no_sanitize("thread"))) static void change_some(uint8_t *memory, unsigned seed)
 {
     for (unsigned i = 0; i < 200; i++) {
@@ -622,7 +645,8 @@ Test(placed, by_reference)
     close(fd);
 }
 
-/* Cancelled with payloads in flight and threads that write: everybody gets his buffer back, and no key is left. */
+/* Cancelled with payloads in flight and threads that write: everybody gets his buffer back, and no key is
+ * left. */
 struct doomed {
     struct worker worker;
     unsigned index;
@@ -635,7 +659,7 @@ static void write_until_it_fails(void *arg)
     uint8_t *buf = malloc(STRIPE);
     struct error err = {0};
 
-    for (unsigned i = 0; ; i++) {
+    for (unsigned i = 0;; i++) {
         pattern(buf, STRIPE, i);
         if (rig_try_write(source, ram, buf, STRIPE, (d->index + 3 * (i % 8)) * STRIPE, NULL, &err) < 0)
             break;
