@@ -212,16 +212,9 @@ static void compare_run(struct look *look, uint64_t at, uint64_t end, enum page_
     }
 }
 
-/* As look_at_stripe(), but what has not changed is not wanted. */
-static void compare_stripe(void *arg)
+/* What has not changed is not wanted any more, and what has is in the buffer. @end: of the stripe */
+static void compare_stripe(struct look *look, uint64_t end)
 {
-    struct look *look = arg;
-    struct plan *plan = look->plan;
-    uint64_t rest = look->ref->size - look->offset;
-    uint64_t end = rest < WIRE_STRIPE_SIZE ? rest : WIRE_STRIPE_SIZE;
-
-    if (mincore((void *)(uintptr_t)(look->ref->map + look->offset), end, look->resident) < 0)
-        memset(look->resident, 0, sizeof(look->resident));
     for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
         enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
         next = end_of_run(look, at, end, kind);
@@ -229,14 +222,6 @@ static void compare_stripe(void *arg)
             compare_run(look, at, next, kind);
     }
     look->bits = look->changed_bits;
-    for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
-        enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
-        next = end_of_run(look, at, end, kind);
-        if (kind != PAGE_UNWANTED && (plan->rules.zero_pages || kind == PAGE_ABSENT))
-            plan_look(plan, look->buffer + at, look->offset + at, next - at);
-        else if (kind != PAGE_UNWANTED)
-            plan_data(plan, look->offset + at, next - at);
-    }
 }
 
 static void look_at_stripe(void *arg)
@@ -249,6 +234,9 @@ static void look_at_stripe(void *arg)
 
     if (mincore((void *)(uintptr_t)stripe, end, look->resident) < 0)
         memset(look->resident, 0, sizeof(look->resident));
+    bool in_buffer = look->ref->tracking;
+    if (in_buffer)
+        compare_stripe(look, end);
     for (uint64_t at = 0, next; at < end && look->ret == 0; at = next) {
         enum page_kind kind = page_kind(look, at / WIRE_PAGE_SIZE);
         next = end_of_run(look, at, end, kind);
@@ -256,9 +244,10 @@ static void look_at_stripe(void *arg)
             continue;
         size_t len = next - at;
         bool in_place = kind == PAGE_RESIDENT && plan->rules.large == PLAN_MAPPED;
-        if (kind == PAGE_ABSENT) /* holes stay holes, which they would not if the mapping were read */
+        if (kind == PAGE_ABSENT &&
+            !in_buffer) /* holes stay holes, which they would not if the mapping were read */
             look->ret = read_file(look->ref->fd, look->buffer + at, len, look->offset + at);
-        else if (!in_place) /* what is compressed or checked must not change meanwhile */
+        else if (!in_place && !in_buffer) /* what is compressed or checked must not change meanwhile */
             memcpy(look->buffer + at, stripe + at, len);
         if (plan->rules.zero_pages || kind == PAGE_ABSENT)
             plan_look(plan, in_place ? stripe + at : look->buffer + at, look->offset + at, len);
@@ -294,7 +283,7 @@ static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const
 
     plan_begin(&plan, &ref->rules);
     int64_t begun = clock_ns();
-    int lost = guard_call(ref->tracking ? compare_stripe : look_at_stripe, &look);
+    int lost = guard_call(look_at_stripe, &look);
     if (ref->tracking)
         tracking_count(ref->tracking, look.scanned, look.changed, (uint64_t)(clock_ns() - begun));
     if (lost < 0 || look.ret == -ENODATA)
