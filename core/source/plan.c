@@ -77,6 +77,14 @@ void plan_look(struct plan *plan, const char *buf, uint64_t offset, size_t len)
         plan_data(plan, offset + head + whole, tail);
 }
 
+void plan_run(struct plan *plan, const char *buf, uint64_t offset, size_t len)
+{
+    if (plan->rules.zero_pages)
+        plan_look(plan, buf, offset, len);
+    else
+        plan_data(plan, offset, len);
+}
+
 void plan_end(struct plan *plan, const char *buf, uint64_t offset)
 {
     for (unsigned i = 0; i < plan->count; i++) {
@@ -98,10 +106,7 @@ void plan_write(struct plan *plan, const struct plan_rules *rules, const char *b
         uint64_t at = offset + done;
         size_t room = WIRE_STRIPE_SIZE - at % WIRE_STRIPE_SIZE;
         size_t piece = len - done < room ? len - done : room;
-        if (rules->zero_pages)
-            plan_look(plan, buf + done, at, piece);
-        else
-            plan_data(plan, at, piece);
+        plan_run(plan, buf + done, at, piece);
         done += piece;
     }
     plan_end(plan, buf, offset);

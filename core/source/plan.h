@@ -71,6 +71,9 @@ void plan_data(struct plan *plan, uint64_t offset, size_t len);
  */
 void plan_look(struct plan *plan, const char *buf, uint64_t offset, size_t len);
 
+/** plan_run - plan_look() or plan_data(), as the rules say */
+void plan_run(struct plan *plan, const char *buf, uint64_t offset, size_t len);
+
 /**
  * plan_end - all packets are there
  * @buf, @offset: the bytes in memory, and what their first one stands for. Those of packets that are copied,

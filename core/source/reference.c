@@ -249,10 +249,11 @@ static void look_at_stripe(void *arg)
             look->ret = read_file(look->ref->fd, look->buffer + at, len, look->offset + at);
         else if (!in_place && !in_buffer) /* what is compressed or checked must not change meanwhile */
             memcpy(look->buffer + at, stripe + at, len);
-        if (plan->rules.zero_pages || kind == PAGE_ABSENT)
-            plan_look(plan, in_place ? stripe + at : look->buffer + at, look->offset + at, len);
+        const char *bytes = in_place ? stripe + at : look->buffer + at;
+        if (kind == PAGE_ABSENT)
+            plan_look(plan, bytes, look->offset + at, len);
         else
-            plan_data(plan, look->offset + at, len);
+            plan_run(plan, bytes, look->offset + at, len);
     }
     if (plan->rules.large != PLAN_MAPPED)
         return;

@@ -112,10 +112,8 @@ static void plan_changes(struct tracking *t, struct plan *plan, const struct pla
         changed += sent;
         size_t end = sent ? next : at;
         bool ends = !sent || next == len || (offset + next) % WIRE_STRIPE_SIZE == 0;
-        if (ends && end > run && rules->zero_pages)
-            plan_look(plan, buf + run, offset + run, end - run);
-        else if (ends && end > run)
-            plan_data(plan, offset + run, end - run);
+        if (ends && end > run)
+            plan_run(plan, buf + run, offset + run, end - run);
         if (ends)
             run = next;
     }
