@@ -13,26 +13,23 @@
 
 #define SLOTS 64 /* stripes that can be kept apart */
 
-/* All zero: not known. */
-struct tracking_digest {
-    XXH128_hash_t hash;
-};
-
 static_assert(TRACKING_SECRET >= XXH3_SECRET_SIZE_MIN, "XXH3 takes it");
 
 static struct tracking_digest digest_of(const struct tracking *t, const void *bytes, size_t len)
 {
-    return (struct tracking_digest){XXH3_128bits_withSecret(bytes, len, t->secret, sizeof(t->secret))};
+    XXH128_hash_t hash = XXH3_128bits_withSecret(bytes, len, t->secret, sizeof(t->secret));
+
+    return (struct tracking_digest){hash.low64, hash.high64};
 }
 
 static bool is_equal(const struct tracking_digest *a, const struct tracking_digest *b)
 {
-    return a->hash.low64 == b->hash.low64 && a->hash.high64 == b->hash.high64;
+    return a->low == b->low && a->high == b->high;
 }
 
 static size_t digests_size(const struct tracking *t)
 {
-    return (t->pages + 1) * sizeof(struct tracking_digest);
+    return (t->pages + 1) * sizeof(struct tracking_digest); /* mmap(2) maps no nothing */
 }
 
 struct tracking *tracking_new(uint64_t bytes, struct error *err)
@@ -45,7 +42,6 @@ struct tracking *tracking_new(uint64_t bytes, struct error *err)
         return NULL;
     }
     t->pages = (bytes + WIRE_PAGE_SIZE - 1) / WIRE_PAGE_SIZE;
-    /* The one after the last page's is that of zeros. */
     t->digests = mmap(NULL, digests_size(t), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (t->digests == MAP_FAILED ||
@@ -58,8 +54,7 @@ struct tracking *tracking_new(uint64_t bytes, struct error *err)
     }
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->changed_busy, NULL);
-    t->zero = &t->digests[t->pages];
-    *t->zero = digest_of(t, zeros, sizeof(zeros));
+    t->zero = digest_of(t, zeros, sizeof(zeros));
     return t;
 }
 
@@ -146,7 +141,7 @@ bool tracking_record(struct tracking *t, uint64_t page, const void *bytes, size_
 
 bool tracking_record_zeros(struct tracking *t, uint64_t page)
 {
-    return record(t, page, t->zero);
+    return record(t, page, &t->zero);
 }
 
 void tracking_forget(struct tracking *t, uint64_t offset, uint64_t len)
@@ -158,7 +153,7 @@ void tracking_forget(struct tracking *t, uint64_t offset, uint64_t len)
     end = len > t->pages * WIRE_PAGE_SIZE - offset ? t->pages : (offset + len - 1) / WIRE_PAGE_SIZE + 1;
     for (uint64_t page = first; page < end; page++) {
         /* Memory that was never touched is not known already. */
-        if (t->digests[page].hash.low64 | t->digests[page].hash.high64)
+        if (t->digests[page].low | t->digests[page].high)
             t->digests[page] = (struct tracking_digest){0};
     }
 }

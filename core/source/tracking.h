@@ -36,7 +36,10 @@
 
 #define TRACKING_SECRET 192 /* bytes of XXH3's */
 
-struct tracking_digest;
+/* Of a page; all zero: not known. */
+struct tracking_digest {
+    uint64_t low, high;
+};
 
 /* Sums since tracking_init(); relaxed, they only count. */
 struct tracking_figures {
@@ -50,7 +53,7 @@ struct tracking {
     struct tracking_digest
         *digests; /* address space for all pages; memory for those that have one; constant */
     uint8_t secret[TRACKING_SECRET]; /* constant */
-    struct tracking_digest *zero;    /* a page of zeros has this one; constant */
+    struct tracking_digest zero;     /* a page of zeros has this one; constant */
 
     _Atomic uint64_t scanned, changed, scan_ns;
 
