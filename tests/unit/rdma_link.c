@@ -2,8 +2,8 @@
 /* Connections over the card of verbs.h; see rdma_link.h. */
 #include "rdma_link.h"
 #include "check.h"
+#include "entries.h"
 
-#include <dirent.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -81,13 +81,7 @@ size_t heap_in_use(void)
 
 unsigned open_descriptors(void)
 {
-    DIR *dir = opendir("/proc/self/fd");
-    unsigned n = 0;
-
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
+    return count_entries("/proc/self/fd");
 }
 
 /*

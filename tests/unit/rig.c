@@ -2,9 +2,9 @@
 /* A source and a destination in one process; see rig.h. */
 #include "rig.h"
 #include "check.h"
+#include "entries.h"
 #include "guard.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -205,17 +205,6 @@ void rig_compare(struct migration *incoming, uint32_t id, const void *want, size
         cr_assert(false, "%s differs at %zu", file->name, at);
     }
     free(got);
-}
-
-static unsigned count_entries(const char *path)
-{
-    DIR *dir = opendir(path);
-    unsigned n = 0;
-
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
 }
 
 unsigned rig_count_fds(void)

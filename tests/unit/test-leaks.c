@@ -7,13 +7,13 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "compression.h"
+#include "entries.h"
 #include "link.h"
 #include "memory.h"
 #include "page_map.h"
 #include "scratch.h"
 #include "session.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <sched.h>
@@ -36,14 +36,11 @@ static struct use use_now(void)
     struct mallinfo2 info = mallinfo2();
     struct use use = {.heap = info.uordblks + info.hblkhd};
     CLEANUP_FD int statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    DIR *dir = opendir("/proc/self/fd");
     char text[128] = "";
 
     cr_assert(read(statm, text, sizeof(text) - 1) > 0);
     use.pages = strtoull(text, NULL, 10);
-    while (readdir(dir))
-        use.descriptors++;
-    closedir(dir);
+    use.descriptors = count_entries("/proc/self/fd");
     return use;
 }
 

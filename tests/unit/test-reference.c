@@ -47,7 +47,7 @@ static void tear_down(void)
 TestSuite(reference, .init = set_up, .fini = tear_down);
 
 /* Makes memory of @size, and a migration of it that is active. */
-static void start(uint64_t size, unsigned channels)
+static void start_with(uint64_t size, unsigned channels, bool compare)
 {
     struct error err = {0};
 
@@ -55,11 +55,17 @@ static void start(uint64_t size, unsigned channels)
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
     cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
     m = rig_make(&rig, "vm", channels, "");
+    m->settings.compare = compare;
     err = (struct error){0};
     ref = reference_new(dup(memory_fd), "fd:7", &err);
     cr_assert(not(zero(ptr, ref)), "%s", err.message);
     CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
     CHECK_OK(outgoing_start(m, NULL, &err));
+}
+
+static void start(uint64_t size, unsigned channels)
+{
+    start_with(size, channels, false);
 }
 
 static void end(void)
@@ -288,16 +294,7 @@ Test(reference, stopped)
 /* As start(), but nobody says what has changed. */
 static void start_compared(uint64_t size, unsigned channels)
 {
-    struct error err = {0};
-
-    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
-    cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
-    m = rig_make(&rig, "vm", channels, "");
-    m->settings.compare = true;
-    ref = reference_new(dup(memory_fd), "fd:7", &err);
-    CHECK_OK(outgoing_set_reference(m, ref, NULL, &err));
-    CHECK_OK(outgoing_start(m, NULL, &err));
+    start_with(size, channels, true);
 }
 
 /* How many bytes of what is asked for are sent. */

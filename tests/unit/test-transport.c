@@ -5,11 +5,11 @@
 #include "check.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "entries.h"
 #include "link.h"
 #include "scratch.h"
 #include "socket.h"
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -174,13 +174,7 @@ Test(transport, who_is_there)
 
 static unsigned open_descriptors(void)
 {
-    DIR *dir = opendir("/proc/self/fd");
-    unsigned n = 0;
-
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n;
+    return count_entries("/proc/self/fd");
 }
 
 /* Whatever a connection has made for itself is gone with it. */
