@@ -40,6 +40,9 @@ void dummy_figures(struct transport *t, bool of_group, struct transport_figures 
 /** dummy_reap - nothing has been handed over, so nothing more comes back */
 void dummy_reap(struct transport *t, int wait_ms, struct transport_returns *returns);
 
+/** dummy_recv_parts - receives into the first part, by @recv */
+ssize_t dummy_recv_parts(struct transport *t, const struct iovec *iov, int n);
+
 /** dummy_recv_fd - receives by @recv, and writes to the file */
 ssize_t dummy_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
 

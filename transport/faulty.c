@@ -193,6 +193,7 @@ static const struct transport_ops faulty_ops = {
     .reap = dummy_reap,
     .try_send = faulty_try_send,
     .recv = faulty_recv,
+    .recv_parts = dummy_recv_parts,
     .recv_fd = dummy_recv_fd,
     .pollfd = faulty_pollfd,
     .set_timeout = faulty_set_timeout,

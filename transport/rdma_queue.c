@@ -767,6 +767,7 @@ static const struct transport_ops rdma_ops = {
     .reap = queue_reap,
     .try_send = queue_try_send,
     .recv = queue_recv,
+    .recv_parts = dummy_recv_parts,
     .recv_fd = dummy_recv_fd,
     .expose = queue_expose,
     .withdraw = queue_withdraw,

@@ -258,22 +258,37 @@ static ssize_t socket_try_send(struct transport *t, const void *buf, size_t len)
     return n < 0 ? -errno : n;
 }
 
+/* After a receive that has failed: 0 when it is to be tried again. */
+static int await_bytes(struct socket_transport *s, int flags)
+{
+    if (errno == EINTR)
+        return 0;
+    if (errno != EAGAIN || (flags & TRANSPORT_NOWAIT))
+        return -errno;
+    return wait_for(s, POLLIN);
+}
+
 static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags)
 {
     struct socket_transport *s = t->own;
+    int ret = 0;
+    ssize_t n;
 
-    for (;;) {
-        ssize_t n = recv(s->fd, buf, len, 0);
-        if (n >= 0)
-            return n;
-        if (errno == EINTR)
-            continue;
-        if (errno != EAGAIN || (flags & TRANSPORT_NOWAIT))
-            return -errno;
-        int ret = wait_for(s, POLLIN);
-        if (ret < 0)
-            return ret;
-    }
+    while ((n = recv(s->fd, buf, len, 0)) < 0 && ret == 0)
+        ret = await_bytes(s, flags);
+    return ret < 0 ? ret : n;
+}
+
+static ssize_t socket_recv_parts(struct transport *t, const struct iovec *iov, int n)
+{
+    struct socket_transport *s = t->own;
+    struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n};
+    int ret = 0;
+    ssize_t got;
+
+    while ((got = recvmsg(s->fd, &msg, 0)) < 0 && ret == 0)
+        ret = await_bytes(s, 0);
+    return ret < 0 ? ret : got;
 }
 
 static void close_pipe(struct socket_transport *s)
@@ -409,6 +424,7 @@ static const struct transport_ops socket_ops = {
     .reap = socket_reap,
     .try_send = socket_try_send,
     .recv = socket_recv,
+    .recv_parts = socket_recv_parts,
     .recv_fd = socket_recv_fd,
     .pollfd = socket_pollfd,
     .set_timeout = socket_set_timeout,

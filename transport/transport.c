@@ -124,6 +124,11 @@ ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags)
     return t->ops->recv(t, buf, len, flags);
 }
 
+ssize_t transport_recv_parts(struct transport *t, const struct iovec *iov, int n)
+{
+    return t->ops->recv_parts(t, iov, n);
+}
+
 int transport_recv_all(struct transport *t, void *buf, size_t len, const struct transport_wait *wait)
 {
     char *p = buf;

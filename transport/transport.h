@@ -30,7 +30,7 @@
 
 #define TRANSPORT_PEER_MAX    128
 #define TRANSPORT_ADDRESS_MAX 72
-#define TRANSPORT_IOV_MAX     64
+#define TRANSPORT_IOV_MAX     160 /* each second page of a MiB, and what stands before them */
 #define TRANSPORT_GROUP_SIZE  16
 /* bytes: how much memory is registered at once, unless it is said */
 #define TRANSPORT_CHUNK (32u << 20)
@@ -127,6 +127,8 @@ struct transport_figures {
  * @recv: Receives at least one byte. Called by one thread at a time. With
  *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
  *        stream; a negative errno.
+ * @recv_parts: The same into the parts of @iov (1 to TRANSPORT_IOV_MAX, none of them empty), in their order;
+ *        blocks until there is something. -EFAULT: a part has gone away, and nothing was received.
  * @recv_fd: Receives at least one byte of the @len that are due straight into a file at
  *        @offset. Under the rules of @recv; the count, 0 or a negative errno. -EBADFD: it is
  *        the file that could not be written, and *@file_code says why; the bytes are lost.
@@ -155,6 +157,7 @@ struct transport_ops {
     void (*reap)(struct transport *t, int wait_ms, struct transport_returns *returns);
     ssize_t (*try_send)(struct transport *t, const void *buf, size_t len);
     ssize_t (*recv)(struct transport *t, void *buf, size_t len, int flags);
+    ssize_t (*recv_parts)(struct transport *t, const struct iovec *iov, int n);
     ssize_t (*recv_fd)(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
     int (*pollfd)(struct transport *t);
     void (*set_timeout)(struct transport *t, int timeout_ms);
@@ -294,6 +297,7 @@ ssize_t transport_try_send(struct transport *t, const void *buf, size_t len);
  */
 int transport_send_now(struct transport *t, const void *buf, size_t len);
 ssize_t transport_recv(struct transport *t, void *buf, size_t len, int flags);
+ssize_t transport_recv_parts(struct transport *t, const struct iovec *iov, int n);
 
 /** transport_recv_fd - whatever the traits say; see there */
 ssize_t transport_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Connections to the fuzzer; see lane.h. */
+#include "dummy.h"
 #include "lane.h"
 #include "cleanup.h"
 #include "guard.h"
@@ -265,6 +266,7 @@ static const struct transport_ops lane_ops = {
     .send = lane_send,
     .try_send = lane_try_send,
     .recv = lane_recv,
+    .recv_parts = dummy_recv_parts,
     .expose = lane_expose,
     .withdraw = lane_withdraw,
     .pollfd = lane_pollfd,

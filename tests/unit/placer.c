@@ -321,6 +321,7 @@ static const struct transport_ops placing_ops = {
     .reap = placing_reap,
     .try_send = placing_try_send,
     .recv = placing_recv,
+    .recv_parts = dummy_recv_parts,
     .recv_fd = dummy_recv_fd,
     .pollfd = placing_pollfd,
     .set_timeout = placing_set_timeout,

@@ -108,6 +108,7 @@ static const struct transport_ops scrambler_ops = {
     .reap = dummy_reap,
     .try_send = scrambler_try_send,
     .recv = scrambler_recv,
+    .recv_parts = dummy_recv_parts,
     .recv_fd = dummy_recv_fd,
     .pollfd = scrambler_pollfd,
     .set_timeout = scrambler_set_timeout,
@@ -157,6 +158,14 @@ Test(layer, takes_over)
     upgrade(link.b, 'a' ^ 'A', NULL);
     cr_expect(eq(int, link_send(link.b, "Answer", 6), 0));
     expect(link.a, "Answer");
+    char head[2], rest[5];
+    struct iovec parts[] = {{head, 2}, {rest, 5}};
+    cr_expect(eq(int, link_send(link.a, "PARTS", 5), 0));
+    ssize_t n = transport_recv_parts(link.b, parts, 2);
+    cr_expect(n >= 1 && n <= 5);
+    cr_expect(eq(chr, head[0], 'P'));
+    for (char c; n < 5; n++)
+        cr_assert(eq(long, transport_recv(link.b, &c, 1, 0), 1));
     cr_expect(eq(int, link_send(link.a, "question", 8), 0));
     expect(link.b, "question");
     cr_expect(eq(int, transport_zerocopy(link.a), -EOPNOTSUPP));

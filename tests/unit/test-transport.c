@@ -302,6 +302,67 @@ Test(transport, many_parts)
     }
 }
 
+/* Into parts of all sizes, in their order; what comes is less than there is room for, and nothing goes past it. */
+Test(transport, receive_into_parts)
+{
+    static const char *const faults[] = {"", "faulty:short=1000:"};
+    enum { SIZE = 60000, ROOM = SIZE + 5000 };
+    static char bytes[SIZE], got[ROOM];
+
+    pattern(bytes, SIZE, 3);
+    FOR_ALL_PLACES(i)
+    {
+        for (unsigned f = 0; f < 2; f++) {
+            struct link link;
+            size_t have = 0;
+            link_open(&link, place(i), faults[f]);
+            cr_assert(eq(int, link_send(link.a, bytes, SIZE), 0));
+            memset(got, 'x', ROOM);
+            while (have < SIZE) {
+                struct iovec iov[TRANSPORT_IOV_MAX];
+                int n = 0;
+                for (size_t at = have; n < TRANSPORT_IOV_MAX && at < ROOM; n++) {
+                    size_t len = n % 3 == 0 ? 1 : (size_t)n * 331 % 4096 + 1;
+                    iov[n] = (struct iovec){got + at, len < ROOM - at ? len : ROOM - at};
+                    at += iov[n].iov_len;
+                }
+                ssize_t more = transport_recv_parts(link.b, iov, n);
+                cr_assert(more > 0);
+                have += (size_t)more;
+            }
+            cr_expect(eq(sz, have, SIZE));
+            cr_expect(zero(int, memcmp(got, bytes, SIZE)), "%s%s", faults[f], places[i]);
+            cr_expect(eq(chr, got[SIZE], 'x'));
+            transport_finish(link.a);
+            struct iovec one = {got, 1};
+            cr_expect(eq(long, transport_recv_parts(link.b, &one, 1), 0), "the end of the stream");
+            link_close(&link);
+        }
+    }
+}
+
+/* A part that has gone away is an error, and what was due is still due. */
+Test(transport, receive_into_parts_that_have_gone)
+{
+    FOR_ALL_PLACES(i)
+    {
+        struct link link;
+        char got[8] = "";
+        struct iovec bad[] = {{got, 2}, {NULL, 4}}, good[] = {{got, 2}, {got + 2, 4}};
+        link_open(&link, place(i), "");
+        cr_assert(eq(int, link_send(link.a, "sixchr", 6), 0));
+        ssize_t n = transport_recv_parts(link.b, bad, 2);
+        cr_expect(n == -EFAULT || n == 2, "%s: %zd", places[i], n);
+        n = n < 0 ? 0 : n;
+        if (n == 0)
+            n = transport_recv_parts(link.b, good, 2);
+        while (n < 6)
+            n += transport_recv(link.b, got + n, (size_t)(6 - n), 0);
+        cr_expect(eq(str, got, "sixchr"), "%s", places[i]);
+        link_close(&link);
+    }
+}
+
 /* A header, and then what is in a pipe, or should be; also where it must be copied. */
 Test(transport, send_from_a_pipe)
 {
