@@ -7,11 +7,24 @@
 # A page that is lost, old, or in the wrong place is therefore found at the next pass at the latest.
 #
 # On the first serial port it says "pass P block N good" after every BLOCK bytes, N counting from 1 without end.
-# At a wrong word it says "WRONG word at ADDRESS" and stops. It uses no other hardware.
+# At a wrong word it says "WRONG word at ADDRESS" and stops.
+#
+# It writes as fast as it can; or, with `as --defsym TICKS=N`, not more than CHUNK bytes in N ticks of the timer, of
+# which there are 1193182 a second and 65535 at most; the processor rests meanwhile. LAST can be set in the same way.
+# It uses no other hardware.
 
 	.set	FIRST, 32 << 20
-	.set	LAST, 160 << 20
 	.set	BLOCK, 8 << 20
+	.ifndef	LAST
+	.set	LAST, 160 << 20		# a whole number of blocks after FIRST
+	.endif
+	.ifndef	CHUNK
+	.set	CHUNK, 128 << 10	# a block is a whole number of chunks
+	.endif
+	.ifndef	TICKS
+	.set	TICKS, 0
+	.endif
+	.set	IDT, 0x600
 	.set	COM1, 0x3f8
 	.set	STACK, 0x7c00
 
@@ -40,26 +53,48 @@ protected:
 	mov	%ax, %ss
 	mov	$STACK, %esp
 
+	.if	TICKS
+	movl	$(8 << 16) + 0x7c00 + tick - _start, IDT + 8 * 8	# its interrupt is 8, as the BIOS has left it
+	movl	$0x8e00, IDT + 8 * 8 + 4
+	lidt	idt_pointer
+	mov	$0xfe, %al		# and no other one
+	out	%al, $0x21
+	mov	$0x34, %al		# every TICKS
+	out	%al, $0x43
+	mov	$TICKS & 0xff, %al
+	out	%al, $0x40
+	mov	$TICKS >> 8, %al
+	out	%al, $0x40
+	.endif
+
 	mov	$FIRST, %esi
 fill:	mov	%esi, (%esi)
 	add	$4, %esi
 	cmp	$LAST, %esi
 	jne	fill
 
-	# esi: the word's address; ecx: the block's end; ebp: the pass; edi: blocks done
+	# esi: the word's address; ecx, edx: the end of the block, of the chunk; ebp: the pass; edi: blocks done
 	xor	%ebp, %ebp
 	xor	%edi, %edi
 pass:	inc	%ebp
 	mov	$FIRST, %esi
 block:	lea	BLOCK(%esi), %ecx
+chunk:	lea	CHUNK(%esi), %edx
 word:	lea	-1(%esi, %ebp), %eax
 	cmp	%eax, (%esi)
 	jne	wrong
 	inc	%eax
 	mov	%eax, (%esi)
 	add	$4, %esi
-	cmp	%ecx, %esi
+	cmp	%edx, %esi
 	jne	word
+	.if	TICKS
+	sti
+	hlt				# until the next tick, if it has not been already
+	cli
+	.endif
+	cmp	%ecx, %esi
+	jne	chunk
 
 	inc	%edi
 	mov	$text_pass, %ebx
@@ -88,6 +123,14 @@ wrong:	mov	$text_wrong, %ebx
 	call	print
 stop:	hlt				# interrupts are off: for good
 	jmp	stop
+
+	.if	TICKS
+tick:	push	%eax
+	mov	$0x20, %al
+	out	%al, $0x20
+	pop	%eax
+	iret
+	.endif
 
 # The text at ebx, up to its zero byte. Uses eax, ebx, edx.
 print:	mov	(%ebx), %al
@@ -135,6 +178,9 @@ gdt:	.quad	0
 gdt_pointer:
 	.word	gdt_pointer - gdt - 1
 	.long	gdt
+idt_pointer:
+	.word	9 * 8 - 1
+	.long	IDT
 
 	.org	510
 	.word	0xaa55
