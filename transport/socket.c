@@ -271,24 +271,28 @@ static int await_bytes(struct socket_transport *s, int flags)
 static ssize_t socket_recv(struct transport *t, void *buf, size_t len, int flags)
 {
     struct socket_transport *s = t->own;
-    int ret = 0;
     ssize_t n;
 
-    while ((n = recv(s->fd, buf, len, 0)) < 0 && ret == 0)
-        ret = await_bytes(s, flags);
-    return ret < 0 ? ret : n;
+    while ((n = recv(s->fd, buf, len, 0)) < 0) {
+        int ret = await_bytes(s, flags);
+        if (ret < 0)
+            return ret;
+    }
+    return n;
 }
 
 static ssize_t socket_recv_parts(struct transport *t, const struct iovec *iov, int n)
 {
     struct socket_transport *s = t->own;
     struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n};
-    int ret = 0;
     ssize_t got;
 
-    while ((got = recvmsg(s->fd, &msg, 0)) < 0 && ret == 0)
-        ret = await_bytes(s, 0);
-    return ret < 0 ? ret : got;
+    while ((got = recvmsg(s->fd, &msg, 0)) < 0) {
+        int ret = await_bytes(s, 0);
+        if (ret < 0)
+            return ret;
+    }
+    return got;
 }
 
 static void close_pipe(struct socket_transport *s)

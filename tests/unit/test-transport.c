@@ -783,6 +783,31 @@ Test(transport, nowait)
     }
 }
 
+/* What comes at the moment when nobody wanted to wait for it is not lost: the next receive has it. */
+static void send_one_by_one(void *arg)
+{
+    for (unsigned n = 0; n < 20000; n++)
+        link_send(arg, &(char){(char)n}, 1);
+}
+Test(transport, nothing_is_lost_by_nowait)
+{
+    struct worker writer;
+    struct link link;
+    char c;
+
+    link_pair(&link);
+    worker_start(&writer, send_one_by_one, link.a);
+    for (unsigned n = 0; n < 20000; n++) {
+        ssize_t got;
+        while ((got = transport_recv(link.b, &c, 1, TRANSPORT_NOWAIT)) == -EAGAIN)
+            ;
+        cr_assert(eq(long, got, 1));
+        cr_assert(eq(int, c, (char)n));
+    }
+    worker_join(&writer);
+    link_close(&link);
+}
+
 /* finish() says that no more is sent, and does not end what comes the other way. */
 Test(transport, finish)
 {
