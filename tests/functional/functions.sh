@@ -322,8 +322,8 @@ newer_qemu() {
 	"${qemu[@]}" --version >qemu.version 2>&1 || skip "QEMU 10 does not run here: $(head -n 1 qemu.version)"
 }
 
-# hosts_apart: two network namespaces $a and $b, joined by a link (veth0 in each) with the addresses 192.0.2.1 and 192.0.2.2
-hosts_apart() {
+# two_namespaces: $a and $b, which nothing joins
+two_namespaces() {
 	local ns
 	requires_root
 	requires ip nsenter
@@ -332,13 +332,39 @@ hosts_apart() {
 	at_exit "ip netns del $a"
 	ip netns add $b
 	at_exit "ip netns del $b"
+	for ns in $a $b; do ip -n $ns link set lo up; done
+}
+
+# join_namespaces DEVICE: the device of that name in each has the address 192.0.2.1 and 192.0.2.2
+join_namespaces() {
+	ip -n $a link set "$1" up
+	ip -n $b link set "$1" up
+	ip -n $a address add 192.0.2.1/24 dev "$1"
+	ip -n $b address add 192.0.2.2/24 dev "$1"
+}
+
+# hosts_apart: two network namespaces $a and $b, joined by a link (veth0 in each) with the addresses 192.0.2.1 and 192.0.2.2
+hosts_apart() {
+	two_namespaces
 	ip -n $a link add veth0 type veth peer name veth0 netns $b 2>netns.log || skip "no veth: $(cat netns.log)"
-	for ns in $a $b; do
-		ip -n $ns link set lo up
-		ip -n $ns link set veth0 up
-	done
-	ip -n $a address add 192.0.2.1/24 dev veth0
-	ip -n $b address add 192.0.2.2/24 dev veth0
+	join_namespaces veth0
+}
+
+# hosts_far_apart MBIT MS: the same, by a link (far0) of so many Mbit/s, and so many milliseconds long in each direction
+hosts_far_apart() {
+	[ -c /dev/net/tun ] || skip "there is no /dev/net/tun"
+	two_namespaces
+	helper shaped
+	"$helper" $a $b "$1" "$2" >shaped.log 2>&1 &
+	link=$!
+	eventually "the link is there" grep -q ready shaped.log
+	ip -n $a link set far0 mtu 9000
+	ip -n $b link set far0 mtu 9000
+	join_namespaces far0
+}
+cut_link() {
+	kill "$link"
+	wait "$link" || true
 }
 
 # in_namespace NAMESPACE NAME [OPTION...]: migfs NAME, whose connections are those of the namespace; the mount is ours
