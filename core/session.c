@@ -33,6 +33,7 @@ int session_init(struct session *s, struct transport *transport, uint32_t timeou
     }
     pthread_mutex_init(&s->send_lock, NULL);
     s->transport = transport;
+    s->unread = true;
     transport_set_timeout(transport, (int)timeout_ms);
     s->last_heard = clock_ms();
     s->next_ping = s->last_heard + s->ping_ms;
@@ -194,12 +195,15 @@ static int receive(struct session *s,
 {
     ssize_t n = transport_recv(s->transport, s->buffer + s->have, BUFFER_SIZE - s->have, TRANSPORT_NOWAIT);
 
+    s->unread = n > 0;
     if (n == -EAGAIN || n == -EINTR)
         return 0;
     if (n == 0)
         return error_set(err, CAUSE_RESET, "the other side has closed the connection");
-    if (n < 0)
+    if (n < 0) {
+        transport_explain(s->transport, err);
         return error_set_errno(err, (int)n, "the connection to the other side is lost");
+    }
     s->last_heard = clock_ms();
     s->have += (size_t)n;
     return dispatch(s, handle, arg, err);
@@ -221,7 +225,7 @@ int session_step(struct session *s, int64_t deadline_ms,
         until = s->next_ping;
     if (silent < until)
         until = silent;
-    if (poll(fds, 2, clock_poll_timeout(until)) < 0 && errno != EINTR)
+    if (poll(fds, 2, s->unread ? 0 : clock_poll_timeout(until)) < 0 && errno != EINTR)
         return error_set_errno(err, errno, "poll");
     if (fds[1].revents) {
         eventfd_t drained;
@@ -270,6 +274,7 @@ void session_linger(struct session *s, int timeout_ms)
         bool queued = has_queued(s);
         struct pollfd fd = {.fd = transport_pollfd(s->transport), .events = POLLIN | (queued ? POLLOUT : 0)};
         if (!queued && !finished) {
+            SCOPED_LOCK(&s->send_lock);
             transport_finish(s->transport);
             finished = true;
         }

@@ -33,6 +33,7 @@ struct session {
     int64_t last_heard, next_ping; /* the loop's thread */
     uint8_t *buffer;               /* the loop's thread: what has arrived and is not dispatched */
     size_t have;
+    bool unread; /* the loop's thread: there can be bytes that the descriptor does not tell of */
     /* the loop's thread: when the unfinished message in the buffer began; 0: there is none */
     int64_t partial_since;
 

@@ -84,6 +84,11 @@ ssize_t dummy_recv_parts(struct transport *t, const struct iovec *iov, int n)
     return transport_recv(t, iov[0].iov_base, iov[0].iov_len, 0);
 }
 
+void dummy_explain(struct transport *t, struct error *err)
+{
+    (void)t, (void)err;
+}
+
 ssize_t dummy_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code)
 {
     char buf[RECV_COPY];

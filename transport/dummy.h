@@ -43,6 +43,9 @@ void dummy_reap(struct transport *t, int wait_ms, struct transport_returns *retu
 /** dummy_recv_parts - receives into the first part, by @recv */
 ssize_t dummy_recv_parts(struct transport *t, const struct iovec *iov, int n);
 
+/** dummy_explain - the errno says all */
+void dummy_explain(struct transport *t, struct error *err);
+
 /** dummy_recv_fd - receives by @recv, and writes to the file */
 ssize_t dummy_recv_fd(struct transport *t, int fd, off_t offset, size_t len, int *file_code);
 

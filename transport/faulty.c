@@ -170,6 +170,11 @@ static void faulty_finish(struct transport *t)
     transport_finish(inner_of(t));
 }
 
+static void faulty_explain(struct transport *t, struct error *err)
+{
+    transport_explain(inner_of(t), err);
+}
+
 static void faulty_close(struct transport *t)
 {
     struct faulty_transport *f = t->own;
@@ -199,6 +204,7 @@ static const struct transport_ops faulty_ops = {
     .set_timeout = faulty_set_timeout,
     .shutdown = faulty_shutdown,
     .finish = faulty_finish,
+    .explain = faulty_explain,
     .close = faulty_close,
 };
 

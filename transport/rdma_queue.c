@@ -777,6 +777,7 @@ static const struct transport_ops rdma_ops = {
     .set_timeout = queue_set_timeout,
     .shutdown = queue_shutdown,
     .finish = queue_finish,
+    .explain = dummy_explain,
     .close = queue_close,
 };
 

@@ -434,6 +434,7 @@ static const struct transport_ops socket_ops = {
     .set_timeout = socket_set_timeout,
     .shutdown = socket_shutdown,
     .finish = socket_finish,
+    .explain = dummy_explain,
     .close = socket_close,
 };
 
@@ -472,6 +473,8 @@ struct transport *socket_transport_new(int fd, bool tcp)
         /* TCP passes a pipe's pages on one by one, and to receive those costs more than is saved. */
         .splices = !tcp,
         .receives_to_file = true,
+        .is_local = !tcp,
+        .seals = tcp,
     };
     s->pipe[0] = s->pipe[1] = -1;
     pthread_mutex_init(&s->completion_lock, NULL);

@@ -46,7 +46,11 @@ int transport_upgrade(struct transport *t, const struct transport_ops *ops, void
     *moved = *t;
     t->ops = ops;
     t->own = own;
-    t->traits = (struct transport_traits){.copy_max = moved->traits.copy_max};
+    t->traits = (struct transport_traits){
+        .copy_max = moved->traits.copy_max,
+        .is_local = moved->traits.is_local,
+        .seals = moved->traits.seals,
+    };
     *below = moved;
     return 0;
 }
@@ -184,6 +188,11 @@ void transport_shutdown(struct transport *t)
 void transport_finish(struct transport *t)
 {
     t->ops->finish(t);
+}
+
+void transport_explain(struct transport *t, struct error *err)
+{
+    t->ops->explain(t, err);
 }
 
 void transport_close(struct transport *t)

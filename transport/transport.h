@@ -32,6 +32,8 @@
 #define TRANSPORT_ADDRESS_MAX 72
 #define TRANSPORT_IOV_MAX     160 /* each second page of a MiB, and what stands before them */
 #define TRANSPORT_GROUP_SIZE  16
+#define TRANSPORT_NAME_MAX    192
+#define TRANSPORT_HOST_MAX    256
 /* bytes: how much memory is registered at once, unless it is said */
 #define TRANSPORT_CHUNK (32u << 20)
 
@@ -123,7 +125,8 @@ struct transport_figures {
  *        thread, several at a time, also while another one sends, whom it does not hold up.
  *        After @shutdown all is back soon, whatever the peer does, and only then @close comes.
  * @try_send: Sends as many of @len bytes as can be taken now, in the order of @send
- *        and under its thread rules. The count, -EAGAIN, or another negative errno.
+ *        and under its thread rules. The count, -EAGAIN, or another negative errno. After -EAGAIN the next
+ *        bytes that are sent are the same ones.
  * @recv: Receives at least one byte. Called by one thread at a time. With
  *        TRANSPORT_NOWAIT it never blocks. The count; 0 at the end of the
  *        stream; a negative errno.
@@ -132,12 +135,15 @@ struct transport_figures {
  * @recv_fd: Receives at least one byte of the @len that are due straight into a file at
  *        @offset. Under the rules of @recv; the count, 0 or a negative errno. -EBADFD: it is
  *        the file that could not be written, and *@file_code says why; the bytes are lost.
- * @pollfd: A descriptor that polls readable when @recv has something to say. It
- *        stays valid until @close.
+ * @pollfd: A descriptor that polls readable when @recv has something to say, once it has said -EAGAIN:
+ *        a layer can hold bytes that the descriptor does not tell of. It stays valid until @close.
  * @set_timeout: A connection on which the peer acknowledges nothing for that many
  *        milliseconds is to fail by itself, as far as the family can notice.
  * @shutdown: Ends both directions. Any thread, any number of times, never blocks.
- * @finish: Tells the peer that nothing more will be sent; receiving goes on.
+ * @finish: Tells the peer that nothing more will be sent; receiving goes on. Under the thread rules of @send;
+ *        never blocks.
+ * @explain: Sets @err if there is more to say of why an operation has just failed than its errno does. Called
+ *        by the thread that it failed in.
  * @close: Frees the connection, what is its own and @t itself. The caller makes sure that
  *        nobody uses it.
  */
@@ -163,6 +169,7 @@ struct transport_ops {
     void (*set_timeout)(struct transport *t, int timeout_ms);
     void (*shutdown)(struct transport *t);
     void (*finish)(struct transport *t);
+    void (*explain)(struct transport *t, struct error *err);
     void (*close)(struct transport *t);
 };
 
@@ -175,6 +182,16 @@ struct transport_traits {
     bool splices;          /* to send what is in a pipe costs less than to read and to send it */
     bool receives_to_file; /* @recv_fd costs less than @recv into the file's mapping */
     bool places;           /* there is @place, and @expose at the other end */
+    /* What is sent does not leave the machine, and the kernel has made sure who may connect; layers keep it.
+     */
+    bool is_local;
+    bool seals; /* a layer can keep it from others (tls.h); layers keep it, until one has */
+};
+
+/* Who is at the other end, when the transport has made sure of it. */
+struct transport_identity {
+    char name[TRANSPORT_NAME_MAX]; /* for people; empty: nobody has */
+    uint8_t digest[32];            /* the same for all connections of one peer, and of no other one */
 };
 
 /*
@@ -188,6 +205,7 @@ struct transport {
     char peer[TRANSPORT_PEER_MAX]; /* who is at the other end, for people; constant */
     /* Whose connection it is: the same for all of one machine, or of one user of this machine; constant. */
     char address[TRANSPORT_ADDRESS_MAX];
+    struct transport_identity identity; /* constant from the first byte received on */
 };
 
 /**
@@ -263,9 +281,9 @@ struct transport *transport_new(const struct transport_ops *ops, void *own);
  * @ops, @own: the layer's
  * @below: the connection as it was, which the layer's operations use, and its @close closes
  *
- * Who is at the other end, and up to what size a copy pays, stays; the other traits are the layer's to set.
- * So the connection gets its layers before anybody goes by its traits: before channel_init(). Return: 0, or
- * -ENOMEM with nothing changed.
+ * Who is at the other end, and what a layer changes nothing about, stays; the other traits are the layer's to
+ * set. So the connection gets its layers before anybody goes by its traits: before channel_init(). Return: 0,
+ * or -ENOMEM with nothing changed.
  */
 int transport_upgrade(struct transport *t, const struct transport_ops *ops, void *own,
                       struct transport **below);
@@ -315,6 +333,7 @@ int transport_pollfd(struct transport *t);
 void transport_set_timeout(struct transport *t, int timeout_ms);
 void transport_shutdown(struct transport *t);
 void transport_finish(struct transport *t);
+void transport_explain(struct transport *t, struct error *err);
 /** transport_close - free a connection; NULL is fine */
 void transport_close(struct transport *t);
 

@@ -2,6 +2,7 @@
 /* Connections to the fuzzer; see lane.h. */
 #include "dummy.h"
 #include "lane.h"
+#include "dummy.h"
 #include "cleanup.h"
 #include "guard.h"
 #include "input.h"
@@ -273,6 +274,7 @@ static const struct transport_ops lane_ops = {
     .set_timeout = lane_set_timeout,
     .shutdown = lane_shutdown,
     .finish = lane_finish,
+    .explain = dummy_explain,
     .close = lane_close,
 };
 

@@ -327,6 +327,7 @@ static const struct transport_ops placing_ops = {
     .set_timeout = placing_set_timeout,
     .shutdown = placing_shutdown,
     .finish = placing_finish,
+    .explain = dummy_explain,
     .close = placing_close,
 };
 

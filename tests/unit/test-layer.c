@@ -114,6 +114,7 @@ static const struct transport_ops scrambler_ops = {
     .set_timeout = scrambler_set_timeout,
     .shutdown = scrambler_shutdown,
     .finish = scrambler_finish,
+    .explain = dummy_explain,
     .close = scrambler_close,
 };
 
