@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The layers: fs includes core and transport, core includes transport, transport includes neither. What only the source
 # has and what only the destination has do not include each other. fs asks the migration, which knows no role. FUSE's
-# headers are for fs/ alone, verbs for transport/rdma*. And the checker does find an include that goes the wrong way.
+# headers are for fs/ alone, verbs for transport/rdma*, OpenSSL's for transport/tls*. And the checker does find an include that goes the wrong way.
 . "$(dirname "$0")/functions.sh"
 
 # check ROOT: prints the includes that go the wrong way
@@ -32,6 +32,8 @@ check() {
 				print FILENAME ": " name ": only fs/ knows FUSE"
 			if ((name ~ /^infiniband\// || name ~ /^rdma\//) && FILENAME !~ /^transport\/rdma/)
 				print FILENAME ": " name ": only transport/rdma* knows verbs"
+			if (name ~ /^openssl\// && FILENAME !~ /^transport\/tls/)
+				print FILENAME ": " name ": only transport/tls* knows OpenSSL"
 			n = split(name, part, "/")
 			if (part[n] in home && level[home[part[n]]] > level[place[1]])
 				print FILENAME ": " name ": " place[1] "/ does not include " home[part[n]] "/"
@@ -69,6 +71,8 @@ finds core/host.c '#include <fuse3/fuse.h>'
 finds transport/socket.c '#include <linux/fuse.h>'
 finds transport/tcp.c '#include <infiniband/verbs.h>'
 finds core/source/channel.c '#include <rdma/rdma_cma.h>'
+finds core/source/connection.c '#include <openssl/ssl.h>'
+finds transport/socket.c '#include <openssl/evp.h>'
 finds fs/ops.c '#include "outgoing.h"'
 finds fs/status.c '#include "incoming.h"'
 finds core/migration.c '#include "incoming.h"'
