@@ -78,21 +78,24 @@ void host_close(struct host *host)
     atomic_store(&host->closed, true);
 }
 
-void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome)
+void host_record(struct host *host, const uint8_t session[16], const uint8_t peer[32],
+                 enum wire_outcome outcome)
 {
     SCOPED_LOCK(&host->lock);
     struct outcome_record *record = &host->history[host->history_next++ % HOST_HISTORY];
 
     memcpy(record->session, session, sizeof(record->session));
+    memcpy(record->peer, peer, sizeof(record->peer));
     record->outcome = outcome;
 }
 
-enum wire_outcome host_outcome(struct host *host, const uint8_t session[16])
+enum wire_outcome host_outcome(struct host *host, const uint8_t session[16], const uint8_t peer[32])
 {
     SCOPED_LOCK(&host->lock);
     for (unsigned i = 0; i < HOST_HISTORY; i++) {
         const struct outcome_record *record = &host->history[i];
-        if (record->outcome != WIRE_OUTCOME_UNKNOWN && !memcmp(record->session, session, 16))
+        if (record->outcome != WIRE_OUTCOME_UNKNOWN && !memcmp(record->session, session, 16) &&
+            !memcmp(record->peer, peer, 32))
             return record->outcome;
     }
     return WIRE_OUTCOME_UNKNOWN;

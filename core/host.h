@@ -12,8 +12,8 @@
  *     of their index; before the three of a file in file_settle()) and under it placing.lock and those of
  *     the transport, gate.lock, session.send_lock (also under placing.lock),
  *     reference.lock, accounts.lock, those of the compressors and of the decompressors, memory.mode_lock
- *     (also under memory.map_lock), completion_lock of socket.c, placing.lock (under channel.lock, over
- *     session.send_lock), image.hole_lock, tracking.lock, pace.lock (also under migration.lock), those of
+ *     (also under memory.map_lock), completion_lock of socket.c, tls.lock, placing.lock (under channel.lock,
+ * over session.send_lock), image.hole_lock, tracking.lock, pace.lock (also under migration.lock), those of
  *     rdma_queue.c (also under channel.lock), rdma_memory.c's memory_lock, and under either of them a
  * domain's lock; in fs/: tree_lock of node.c, loop.lock, the list of handles, user_lock, and parking_lock,
  * also under migration.lock or stream.lock
@@ -34,6 +34,7 @@
 #include <stdint.h>
 
 struct migration;
+struct tls;
 
 #define HOST_HISTORY 256
 #define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
@@ -55,6 +56,7 @@ struct limits {
     /* the same, and undecided connections are not among them */
     uint32_t max_descriptors, max_peer_descriptors;
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
+    bool insecure;           /* listens and connects where others can read, and with whoever comes */
     bool expect;             /* a peer's migration has to be expected: mkdir has made it */
     uint32_t timeout_ms;     /* how long a peer may be silent; the default of the setting */
     struct memory_place ram; /* of incoming migrations */
@@ -64,7 +66,7 @@ struct limits {
 
 /* What became of a migration that arrived, for a source that lost the connection at the last moment. */
 struct outcome_record {
-    uint8_t session[16];
+    uint8_t session[16], peer[32];
     enum wire_outcome outcome;
 };
 
@@ -74,7 +76,8 @@ struct host {
     struct budget windows;    /* of address space, for all incoming RAM */
     struct decompressor_pool decompressors;
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
-    bool splices;                      /* writes can come in a pipe; constant once there are migrations */
+    struct tls *tls; /* what connections over a network are protected with; NULL: nothing; constant */
+    bool splices;    /* writes can come in a pipe; constant once there are migrations */
     /*
      * Called after a change that status or poll(2) can show; with no lock held; any thread. Not looked into
      * here.
@@ -115,11 +118,15 @@ bool host_await_unused(struct host *host, int64_t timeout_ms);
 /** host_close - let nothing start any more */
 void host_close(struct host *host);
 
-/** host_record - remember what became of a session: before anybody can forget the migration itself */
-void host_record(struct host *host, const uint8_t session[16], enum wire_outcome outcome);
+/**
+ * host_record - remember what became of a session: before anybody can forget the migration itself
+ * @peer: the digest of who has sent it
+ */
+void host_record(struct host *host, const uint8_t session[16], const uint8_t peer[32],
+                 enum wire_outcome outcome);
 
-/** host_outcome - what became of a session, if that is remembered */
-enum wire_outcome host_outcome(struct host *host, const uint8_t session[16]);
+/** host_outcome - what became of a session of that peer's, if that is remembered */
+enum wire_outcome host_outcome(struct host *host, const uint8_t session[16], const uint8_t peer[32]);
 
 /** host_note_error - keep a sentence about something that belongs to no migration, and log it */
 void host_note_error(struct host *host, const char *message);

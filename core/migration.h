@@ -62,9 +62,10 @@ struct settings {
     uint32_t downtime_limit_ms; /* of `precopy`: when it is enough */
     unsigned max_rounds;        /* of it: when it gives up */
     /* Where channels go by RDMA: */
-    uint64_t rdma_chunk; /* bytes that are registered at once; a power of two */
-    bool rdma_pin_all;   /* all of the RAM is, before the migration is active */
-    bool fallback;       /* a channel that cannot go by RDMA goes by TCP */
+    uint64_t rdma_chunk;               /* bytes that are registered at once; a power of two */
+    bool rdma_pin_all;                 /* all of the RAM is, before the migration is active */
+    bool fallback;                     /* a channel that cannot go by RDMA goes by TCP */
+    char tls_name[TRANSPORT_HOST_MAX]; /* the host that the peer has to prove to be; empty: that of the URI */
 };
 
 /* Milliseconds of the monotonic clock; 0: has not happened. */
@@ -137,9 +138,10 @@ struct migration_figures {
     bool places; /* source: what follows says something */
     struct placing_figures placing;
     struct transport_figures transport;
-    uint64_t drains;     /* flushes of channels that place, which waited for what was in flight */
-    const char *path;    /* source: which way RAM takes into the sockets; NULL before the start */
-    char ram_path[4096]; /* destination: where the RAM image can be mapped; empty: nowhere */
+    uint64_t drains;                /* flushes of channels that place, which waited for what was in flight */
+    struct transport_identity peer; /* who is at the other end; without a name: nobody has made sure */
+    const char *path;               /* source: which way RAM takes into the sockets; NULL before the start */
+    char ram_path[4096];            /* destination: where the RAM image can be mapped; empty: nowhere */
 };
 
 /*
@@ -272,6 +274,7 @@ struct migration {
     struct round last_round;
     struct precopy_progress precopy;
     uint8_t session_id[16];
+    struct transport_identity peer; /* incoming: who sends it; without a name: nobody has made sure */
     /*
      * In the order in which they were made, each with a reference; [0] is RAM, which stays until the
      * migration is freed. Others are looked at with the lock held, or with a reference: migration_get_file().

@@ -397,6 +397,7 @@ static int become(struct migration *expected, struct migration *arriving, struct
     expected->settings.checksum = arriving->settings.checksum;
     expected->settings.compress = arriving->settings.compress;
     memcpy(expected->session_id, arriving->session_id, sizeof(expected->session_id));
+    expected->peer = arriving->peer;
     incoming_hand_over(arriving, expected);
     migration_move(expected, STATE_SETUP, NULL);
     expected->times.started = arriving->times.started;
@@ -442,12 +443,13 @@ int registry_arrive(struct registry *registry, struct migration *m, struct migra
 }
 
 struct migration *registry_find_session(struct registry *registry, const char *name,
-                                        const uint8_t session[16])
+                                        const uint8_t session[16], const uint8_t peer[32])
 {
     SCOPED_LOCK(&registry->lock);
     struct migration *m = registry->first;
 
-    while (m && (!migration_is_incoming(m) || strcmp(m->name, name) || memcmp(m->session_id, session, 16)))
+    while (m && (!migration_is_incoming(m) || strcmp(m->name, name) || memcmp(m->session_id, session, 16) ||
+                 (peer && memcmp(m->peer.digest, peer, 32))))
         m = m->next;
     return m ? migration_get(m) : NULL;
 }

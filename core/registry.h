@@ -45,7 +45,7 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
 
 /**
  * registry_add_incoming - make an incoming migration that a peer starts; users do not see it yet
- * @address: the peer's; whose limits it counts against
+ * @address: of the peer's, or what else tells it from others: whose limits it counts against
  *
  * A failed or cancelled incoming migration of the name makes way. If it was made here, the same is
  * expected again, with the settings and devices that were prepared. @out has a reference.
@@ -53,9 +53,12 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
 int registry_add_incoming(struct registry *registry, const char *address, const struct hello *hello,
                           struct migration **out, struct error *err);
 
-/** registry_find_session - the incoming migration of a session, with a reference, or NULL */
+/**
+ * registry_find_session - the incoming migration of a session, with a reference, or NULL
+ * @peer: the digest of its sender's identity, which nobody else may use; NULL: whoever has sent it
+ */
 struct migration *registry_find_session(struct registry *registry, const char *name,
-                                        const uint8_t session[16]);
+                                        const uint8_t session[16], const uint8_t peer[32]);
 
 /** registry_remove - forget a migration that is not running; the user's rmdir */
 int registry_remove(struct registry *registry, struct migration *m, struct error *err);

@@ -25,6 +25,7 @@
 #include "parking.h"
 #include "polling.h"
 #include "registry.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -145,10 +146,21 @@ static void watch_for_hurry(char *mountpoint)
     pthread_attr_destroy(&attr);
 }
 
-/* Until a signal asks the daemon to stop, or the mount is gone. */
-static int await_end(const struct loop *loop)
+/* The files of TLS have changed. What cannot be read changes nothing. */
+static void reload(struct tls *tls)
 {
-    struct signalfd_siginfo info;
+    struct error err = {0};
+
+    if (tls_reload(tls, &err) < 0)
+        log_error("the old certificates and keys stay: %s", err.message);
+    else
+        log_info("certificates and keys have been read again");
+}
+
+/* Until a signal asks the daemon to stop, or the mount is gone. */
+static int await_end(const struct loop *loop, struct tls *tls)
+{
+    struct signalfd_siginfo info = {0};
     sigset_t set = stop_signals();
     CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
     struct pollfd fds[2] = {
@@ -158,12 +170,19 @@ static int await_end(const struct loop *loop)
 
     if (signal_fd < 0)
         return -errno;
-    while (poll(fds, 2, -1) < 0 && errno == EINTR)
-        ;
-    /* It was the first one. */
-    if (fds[0].revents && read(signal_fd, &info, sizeof(info)) < 0)
-        return -errno;
-    return 0;
+    for (;;) {
+        if (poll(fds, 2, -1) < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        /* It was the first one. */
+        if (fds[0].revents && read(signal_fd, &info, sizeof(info)) < 0)
+            return -errno;
+        if (fds[1].revents || info.ssi_signo != SIGHUP || !tls)
+            return 0;
+        reload(tls);
+    }
 }
 
 static int serve(const struct options *options, struct registry *registry, struct listener *listener,
@@ -186,7 +205,7 @@ static int serve(const struct options *options, struct registry *registry, struc
         log_error("cannot serve: %s", strerror(-ret));
         return EXIT_FAILED;
     }
-    ret = await_end(loop);
+    ret = await_end(loop, registry->host.tls);
     if (ret < 0)
         log_error("cannot watch for signals: %s", strerror(-ret));
     watch_for_hurry(options->mountpoint);
@@ -226,6 +245,20 @@ static int run(const struct options *options, struct registry *registry, struct 
     return ret;
 }
 
+/* *@out stays NULL when it is not asked for. */
+static int start_tls(const struct options *options, struct tls **out, struct error *err)
+{
+    struct tls_config config = {
+        .directory = options->tls_directory,
+        .keys = options->tls_keys,
+        .lets_in = options->tls_lets_in,
+    };
+
+    for (unsigned i = 0; i < options->uri_count; i++)
+        config.serves |= options->uris[i].inner != URI_UNIX;
+    return config.directory || config.keys ? tls_new(&config, out, err) : 0;
+}
+
 static int start(struct fuse_args *args, const struct options *options)
 {
     struct limits limits = options->limits;
@@ -248,6 +281,8 @@ static int start(struct fuse_args *args, const struct options *options)
     if (!se) {
         fprintf(stderr, "migfs: see migfs -h for the options\n");
         ret = EXIT_USAGE;
+    } else if (start_tls(options, &registry.host.tls, &err) < 0) {
+        fprintf(stderr, "migfs: %s\n", err.message);
     } else if (listener_new(&registry, options->uris, options->uri_count, &listener, &err) < 0) {
         fprintf(stderr, "migfs: %s\n", err.message);
     } else {
@@ -261,7 +296,9 @@ static int start(struct fuse_args *args, const struct options *options)
         log_error("not all migrations have ended within %d s: leaving them", DRAIN_MS / 1000);
         _exit(EXIT_FAILED);
     }
+    struct tls *tls = registry.host.tls;
     registry_fini(&registry);
+    tls_free(tls);
     /* Last: until here somebody could be told about a poll. */
     if (se != abandoned)
         fuse_session_destroy(se);
@@ -318,8 +355,9 @@ int main(int argc, char **argv)
     } else if (options.help) {
         options_help(argv[0]);
     } else if (options.version) {
-        printf("migfs %s, protocol %d, libfuse %s, %s RDMA\n", MIGFS_VERSION, WIRE_VERSION, fuse_pkgversion(),
-               transport_has_rdma ? "with" : "without");
+        printf("migfs %s, protocol %d, libfuse %s, %s RDMA, %s TLS\n", MIGFS_VERSION, WIRE_VERSION,
+               fuse_pkgversion(), transport_has_rdma ? "with" : "without",
+               transport_has_tls ? "with" : "without");
     } else if (options.digest) {
         ret = print_digest(options.digest);
     } else if (mountpoint_claim(options.mountpoint, options.stack, &absolute, &err) < 0) {

@@ -11,6 +11,7 @@
 #include "cleanup.h"
 #include "mountpoint.h"
 #include "setting.h"
+#include "tls.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -51,6 +52,10 @@ enum key {
     KEY_HUGE_PAGES,
     KEY_PREALLOCATE,
     KEY_EXPECT,
+    KEY_TLS,
+    KEY_TLS_KEYS,
+    KEY_TLS_LETS_IN,
+    KEY_INSECURE,
     KEY_LIMIT,
     KEY_HELP,
     KEY_VERSION,
@@ -102,6 +107,10 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("hugepages=", KEY_HUGE_PAGES),
     FUSE_OPT_KEY("preallocate", KEY_PREALLOCATE),
     FUSE_OPT_KEY("expect", KEY_EXPECT),
+    FUSE_OPT_KEY("tls=", KEY_TLS),
+    FUSE_OPT_KEY("tls-psk=", KEY_TLS_KEYS),
+    FUSE_OPT_KEY("tls-authz=", KEY_TLS_LETS_IN),
+    FUSE_OPT_KEY("insecure", KEY_INSECURE),
     FUSE_OPT_KEY("max-memory=", KEY_LIMIT),
     FUSE_OPT_KEY("max-ram=", KEY_LIMIT),
     FUSE_OPT_KEY("max-device=", KEY_LIMIT),
@@ -207,6 +216,33 @@ static int set_backing(struct parser *parser, const char *path)
         error_set(parser->err, CAUSE_SYNTAX, "backing: %s: not a directory", path);
         return -1;
     }
+    return 0;
+}
+
+/* A file that TLS reads again later, when the daemon is elsewhere. */
+static int set_tls_path(struct parser *parser, const char *arg, char **out)
+{
+    const char *path = strchr(arg, '=') + 1;
+
+    free(*out);
+    *out = realpath(path, NULL);
+    if (*out)
+        return 0;
+    error_set_errno(parser->err, errno, "%.*s: %s", (int)(path - arg - 1), arg, path);
+    return -1;
+}
+
+/* Given more than once, it lets in whoever is meant by one of them. */
+static int add_patterns(struct parser *parser, const char *patterns)
+{
+    char *old = parser->options->tls_lets_in, *all = NULL;
+
+    if (asprintf(&all, "%s%s%s", old ? old : "", old ? ":" : "", patterns) < 0) {
+        error_set(parser->err, CAUSE_NO_MEMORY, "out of memory");
+        return -1;
+    }
+    free(old);
+    parser->options->tls_lets_in = all;
     return 0;
 }
 
@@ -344,6 +380,15 @@ static int process(void *data, const char *arg, int key, struct fuse_args *out)
     case KEY_EXPECT:
         options->limits.expect = true;
         return 0;
+    case KEY_TLS:
+        return set_tls_path(parser, arg, &options->tls_directory);
+    case KEY_TLS_KEYS:
+        return set_tls_path(parser, arg, &options->tls_keys);
+    case KEY_TLS_LETS_IN:
+        return add_patterns(parser, arg + strlen("tls-authz="));
+    case KEY_INSECURE:
+        options->limits.insecure = true;
+        return 0;
     case KEY_LIMIT:
         return parse_limit(parser, arg);
     case KEY_HELP:
@@ -386,6 +431,19 @@ static void fill_shares(struct limits *limits)
         limits->max_peer_memory = limits->max_memory;
 }
 
+static int check_tls(const struct options *options, struct error *err)
+{
+    bool on = options->tls_directory || options->tls_keys;
+
+    if (on && !transport_has_tls)
+        return error_set(err, CAUSE_UNSUPPORTED, "this migfs is built without TLS");
+    if (options->tls_directory && options->tls_keys)
+        return error_set(err, CAUSE_SYNTAX, "tls=DIR and tls-psk=FILE exclude each other");
+    if (options->tls_lets_in && !on)
+        return error_set(err, CAUSE_SYNTAX, "tls-authz has no effect without tls=DIR or tls-psk=FILE");
+    return 0;
+}
+
 int options_parse(struct fuse_args *args, struct options *out, struct error *err)
 {
     uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -421,6 +479,8 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     if (out->backing && limits->ram.huge_page)
         return error_set(err, CAUSE_SYNTAX,
                          "backing=DIR and hugepages=SIZE exclude each other: mount hugetlbfs at DIR");
+    if (check_tls(out, err) < 0)
+        return -EIO;
     if (!out->mountpoint)
         return error_set(err, CAUSE_SYNTAX, "where should it be mounted? See migfs -h");
     return 0;
@@ -429,6 +489,9 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
 void options_fini(struct options *options)
 {
     free(options->backing);
+    free(options->tls_directory);
+    free(options->tls_keys);
+    free(options->tls_lets_in);
     free(options->mountpoint);
     free(options->source);
     free(options->digest);
@@ -443,6 +506,11 @@ void options_help(const char *program)
         "    -h, -V                 this text, the version\n"
         "    --digest=FILE          print the digest of a local file, as 'digest' has it of received ones\n"
         "    -o listen=URI[,URI]    where migrations arrive: tcp:HOST:PORT, unix:PATH\n"
+        "    -o tls=DIR             prove by certificates who this host is, and ask that of others; see\n"
+        "                           migfs(1) for the names of the files\n"
+        "    -o tls-psk=FILE        the same by keys that both hosts have: lines of USER:HEXKEY\n"
+        "    -o tls-authz=PATTERN[:PATTERN]  of the names of those who may send migrations\n"
+        "    -o insecure            listen where others reach it, or read it, without TLS\n"
         "    -o backing=DIR         keep the RAM of incoming migrations in files in DIR\n"
         "                           (tmpfs or hugetlbfs) instead of memfds\n"
         "    -o uid=USER, gid=GROUP who owns the root directory and incoming migrations\n"

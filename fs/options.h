@@ -11,6 +11,7 @@
 struct options {
     struct limits limits; /* limits.backing points to memory of this struct */
     char *backing;
+    char *tls_directory, *tls_keys, *tls_lets_in; /* see struct tls_config; NULL: not given */
     struct uri uris[LISTENER_URIS_MAX];
     unsigned uri_count;
     char *mountpoint;

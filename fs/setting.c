@@ -285,6 +285,20 @@ static void format_fallback(const struct settings *settings, char *out, size_t s
     format_switch(settings->fallback, out, size);
 }
 
+static int parse_tls_hostname(struct settings *settings, const char *text, struct error *err)
+{
+    if (strlen(text) >= sizeof(settings->tls_name))
+        return error_set(err, CAUSE_SYNTAX, "the name of a host has %zu characters at most",
+                         sizeof(settings->tls_name) - 1);
+    strcpy(settings->tls_name, text);
+    return 0;
+}
+
+static void format_tls_hostname(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%s", settings->tls_name);
+}
+
 static int parse_rdma_chunk(struct settings *settings, const char *text, struct error *err)
 {
     uint64_t value = 0;
@@ -330,6 +344,7 @@ const struct setting settings_table[] = {
     {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk, false},
     {"rdma-pin", parse_rdma_pin, format_rdma_pin, false},
     {"splice", parse_splice, format_splice, false},
+    {"tls-hostname", parse_tls_hostname, format_tls_hostname, false},
     {"verify", parse_verify, format_verify, false},
     {"zstd-level", parse_zstd_level, format_zstd_level, false},
     {"zero-copy", parse_zero_copy, format_zero_copy, false},

@@ -278,6 +278,20 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     put_channels(w, s);
 }
 
+/* What TLS does, and what it rules out. */
+static void put_tls(struct writer *w, const struct migration_snapshot *s)
+{
+    bool on = s->figures.peer.name[0];
+
+    if (!s->incoming && !s->times.active)
+        return;
+    put_text(w, "tls", on ? "on" : "off");
+    if (on)
+        put_text(w, "peer-identity", s->figures.peer.name);
+    if (on && !s->incoming)
+        put_text(w, "not-with-tls", "zero-copy splice");
+}
+
 static void put_uris(struct writer *w, const struct migration_snapshot *s)
 {
     char uris[URI_LIST_MAX];
@@ -311,6 +325,7 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     if (*s.warning)
         put_text(&w, "warning", s.warning);
     put_uris(&w, &s);
+    put_tls(&w, &s);
     put_number(&w, json ? "channel-count" : "channels", s.settings.channels);
     put_number(&w, "device-channels", s.settings.device_channels);
     if (s.incoming || s.times.started)

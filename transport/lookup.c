@@ -12,6 +12,7 @@
 #include "clock.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -170,6 +171,29 @@ int lookup_here(const struct uri *uri, const char *port, struct addrinfo **out, 
     if (ret != 0)
         return error_set(err, CAUSE_UNREACHABLE, "%s: %s", uri->text, gai_strerror(ret));
     return 0;
+}
+
+static bool is_loopback(const struct sockaddr *address)
+{
+    if (address->sa_family == AF_INET6)
+        return IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)address)->sin6_addr);
+    return ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
+bool lookup_is_private(const struct uri *uri)
+{
+    CLEANUP_ADDRINFO struct addrinfo *list = NULL;
+    struct error err = {0};
+
+    if (uri->inner == URI_UNIX)
+        return true;
+    if (!uri->host[0] || lookup_here(uri, uri->port, &list, &err) < 0)
+        return false;
+    for (const struct addrinfo *ai = list; ai; ai = ai->ai_next) {
+        if (!is_loopback(ai->ai_addr))
+            return false;
+    }
+    return true;
 }
 
 void lookup_name_peer(struct transport *t, const char *scheme, const struct sockaddr *addr, socklen_t len)

@@ -23,6 +23,12 @@ int lookup_uri(const struct uri *uri, const struct transport_wait *wait, struct 
  */
 int lookup_here(const struct uri *uri, const char *port, struct addrinfo **out, struct error *err);
 
+/**
+ * lookup_is_private - whether nobody but this machine reaches a listener at a URI: a unix socket, or
+ * addresses of the loopback alone
+ */
+bool lookup_is_private(const struct uri *uri);
+
 static inline void cleanup_addrinfo(struct addrinfo **list)
 {
     if (*list)

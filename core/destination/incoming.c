@@ -338,7 +338,7 @@ static int commit(struct migration *m, uint64_t id, struct error *err)
          * First: as soon as it is seen to have completed it can be removed, and then the record answers for
          * it.
          */
-        host_record(m->host, m->session_id, WIRE_OUTCOME_COMPLETED);
+        host_record(m->host, m->session_id, m->peer.digest, WIRE_OUTCOME_COMPLETED);
         migration_move(m, STATE_COMPLETED, NULL);
     }
     pthread_mutex_unlock(&m->lock);
@@ -590,7 +590,7 @@ static void *mig_in(void *arg)
     if (failed && !in->inbound.peer_aborted)
         session_goodbye(&in->inbound.session, &m->failure);
     if (failed && m->was_active)
-        host_record(m->host, m->session_id, WIRE_OUTCOME_FAILED);
+        host_record(m->host, m->session_id, m->peer.digest, WIRE_OUTCOME_FAILED);
     /* After a completion the source closes when it has read the confirmation. */
     if (!failed)
         session_linger(&in->inbound.session, LINGER_MS);
@@ -725,6 +725,7 @@ static void figures(struct migration *m, struct migration_figures *out)
     *out = (struct migration_figures){
         .ram_size = ram ? file_received_size(ram) : 0,
         .barrier_ns = incoming_barrier_ns(m),
+        .peer = m->peer,
     };
     shown_ram_path(m, out->ram_path, sizeof(out->ram_path));
 }

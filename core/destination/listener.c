@@ -5,7 +5,10 @@
 #include "clock.h"
 #include "incoming.h"
 #include "log.h"
+#include "lookup.h"
+#include "tls.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,6 +22,11 @@
 #define HELLO_TIMEOUT_MS 10000 /* for a peer to say hello */
 #define LINGER_MS        1000  /* for a refused peer to read why */
 #define RETRY_MS         100   /* when accepting fails for want of memory */
+/* The first bytes of a connection with TLS: a record of the handshake, and the major version */
+#define TLS_FIRST  0x16
+#define TLS_SECOND 0x03
+
+#define NO_DESCRIPTORS "the destination has no file descriptors left: try again later"
 
 /* A connection whose hello has not been read, or that has been refused and may still read why. */
 struct pending {
@@ -91,15 +99,40 @@ static void refuse(struct listener *l, struct pending *p, const struct error *er
     turn_away(l, p, err);
 }
 
+/*
+ * Who belongs to a session: all its connections are of one identity. NULL: that cannot be told, and need not
+ * be: an RDMA connection where `insecure` allows it.
+ */
+static const uint8_t *member(const struct listener *l, const struct transport *t)
+{
+    const struct host *host = &l->registry->host;
+
+    return host->tls && host->limits.insecure && t->traits.places ? NULL : t->identity.digest;
+}
+
+/* Whose limits a connection counts against: its identity's, if there is one. */
+static void account_name(const struct transport *t, char out[TRANSPORT_ADDRESS_MAX])
+{
+    static_assert(TRANSPORT_ADDRESS_MAX > 2 * sizeof(t->identity.digest), "it is told by its digest");
+
+    snprintf(out, TRANSPORT_ADDRESS_MAX, "%s", t->address);
+    for (size_t i = 0; t->identity.name[0] && i < sizeof(t->identity.digest); i++)
+        snprintf(out + 2 * i, 3, "%02x", t->identity.digest[i]);
+}
+
 /* The three kinds of hello. On success the connection has found its owner and p->transport is NULL. */
 
 static int accept_main(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
     struct hello_reply reply = welcome(&l->registry->host);
+    char name[TRANSPORT_ADDRESS_MAX];
     struct migration *m;
 
-    if (registry_add_incoming(l->registry, p->account->address, hello, &m, err) < 0)
+    account_name(p->transport, name);
+    if (registry_add_incoming(l->registry, name, hello, &m, err) < 0)
         return -EIO;
+    /* No other thread looks for it before there is mig-in. */
+    m->peer = p->transport->identity;
     reply.max_ram = incoming_max_ram(m);
     reply.timeout_ms = m->settings.timeout_ms;
     int ret = incoming_begin(m, p->transport, hello->timeout_ms, &reply, err);
@@ -114,7 +147,8 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
 static int accept_data(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
     struct hello_reply reply = welcome(&l->registry->host);
-    struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
+    struct migration *m =
+        registry_find_session(l->registry, hello->name, hello->session, member(l, p->transport));
 
     if (!m)
         return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting",
@@ -129,9 +163,10 @@ static int accept_data(struct listener *l, struct pending *p, const struct hello
 static void answer_query(struct listener *l, struct pending *p, const struct hello *hello)
 {
     struct hello_reply reply = welcome(&l->registry->host);
-    struct migration *m = registry_find_session(l->registry, hello->name, hello->session);
+    const uint8_t *peer = p->transport->identity.digest;
+    struct migration *m = registry_find_session(l->registry, hello->name, hello->session, peer);
 
-    reply.outcome = m ? incoming_decide(m) : host_outcome(&l->registry->host, hello->session);
+    reply.outcome = m ? incoming_decide(m) : host_outcome(&l->registry->host, hello->session, peer);
     migration_put(m);
     send_reply(p->transport, &reply);
     transport_finish(p->transport);
@@ -144,7 +179,9 @@ static void decide(struct listener *l, struct pending *p)
     struct error err = {0};
     struct hello hello;
 
-    if (wire_hello_decode(&p->hello, &hello, &err) == 0) {
+    if (p->on_spare)
+        error_set(&err, CAUSE_NO_MEMORY, NO_DESCRIPTORS);
+    else if (wire_hello_decode(&p->hello, &hello, &err) == 0) {
         switch (hello.kind) {
         case WIRE_HELLO_MAIN:
             accept_main(l, p, &hello, &err);
@@ -161,27 +198,60 @@ static void decide(struct listener *l, struct pending *p)
         refuse(l, p, &err);
 }
 
-/* Reads on. True: the connection is done with, here. */
-static bool advance(struct listener *l, struct pending *p)
+/* Whether a peer begins as TLS does, and not as the wire protocol. */
+static bool begins_with_tls(const struct pending *p)
 {
-    char rest[4096];
-    void *to = p->refused ? rest : (char *)&p->hello + p->have;
-    size_t room = p->refused ? sizeof(rest) : sizeof(p->hello) - p->have;
-    ssize_t n = transport_recv(p->transport, to, room, TRANSPORT_NOWAIT);
+    const uint8_t *first = (const uint8_t *)&p->hello;
 
-    if (n == -EAGAIN)
-        return false;
-    if (n <= 0) {
-        if (!p->refused)
-            log_error("%s: closed before it said hello", p->transport->peer);
+    return p->have >= 2 && first[0] == TLS_FIRST && first[1] == TLS_SECOND;
+}
+
+/* The connection has said something that is no hello, or something went wrong. True: it is done with. */
+static bool give_up(struct listener *l, struct pending *p, ssize_t code)
+{
+    struct error err = {0};
+
+    transport_explain(p->transport, &err);
+    if (!error_is_set(&err)) {
+        log_error("%s: closed before it said hello", p->transport->peer);
         return true;
     }
-    if (p->refused)
-        return false;
-    p->have += (size_t)n;
-    if (p->have == sizeof(p->hello))
-        decide(l, p);
-    return !p->transport;
+    if (err.cause == CAUSE_RESET) {
+        log_error("%s: %s", p->transport->peer, err.message);
+        return true;
+    }
+    if (code == -EPFNOSUPPORT)
+        error_prefix(&err, "this destination takes TLS alone (-o tls, -o tls-psk)");
+    refuse(l, p, &err);
+    return false;
+}
+
+/* Reads on, until there is nothing more. True: the connection is done with, here. */
+static bool advance(struct listener *l, struct pending *p)
+{
+    struct error err = {0};
+    char rest[4096];
+
+    while (!p->refused) {
+        ssize_t n = transport_recv(p->transport, (char *)&p->hello + p->have, sizeof(p->hello) - p->have,
+                                   TRANSPORT_NOWAIT);
+        if (n == -EAGAIN)
+            return false;
+        if (n <= 0)
+            return give_up(l, p, n);
+        p->have += (size_t)n;
+        if (begins_with_tls(p)) {
+            error_set(&err, CAUSE_PROTOCOL,
+                      "the peer speaks TLS, and this daemon has no -o tls and no -o tls-psk");
+            refuse(l, p, &err);
+        } else if (p->have == sizeof(p->hello)) {
+            decide(l, p);
+        }
+        if (!p->transport)
+            return true;
+    }
+    ssize_t n = transport_recv(p->transport, rest, sizeof(rest), TRANSPORT_NOWAIT);
+    return n <= 0 && n != -EAGAIN;
 }
 
 static void take_spare(struct listener *l)
@@ -233,9 +303,11 @@ static void make_room(struct listener *l, const struct account *account)
 /* Return: 0, or -ENOMEM; the connection is closed then. */
 static int add_pending(struct listener *l, struct transport *t, bool on_spare)
 {
-    struct account *account = account_get(&l->registry->host.accounts, t->address);
+    struct host *host = &l->registry->host;
+    struct account *account = account_get(&host->accounts, t->address);
 
-    if (!account) {
+    if (!account || (host->tls && t->traits.seals && tls_server(host->tls, t) < 0)) {
+        account_put(account);
         transport_close(t);
         return -ENOMEM;
     }
@@ -269,8 +341,13 @@ static int accept_on_spare(struct listener *l, struct transport_listener *from, 
         take_spare(l);
         return ret;
     }
-    error_set(&err, CAUSE_NO_MEMORY, "the destination has no file descriptors left: try again later");
-    turn_away(l, &l->pending[l->pending_count - 1], &err);
+    struct pending *p = &l->pending[l->pending_count - 1];
+    error_set(&err, CAUSE_NO_MEMORY, NO_DESCRIPTORS);
+    /* One that shakes hands is told when it has, in decide(). */
+    if (l->registry->host.tls && t->traits.seals)
+        p->deadline = clock_ms() + LINGER_MS;
+    else
+        turn_away(l, p, &err);
     return 0;
 }
 
@@ -368,6 +445,26 @@ static void *mig_listen(void *arg)
     }
 }
 
+/* Whether it may be listened at there. */
+static int check_exposure(const struct host *host, const struct uri *uri, struct error *err)
+{
+    if (host->limits.insecure || lookup_is_private(uri))
+        return 0;
+    if (uri->inner == URI_RDMA)
+        return error_set(
+            err, CAUSE_DENIED,
+            "%.160s: RDMA has no TLS: whoever is on the way reads and changes guest memory. If that is "
+            "fine, say -o insecure",
+            uri->text);
+    if (!host->tls)
+        return error_set(
+            err, CAUSE_DENIED,
+            "%.160s: without TLS anybody could send migrations, and read them on the way: give -o "
+            "tls=DIR or -o tls-psk=FILE; or say -o insecure",
+            uri->text);
+    return 0;
+}
+
 int listener_new(struct registry *registry, const struct uri *uris, unsigned n, struct listener **out,
                  struct error *err)
 {
@@ -382,7 +479,8 @@ int listener_new(struct registry *registry, const struct uri *uris, unsigned n, 
     if (l->stop_fd < 0 || l->spare_fd < 0)
         error_set_errno(err, errno, "eventfd");
     for (; l->n < n && !error_is_set(err); l->n++) {
-        if (transport_listen(&uris[l->n], &l->listeners[l->n], err) < 0)
+        if (check_exposure(&registry->host, &uris[l->n], err) < 0 ||
+            transport_listen(&uris[l->n], &l->listeners[l->n], err) < 0)
             break;
     }
     if (error_is_set(err)) {

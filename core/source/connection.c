@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -70,6 +71,42 @@ static int reach(struct connection *conn, const struct uri *uri, unsigned index,
     return ret;
 }
 
+/* The connection has failed: what it knows of that is more than the errno. */
+static void blame(struct transport *t, const struct uri *uri, int code, struct error *err)
+{
+    struct error why = {0};
+
+    transport_explain(t, &why);
+    if (error_is_set(&why))
+        error_set(err, why.cause, "%.80s: %s", uri->text, why.message);
+    error_set_errno(err, code, "the handshake with %s", uri->text);
+}
+
+/* Has the connection protected, if anything is, and makes sure of who is at the other end. */
+static int secure(struct connection *conn, const struct uri *uri, enum wire_hello_kind kind,
+                  const struct transport_wait *wait, struct transport *t, struct error *err)
+{
+    const char *host = *conn->tls_name ? conn->tls_name : *uri->host ? uri->host : "localhost";
+
+    if (!conn->tls || t->traits.is_local)
+        return 0;
+    if (!t->traits.seals && !conn->insecure)
+        return error_set(
+            err, CAUSE_UNSUPPORTED,
+            "%.160s: there is no TLS by RDMA: if that is fine, start this daemon with -o insecure, too",
+            uri->text);
+    if (!t->traits.seals)
+        return 0;
+    if (tls_client(conn->tls, t, host, wait, err) < 0)
+        return -EIO;
+    if (kind == WIRE_HELLO_MAIN)
+        conn->peer = t->identity;
+    else if (memcmp(conn->peer.digest, t->identity.digest, sizeof(conn->peer.digest)))
+        return error_set(err, CAUSE_DENIED, "%.80s reaches '%.48s', and the main channel '%.48s'", uri->text,
+                         t->identity.name, conn->peer.name);
+    return 0;
+}
+
 /* Connects, and exchanges hellos. */
 static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned channel,
                  const struct transport_wait *wait, struct transport **transport, struct hello_reply *reply,
@@ -88,7 +125,9 @@ static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned ch
     if (reach(conn, uri, is_data ? channel + 1 : 0, wait, &t, err) < 0)
         return -EIO;
     wire_hello_encode(&hello, &wire);
-    int ret = transport_send(t, &iov, 1);
+    int ret = secure(conn, uri, kind, wait, t, err);
+    if (ret == 0)
+        ret = transport_send(t, &iov, 1);
     if (ret == 0)
         ret = transport_recv_all(t, &wire_reply, sizeof(wire_reply), wait);
     if (ret == -ECANCELED)
@@ -96,7 +135,7 @@ static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned ch
     else if (ret == -ETIMEDOUT)
         error_set(err, CAUSE_TIMEOUT, "%s does not answer", uri->text);
     else if (ret < 0)
-        error_set_errno(err, ret, "the handshake with %s", uri->text);
+        blame(t, uri, ret, err);
     else if (wire_hello_reply_decode(&wire_reply, reply, err) == 0 && reply->cause != CAUSE_NONE)
         session_read_reason(reply->cause, reply->text, "the destination refuses", err);
     if (error_is_set(err)) {
@@ -118,6 +157,10 @@ static struct connection *new_attempt(const struct connection_config *config, st
     }
     conn->uris = *config->uris;
     conn->fallback = config->fallback;
+    conn->tls = config->tls;
+    conn->insecure = config->insecure;
+    if (config->tls_name)
+        snprintf(conn->tls_name, sizeof(conn->tls_name), "%s", config->tls_name);
     conn->hello = (struct hello){
         .channels = config->channels,
         .device_channels = config->device_channels,
@@ -178,6 +221,9 @@ static int open_channel(struct connection *conn, const struct connection_config 
     if (channel_set_placing(&conn->channels[c]) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     int ret = channel_set_zerocopy(&conn->channels[c], config->zero_copy);
+    if (ret == -EOPNOTSUPP && conn->peer.name[0])
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "zero-copy is required, but what goes by TLS has to be encrypted first");
     if (ret == -EOPNOTSUPP)
         return error_set(err, CAUSE_UNSUPPORTED,
                          "zero-copy is required, but there is none on the way to %.160s",
@@ -199,6 +245,9 @@ static int open_channels(struct connection *conn, const struct connection_config
         if (open_channel(conn, config, err) < 0)
             return -EIO;
     }
+    if (conn->peer.name[0] && config->splice == CONNECTION_SPLICE_ALWAYS)
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "splice is on, but what goes by TLS has to be encrypted first");
     conn->splices = config->splice != CONNECTION_SPLICE_NEVER;
     for (unsigned c = 0; c < conn->channel_count && config->splice == CONNECTION_SPLICE_AUTO; c++)
         conn->splices &= channel_splices(&conn->channels[c]);

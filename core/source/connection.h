@@ -29,6 +29,7 @@
 #include "placing.h"
 #include "session.h"
 #include "stall.h"
+#include "tls.h"
 #include "uri.h"
 #include "zerocopy.h"
 
@@ -54,6 +55,9 @@ struct connection_config {
     uint64_t write_behind;  /* how many bytes may be accepted and not sent */
     uint64_t rdma_chunk;    /* how much memory is registered at once; a power of two, a stripe at least */
     bool fallback;          /* a channel that cannot go by RDMA goes by TCP */
+    struct tls *tls;        /* what goes over a network is protected with it; NULL: nothing is */
+    const char *tls_name;   /* the host that the peer has to prove to be; empty: that of the URI */
+    bool insecure;          /* what cannot be protected goes all the same */
     uint64_t max_bandwidth; /* bytes a second; 0: as fast as can be */
     int cancel_fd; /* what waits gives up when it is readable; stays open as long as connection_open() runs */
     /*
@@ -75,7 +79,11 @@ struct progress {
 struct connection {
     /* Constant: */
     struct uri_list uris;
-    bool fallback;      /* may be used */
+    bool fallback;   /* may be used */
+    struct tls *tls; /* NULL: nothing is protected */
+    char tls_name[TRANSPORT_HOST_MAX];
+    bool insecure;
+    struct transport_identity peer; /* of the main channel; all the others have it, too */
     struct hello hello; /* what all its hellos say, but for the kind and the channel; has the session id */
     struct transport_group group; /* of all its channels */
     enum zerocopy_mode zero_copy;

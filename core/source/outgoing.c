@@ -600,8 +600,10 @@ static void figures(struct migration *m, struct migration_figures *out)
         .path = outgoing_path(m),
     };
     struct connection *conn = source_connection(&m->out->source);
-    if (conn)
+    if (conn) {
         strcpy(out->fallen_back, conn->fallen_back);
+        out->peer = conn->peer;
+    }
     out->places = conn && conn->places;
     if (!out->places)
         return;

@@ -13,7 +13,7 @@ within $a sh -c "echo $default >$proc/tcp_congestion_control" || skip "the defau
 
 in_namespace $a src
 in_namespace $a near -o listen=tcp:127.0.0.1:4242
-in_namespace $b far -o listen=tcp:192.0.2.2:4242
+in_namespace $b far -o listen=tcp:192.0.2.2:4242,insecure
 is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }
 eventually "the link is up" is_up
 

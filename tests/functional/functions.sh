@@ -20,6 +20,7 @@
 #   MIGFS_SLOW        not empty: the daemon is instrumented; sizes are scaled down, and memory is not measured
 #   MIGFS_HELPERS     where the helper programs are, or will be, built; default: functional/ beside the daemon
 #   MIGFS_TEST_LISTEN the URI that destinations listen at; default: a socket in the test's directory
+#   MIGFS_TEST_TLS    not empty: what goes by TCP goes by TLS, and destinations listen there unless the test says otherwise
 #   MIGFS_TEST_LIMIT  seconds that a test may take
 #   MIGFS_LIMIT       seconds that one command in it may take; default: 60
 #   MIGFS_KEEP        not empty: a failed test's directory is kept
@@ -279,12 +280,27 @@ mounted() {
 	is_mounted "$1"
 }
 
+# Options of every daemon, unless its own say more of TLS.
+every=()
+if [ -n "${MIGFS_TEST_TLS:-}" ]; then
+	requires openssl
+	"$MIGFS" -V | grep -q 'with TLS' || skip "this migfs is built without TLS"
+	mkdir .tls
+	"$root/examples/make-certificates" .tls/ca >.tls/log
+	"$root/examples/make-certificates" .tls/ca .tls/host localhost 127.0.0.1 ::1 >>.tls/log
+	chmod -R a+rX .tls
+	every=(-o "tls=$dir/.tls/host")
+	MIGFS_TEST_LISTEN=${MIGFS_TEST_LISTEN:-tcp:127.0.0.1:0}
+fi
+[[ ${MIGFS_TEST_LISTEN:-} != rdma:* ]] || every+=(-o insecure)
+
 # migfs NAME [OPTION...]: mount at NAME; the log is NAME.log
 migfs() {
-	local name=$1
+	local name=$1 more=("${every[@]}")
 	shift
+	[[ "$*" != *tls* ]] || more=()
 	mkdir -p "$name"
-	"$MIGFS" -f "$@" "$dir/$name" >>"$name.log" 2>&1 &
+	"$MIGFS" -f "${more[@]}" "$@" "$dir/$name" >>"$name.log" 2>&1 &
 	daemon[$name]=$!
 	eventually "$name is mounted" mounted "$name"
 }
@@ -395,6 +411,7 @@ rdma_device() {
 	address=$(ip -4 -o address show dev "$card" | sed -n 's|.* inet \([0-9.]*\)/.*|\1|p' | head -n 1)
 	[ -n "$address" ] || skip "the card $card of the RDMA device has no address"
 	MIGFS_TEST_LISTEN=rdma:$address:0
+	every+=(-o insecure)
 }
 
 # kill_migfs NAME: as a crash would

@@ -48,7 +48,7 @@ gives 2 'max-migrations is from 1' -f -o max-migrations=0 mnt
 
 gives 1 'cannot listen' -f -o "listen=unix:$dir/no/such/place" mnt
 gives 1 'cannot listen' -o "listen=unix:$dir/no/such/place" mnt
-gives 1 'cannot listen' -f -o listen=tcp:203.0.113.1:4444 mnt
+gives 1 'cannot listen' -f -o listen=tcp:203.0.113.1:4444,insecure mnt
 gives 1 '' -o listen=rdma:127.0.0.1:4444 mnt
 ! is_mounted mnt || fail "it is mounted after a failure"
 

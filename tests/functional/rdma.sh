@@ -164,7 +164,7 @@ same image dst/after/ram
 
 say "in the background, to all addresses"
 mkdir -p back
-"$MIGFS" -o listen=rdma:"$address":45454 "$dir/back" >>back.log 2>&1
+"$MIGFS" -o listen=rdma:"$address":45454,insecure "$dir/back" >>back.log 2>&1
 at_exit "umount -l '$dir/back' 2>/dev/null"
 outgoing back 2 "rdma:$address:45454"
 truncate -s $size src/back/ram

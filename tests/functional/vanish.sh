@@ -15,7 +15,7 @@ link_up() {
 is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }
 
 in_namespace $a src -o timeout=2
-in_namespace $b dst -o listen=tcp:192.0.2.2:4242,timeout=2
+in_namespace $b dst -o listen=tcp:192.0.2.2:4242,insecure,timeout=2
 uri=tcp:192.0.2.2:4242
 random image 8M
 

@@ -6,7 +6,7 @@
 hosts_apart
 
 in_namespace $a src
-in_namespace $b dst -o listen=tcp:192.0.2.2:4242
+in_namespace $b dst -o listen=tcp:192.0.2.2:4242,insecure
 uri=tcp:192.0.2.2:4242
 random image "$(scaled 64M 12M)"
 is_up() { ip -n $a link show veth0 | grep -q LOWER_UP && ip -n $b link show veth0 | grep -q LOWER_UP; }

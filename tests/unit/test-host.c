@@ -68,25 +68,26 @@ Test(host, users)
 Test(host, outcomes)
 {
     struct host host;
-    uint8_t session[16] = {0}, unknown[16] = {0xff};
+    uint8_t session[16] = {0}, unknown[16] = {0xff}, nobody[32] = {0}, somebody[32] = {1};
 
     host_init(&host, &limits, NULL);
-    cr_expect(eq(int, (int)host_outcome(&host, session), WIRE_OUTCOME_UNKNOWN), "also of the session of zeros");
+    cr_expect(eq(int, (int)host_outcome(&host, session, nobody), WIRE_OUTCOME_UNKNOWN), "also of the session of zeros");
     for (int i = 0; i < HOST_HISTORY; i++) {
         memcpy(session, &i, sizeof(i));
         session[15] = 1;
-        host_record(&host, session, i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED);
+        host_record(&host, session, nobody, i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED);
     }
     for (int i = 0; i < HOST_HISTORY; i++) {
         memcpy(session, &i, sizeof(i));
-        cr_expect(eq(int, (int)host_outcome(&host, session), i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED));
+        cr_expect(eq(int, (int)host_outcome(&host, session, nobody), i % 2 ? WIRE_OUTCOME_COMPLETED : WIRE_OUTCOME_FAILED));
     }
-    cr_expect(eq(int, (int)host_outcome(&host, unknown), WIRE_OUTCOME_UNKNOWN));
-    host_record(&host, unknown, WIRE_OUTCOME_COMPLETED);
-    cr_expect(eq(int, (int)host_outcome(&host, unknown), WIRE_OUTCOME_COMPLETED));
+    cr_expect(eq(int, (int)host_outcome(&host, unknown, nobody), WIRE_OUTCOME_UNKNOWN));
+    host_record(&host, unknown, nobody, WIRE_OUTCOME_COMPLETED);
+    cr_expect(eq(int, (int)host_outcome(&host, unknown, nobody), WIRE_OUTCOME_COMPLETED));
+    cr_expect(eq(int, (int)host_outcome(&host, unknown, somebody), WIRE_OUTCOME_UNKNOWN), "of another one's session");
     int first = 0;
     memcpy(session, &first, sizeof(first));
-    cr_expect(eq(int, (int)host_outcome(&host, session), WIRE_OUTCOME_UNKNOWN), "the oldest one made room");
+    cr_expect(eq(int, (int)host_outcome(&host, session, nobody), WIRE_OUTCOME_UNKNOWN), "the oldest one made room");
     host_fini(&host);
 }
 

@@ -25,6 +25,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
+static const struct transport_identity nobody;
+
 TestSuite(incoming, .init = scratch_make, .fini = scratch_remove);
 
 #define STRIPE   WIRE_STRIPE_SIZE
@@ -945,7 +947,7 @@ Test(incoming, breaches)
             session_read_abort(&r, "the destination", &told);
             cr_expect(eq(int, (int)told.cause, (int)breaches[i].cause), "%s: %s", breaches[i].what, told.message);
         }
-        cr_expect(eq(int, (int)host_outcome(&rig.destination.host, peer.hello.session) == WIRE_OUTCOME_COMPLETED, 0));
+        cr_expect(eq(int, (int)host_outcome(&rig.destination.host, peer.hello.session, nobody.digest) == WIRE_OUTCOME_COMPLETED, 0));
         peer_close(&peer);
         migration_put(m);
         rig_write(bystander, migration_file(bystander, WIRE_RAM), "still here", 10, i);

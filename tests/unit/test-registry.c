@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+static const struct transport_identity nobody;
+
 static struct registry *make(unsigned max_migrations)
 {
     struct limits limits = rig_limits();
@@ -170,11 +172,11 @@ Test(registry, incoming)
     cr_expect(eq(uint, m->settings.device_channels, 1));
     cr_expect(m->settings.checksum);
     cr_expect(zero(ptr, registry_find(registry, "vm")), "not shown before its channels are there");
-    other = registry_find_session(registry, "vm", hello.session);
+    other = registry_find_session(registry, "vm", hello.session, nobody.digest);
     cr_expect(eq(ptr, other, m));
     migration_put(other);
-    cr_expect(zero(ptr, registry_find_session(registry, "vm", again.session)));
-    cr_expect(zero(ptr, registry_find_session(registry, "other", hello.session)));
+    cr_expect(zero(ptr, registry_find_session(registry, "vm", again.session, nobody.digest)));
+    cr_expect(zero(ptr, registry_find_session(registry, "other", hello.session, nobody.digest)));
     arrive(registry, m);
     other = registry_find(registry, "vm");
     cr_expect(eq(ptr, other, m));
@@ -317,7 +319,7 @@ Test(registry, expected)
     cr_expect(eq(uint, m->settings.timeout_ms, 7000));
     cr_expect(eq(uint, m->attributes.at[ATTRIBUTES_RAM].uid, 11));
     cr_expect(eq(uint, registry->count, 1));
-    struct migration *found = registry_find_session(registry, "vm", hello.session);
+    struct migration *found = registry_find_session(registry, "vm", hello.session, nobody.digest);
     cr_expect(eq(ptr, found, m));
     migration_put(found);
     m->state = STATE_FAILED;
