@@ -8,8 +8,8 @@ requires qemu-system-x86_64 as ld python3
 tool=$root/examples/live-migrate
 hosts_far_apart 1000 10
 mkdir received
-in_namespace $b dst -o "listen=tcp:192.0.2.2:0,backing=$dir/received"
-in_namespace $b memfd -o "listen=tcp:192.0.2.2:0"
+in_namespace $b dst -o "insecure,listen=tcp:192.0.2.2:0,backing=$dir/received"
+in_namespace $b memfd -o "insecure,listen=tcp:192.0.2.2:0"
 in_namespace $a src
 uri=$(sed -n 's/^migfs: listening at //p' dst.log)
 
