@@ -15,6 +15,7 @@ _Static_assert(WIRE_STRIPE_SIZE / MEMORY_MAP_UNIT == 16, "image.mapped");
 #define HOLE_SIZE (1ull << 30) /* at a time; the kernel gives back a GiB of small pages in about 0.1 s */
 /* of RAM whose size nobody has declared; more is not worth the address space */
 #define UNDECLARED_WINDOW (1ull << 40)
+#define PAGES_SIZE        (16u << 10) /* what is larger and not there is written with pwrite(2) */
 #define PREALLOCATE_SIZE  (16u << 20) /* at a time; the thread that does it looks up in between */
 
 void image_init(struct image *image)
@@ -397,8 +398,17 @@ void *image_window(struct image *image, uint64_t offset, size_t len)
         return memory_window(&image->memory, offset, len);
     if (page_map_next(&image->held, first, first + pages, false) != first + pages)
         return NULL;
-    if (len >= MEMORY_MAP_UNIT / 2 && image->mapped && offset + len <= image->window)
+    if (image->mapped && offset + len <= image->window)
         map_once(image, offset, len);
+    return memory_window(&image->memory, offset, len);
+}
+
+void *image_pages(struct image *image, uint64_t offset, size_t len)
+{
+    void *window = image_window(image, offset, len);
+
+    if (window || !image->is_ram || len > PAGES_SIZE || !image->memory.tmpfs)
+        return window;
     return memory_window(&image->memory, offset, len);
 }
 

@@ -154,6 +154,13 @@ static inline int image_write(struct image *image, uint64_t offset, const void *
  */
 void *image_window(struct image *image, uint64_t offset, size_t len);
 
+/**
+ * image_pages - the same for few pages, also those that are not held; who stores there may find no memory
+ *
+ * A fault for each page costs less than pwrite(2) for each, during which other channels wait.
+ */
+void *image_pages(struct image *image, uint64_t offset, size_t len);
+
 /** image_descriptor - where others may store bytes, which they tell with image_stored(); negative: nowhere */
 static inline int image_descriptor(const struct image *image)
 {

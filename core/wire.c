@@ -206,23 +206,24 @@ static bool is_payload(const struct packet *packet)
 {
     if (packet->flags & WIRE_PACKET_ZSTD)
         return packet->length > 0 && packet->length < packet->raw_length &&
-               !(packet->flags & WIRE_PACKET_PLACED);
+               !(packet->flags & (WIRE_PACKET_PLACED | WIRE_PACKET_PARTIAL));
     return packet->length > 0 && packet->length == packet->raw_length;
 }
 
 static bool is_plausible(const struct packet *packet)
 {
-    uint32_t bitmap = wire_bitmap_size(packet->range);
+    uint32_t head = wire_pages_head(packet);
     bool empty = !packet->length && !packet->raw_length && !packet->flags;
 
     switch (packet->type) {
     case WIRE_DATA:
         /* A packet never crosses a stripe: its stripe is what picked its channel. */
-        return is_payload(packet) && packet->raw_length <= WIRE_OFFSET_MAX - packet->offset &&
+        return is_payload(packet) && !(packet->flags & WIRE_PACKET_PARTIAL) &&
+               packet->raw_length <= WIRE_OFFSET_MAX - packet->offset &&
                packet->raw_length <= WIRE_STRIPE_SIZE - packet->offset % WIRE_STRIPE_SIZE;
     case WIRE_PAGES:
         return is_pages_of_stripe(packet) && is_payload(packet) && !(packet->flags & WIRE_PACKET_PLACED) &&
-               packet->raw_length > bitmap && packet->raw_length <= bitmap + packet->range;
+               packet->raw_length > head && packet->raw_length <= head + packet->range;
     case WIRE_ZERO:
         return empty && is_pages_of_stripe(packet);
     case WIRE_DISCARD:
@@ -253,7 +254,7 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "the header of a packet arrived damaged");
     if (wire->type < WIRE_DATA || wire->type >= WIRE_PACKET_MAX ||
-        (wire->flags & ~(WIRE_PACKET_ZSTD | WIRE_PACKET_PLACED)))
+        (wire->flags & ~(WIRE_PACKET_ZSTD | WIRE_PACKET_PLACED | WIRE_PACKET_PARTIAL)))
         return error_set(err, CAUSE_PROTOCOL, "a packet of unknown type %u, flags %#x", wire->type,
                          wire->flags);
     if (packet.offset > WIRE_OFFSET_MAX || !is_plausible(&packet))

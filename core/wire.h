@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WIRE_VERSION      2
+#define WIRE_VERSION      3
 #define WIRE_PAGE_SIZE    4096u
 #define WIRE_STRIPE_SIZE  (1u << 20)
 #define WIRE_CHANNELS_MAX 128
@@ -90,13 +90,16 @@ enum wire_packet_type {
     /* the file's size becomes `offset`; what lay past it in the channel's stripes is gone */
     WIRE_TRUNCATE = 3,
     WIRE_ZERO = 4, /* the whole pages [offset, offset + range), of one stripe, are zero */
-    /* the whole pages [offset, offset + range): a bit for each, and those that are not zero */
+    /* whole pages of [offset, offset + range), of one stripe: a bit for each, and those whose bit is set; the
+       others are zero, or the packet is PARTIAL and says which it is about */
     WIRE_PAGES = 5,
     WIRE_PACKET_MAX
 };
 
 #define WIRE_PACKET_ZSTD   1 /* flag: the payload is one zstd frame */
 #define WIRE_PACKET_PLACED 2 /* flag: the payload is in its place already, and not in the stream */
+/* flag of PAGES: a second bit for each page, after the first ones; of pages without it nothing is said */
+#define WIRE_PACKET_PARTIAL 4
 
 /*
  * On a channel that places, the destination tells, as 8 bytes each time, how many packets it has applied,
@@ -251,6 +254,7 @@ struct packet {
     uint32_t length, raw_length;
     uint64_t offset, range, sequence, payload_check;
     uint64_t check; /* of the header */
+    uint64_t pages; /* that a PARTIAL one is about; its payload says it, not the header */
 };
 
 /* What the manifest says of one file. */
@@ -288,6 +292,12 @@ int wire_packet_decode(const struct wire_packet *wire, struct packet *out, struc
 static inline uint32_t wire_bitmap_size(uint64_t range)
 {
     return (uint32_t)((range / WIRE_PAGE_SIZE + 63) / 64 * 8);
+}
+
+/** wire_pages_head - bytes of a PAGES packet's payload before the pages */
+static inline uint32_t wire_pages_head(const struct packet *packet)
+{
+    return wire_bitmap_size(packet->range) * (packet->flags & WIRE_PACKET_PARTIAL ? 2 : 1);
 }
 
 /** wire_payload_check - the checksum of a payload: XXH3, 64 bits */

@@ -30,7 +30,7 @@
 
 #define TRANSPORT_PEER_MAX    128
 #define TRANSPORT_ADDRESS_MAX 72
-#define TRANSPORT_IOV_MAX     160 /* each second page of a MiB, and what stands before them */
+#define TRANSPORT_IOV_MAX     272 /* each page of a MiB, and what stands before them */
 #define TRANSPORT_GROUP_SIZE  16
 #define TRANSPORT_NAME_MAX    192
 #define TRANSPORT_HOST_MAX    256

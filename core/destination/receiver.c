@@ -59,16 +59,34 @@ static int ended_early(struct error *err)
  */
 struct sink {
     uint8_t *window;
-    bool direct; /* nobody looks at it: the transport may put it into the file itself */
+    uint8_t *pages; /* where @store may put it, although not all of it is there */
+    bool direct;    /* nobody looks at it: the transport may put it into the file itself */
     int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
     struct file *file; /* for the stores below */
     uint64_t offset;
     uint8_t *buffer;
 };
 
+/*
+ * Stores bytes that have been received. Where there is a @window, through it: pwrite(2) takes the inode's
+ * lock, and channels would wait for one another.
+ */
+static int store(struct file *file, void *window, uint64_t offset, const void *from, size_t len,
+                 struct error *err)
+{
+    if (window && guard_copy(window, from, len) == 0)
+        return 0;
+    /* It has been truncated, or there is no memory: then pwrite(2) says so. */
+    if (window && file_receive_check(file, err) < 0)
+        return -EIO;
+    return image_write(&file->image, offset, from, len, err);
+}
+
 static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
 {
-    return image_write(&sink->file->image, sink->offset + at, part, len, err);
+    uint8_t *window = sink->window ? sink->window : sink->pages;
+
+    return store(sink->file, window ? window + at : NULL, sink->offset + at, part, len, err);
 }
 
 static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
@@ -152,12 +170,23 @@ static bool is_checked(const struct receiver *r, const struct file *file)
     return file->id != WIRE_RAM || r->reception->checked;
 }
 
+/* All of a payload has been given to the checker. */
+static int check_payload(const struct receiver *r, struct file *file, const struct packet *packet,
+                         struct error *err)
+{
+    char name[WIRE_NAME_SIZE];
+
+    if (XXH3_64bits_digest(r->checker) == packet->payload_check)
+        return 0;
+    return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
+                     file_name(file, name), (unsigned long long)packet->offset);
+}
+
 /* Passes a payload on as it arrives, and checks it at the end. */
 static int take_payload(struct receiver *r, struct file *file, const struct packet *packet, struct sink *sink,
                         struct error *err)
 {
     bool checksum = is_checked(r, file);
-    char name[WIRE_NAME_SIZE];
     uint32_t done = 0;
 
     if (checksum)
@@ -193,10 +222,7 @@ static int take_payload(struct receiver *r, struct file *file, const struct pack
         r->start += n;
         done += (uint32_t)n;
     }
-    if (checksum && XXH3_64bits_digest(r->checker) != packet->payload_check)
-        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
-                         file_name(file, name), (unsigned long long)packet->offset);
-    return 0;
+    return checksum ? check_payload(r, file, packet, err) : 0;
 }
 
 /* The whole payload as it was sent; *@out is the receiver's until it reads on. */
@@ -274,8 +300,6 @@ static bool may_have_pipe(struct receiver *r)
 /* The payload is in its place already: only its checksum, if it has one, is left to be looked at. */
 static int take_placed(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
 {
-    char name[WIRE_NAME_MAX + 1];
-
     if (!r->transport->traits.places || !image_was_exposed(&file->image))
         return error_set(err, CAUSE_PROTOCOL, "a placed packet, though nothing was exposed");
     note_received(r, packet->length);
@@ -287,10 +311,7 @@ static int take_placed(struct receiver *r, struct file *file, const struct packe
     XXH3_64bits_reset(r->checker);
     if (!memory || guard_call(check_window, &check) < 0)
         return went_away(file, err);
-    if (XXH3_64bits_digest(r->checker) != packet->payload_check)
-        return error_set(err, CAUSE_PROTOCOL, "the data for '%.64s' at offset %llu arrived damaged",
-                         file_name(file, name), (unsigned long long)packet->offset);
-    return 0;
+    return check_payload(r, file, packet, err);
 }
 
 /* The payload of a WIRE_DATA packet goes to its place in the file. */
@@ -307,20 +328,232 @@ static int take_data(struct receiver *r, struct file *file, const struct packet 
             return -EIO;
         return window ? 0 : image_write(&file->image, packet->offset, raw, packet->raw_length, err);
     }
+    if (!window)
+        sink.pages = image_pages(&file->image, packet->offset, packet->raw_length);
     sink.direct = !window && !is_checked(r, file) && packet->length >= DIRECT_MIN &&
                   image_descriptor(&file->image) >= 0 && r->transport->traits.receives_to_file &&
                   may_have_pipe(r);
     return take_payload(r, file, packet, &sink, err);
 }
 
-/* The payload of a WIRE_PAGES packet, where it can be looked at: *@out is the receiver's until it reads on.
+/*
+ * Pages: a payload of scattered ones, from the connection to where they belong
  */
-static int take_pages(struct receiver *r, struct file *file, const struct packet *packet, const uint8_t **out,
+
+/* What a WIRE_PAGES packet says of its pages; bit n of word w is its page 64 w + n. */
+struct page_bits {
+    uint64_t data[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64]; /* these follow */
+    uint64_t said[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64]; /* these, and others that are zero */
+};
+
+/* @bitmaps: as they travel, wire_pages_head() bytes. @packet->pages is filled in. */
+static int decode_bits(struct packet *packet, const uint8_t *bitmaps, struct page_bits *bits,
+                       struct error *err)
+{
+    uint64_t pages = packet->range / WIRE_PAGE_SIZE, data = 0;
+    bool partial = packet->flags & WIRE_PACKET_PARTIAL, bad = false;
+    unsigned words = wire_bitmap_size(packet->range) / 8;
+
+    for (unsigned word = 0; word < words; word++) {
+        uint64_t rest = pages - word * 64ull, all = rest < 64 ? (1ull << rest) - 1 : UINT64_MAX;
+        uint64_t held, said = all;
+        memcpy(&held, bitmaps + 8 * word, 8);
+        if (partial)
+            memcpy(&said, bitmaps + 8 * (words + word), 8);
+        bits->data[word] = le64toh(held);
+        bits->said[word] = partial ? le64toh(said) : all;
+        bad |= bits->data[word] & ~bits->said[word] || bits->said[word] & ~all;
+        data += (uint64_t)__builtin_popcountll(bits->data[word]);
+        packet->pages += (uint64_t)__builtin_popcountll(bits->said[word]);
+    }
+    if (bad || wire_pages_head(packet) + data * WIRE_PAGE_SIZE != packet->raw_length)
+        return error_set(err, CAUSE_PROTOCOL, "%llu of %llu pages in a packet of %u bytes",
+                         (unsigned long long)data, (unsigned long long)pages, packet->raw_length);
+    return 0;
+}
+
+/* The next run of pages of a packet that are alike, from @page on. */
+struct page_run {
+    uint64_t pages;
+    bool said, data;
+};
+
+static struct page_run run_at(const struct packet *packet, const struct page_bits *bits, uint64_t page)
+{
+    uint64_t pages = packet->range / WIRE_PAGE_SIZE;
+    struct page_run run = {.said = bits->said[page / 64] >> page % 64 & 1,
+                           .data = bits->data[page / 64] >> page % 64 & 1};
+
+    do
+        run.pages++, page++;
+    while (page < pages && (bits->said[page / 64] >> page % 64 & 1) == run.said &&
+           (bits->data[page / 64] >> page % 64 & 1) == run.data);
+    return run;
+}
+
+/* The pages of a packet that follow, and how much of them has been stored. */
+struct scatter {
+    struct file *file;
+    struct {
+        uint64_t offset;
+        uint8_t *window; /* NULL: there is none */
+        uint32_t len;    /* of what is left */
+    } runs[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 2 + 1];
+    unsigned count, next;
+    uint32_t left;    /* bytes */
+    bool has_windows; /* all of them */
+};
+
+static void scatter_begin(struct scatter *s, struct file *file, const struct packet *packet,
+                          const struct page_bits *bits)
+{
+    struct page_run run;
+
+    s->file = file;
+    s->count = s->next = 0;
+    s->left = 0;
+    s->has_windows = true;
+    for (uint64_t page = 0; page < packet->range / WIRE_PAGE_SIZE; page += run.pages) {
+        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE;
+        run = run_at(packet, bits, page);
+        uint32_t len = (uint32_t)run.pages * WIRE_PAGE_SIZE;
+        if (!run.data)
+            continue;
+        s->runs[s->count].offset = offset;
+        s->runs[s->count].window = image_pages(&file->image, offset, len);
+        s->has_windows &= s->runs[s->count].window != NULL;
+        s->runs[s->count++].len = len;
+        s->left += len;
+    }
+}
+
+/* So many bytes of the next run have been stored. */
+static void scatter_advance(struct scatter *s, uint32_t len)
+{
+    s->runs[s->next].offset += len;
+    s->runs[s->next].len -= len;
+    if (s->runs[s->next].window)
+        s->runs[s->next].window += len;
+    s->next += s->runs[s->next].len == 0;
+    s->left -= len;
+}
+
+/* Stores bytes of the next run, which are no more than are left of it. */
+static int scatter_store(struct scatter *s, const uint8_t *from, uint32_t len, struct error *err)
+{
+    if (store(s->file, s->runs[s->next].window, s->runs[s->next].offset, from, len, err) < 0)
+        return -EIO;
+    scatter_advance(s, len);
+    return 0;
+}
+
+/*
+ * Receives at least one byte straight into the pages. 0; 1: they have gone, or there is no memory for them,
+ * which storing them one by one finds out; or negative with @err.
+ */
+static int scatter_receive(struct receiver *r, struct scatter *s, bool checksum, struct error *err)
+{
+    struct iovec parts[sizeof(s->runs) / sizeof(s->runs[0])];
+    int n = 0;
+
+    for (unsigned i = s->next; i < s->count; i++)
+        parts[n++] = (struct iovec){s->runs[i].window, s->runs[i].len};
+    ssize_t got = transport_recv_parts(r->transport, parts, n);
+    if (got == -EFAULT)
+        return 1;
+    if (got < 0)
+        return error_set_errno(err, (int)got, "the connection is lost");
+    if (got == 0)
+        return ended_early(err);
+    note_received(r, (size_t)got);
+    while (got > 0) {
+        uint32_t len = got < s->runs[s->next].len ? (uint32_t)got : s->runs[s->next].len;
+        struct window_check check = {r->checker, s->runs[s->next].window, len};
+        if (checksum && guard_call(check_window, &check) < 0)
+            return went_away(s->file, err);
+        scatter_advance(s, len);
+        got -= len;
+    }
+    return 0;
+}
+
+/* Takes what the connection has for the buffer when that is empty. */
+static int refill(struct receiver *r, struct error *err)
+{
+    int ret = r->start == r->end ? fill(r, RECEIVER_BUFFER, err) : 0;
+
+    return ret > 0 ? ended_early(err) : ret;
+}
+
+/* Takes bytes of a payload that come before its pages. */
+static int take_head(struct receiver *r, uint8_t *head, uint32_t len, bool checksum, struct error *err)
+{
+    for (uint32_t have = 0; have < len;) {
+        if (r->start == r->end && fill(r, len - have, err))
+            return error_is_set(err) ? -EIO : ended_early(err);
+        size_t n = r->end - r->start < len - have ? r->end - r->start : len - have;
+        memcpy(head + have, r->buffer + r->start, n);
+        r->start += n;
+        have += (uint32_t)n;
+    }
+    if (checksum)
+        XXH3_64bits_update(r->checker, head, len);
+    return 0;
+}
+
+/* The payload of a WIRE_PAGES packet that is as it was sent: *@bits is filled in, its pages are stored. */
+static int take_pages(struct receiver *r, struct file *file, struct packet *packet, struct page_bits *bits,
                       struct error *err)
 {
-    if (packet->flags & WIRE_PACKET_ZSTD)
-        return unpack(r, file, packet, NULL, out, err);
-    return take_whole(r, file, packet, out, err);
+    uint8_t head[2 * sizeof(bits->data)];
+    bool checksum = is_checked(r, file);
+    struct scatter s;
+
+    if (checksum)
+        XXH3_64bits_reset(r->checker);
+    if (take_head(r, head, wire_pages_head(packet), checksum, err) < 0 ||
+        decode_bits(packet, head, bits, err) < 0)
+        return -EIO;
+    scatter_begin(&s, file, packet, bits);
+    while (s.left > 0) {
+        if (r->start == r->end && s.has_windows) {
+            int ret = scatter_receive(r, &s, checksum, err);
+            if (ret < 0)
+                return ret;
+            s.has_windows = ret == 0;
+            continue;
+        }
+        if (refill(r, err) < 0)
+            return -EIO;
+        size_t have = r->end - r->start;
+        uint32_t n = have < s.runs[s.next].len ? (uint32_t)have : s.runs[s.next].len;
+        if (checksum)
+            XXH3_64bits_update(r->checker, r->buffer + r->start, n);
+        if (scatter_store(&s, r->buffer + r->start, n, err) < 0)
+            return -EIO;
+        r->start += n;
+    }
+    return checksum ? check_payload(r, file, packet, err) : 0;
+}
+
+/* The same for one that is compressed. */
+static int unpack_pages(struct receiver *r, struct file *file, struct packet *packet, struct page_bits *bits,
+                        struct error *err)
+{
+    const uint8_t *raw;
+    struct scatter s;
+
+    if (unpack(r, file, packet, NULL, &raw, err) < 0 || decode_bits(packet, raw, bits, err) < 0)
+        return -EIO;
+    raw += wire_pages_head(packet);
+    scatter_begin(&s, file, packet, bits);
+    while (s.left > 0) {
+        uint32_t len = s.runs[s.next].len;
+        if (scatter_store(&s, raw, len, err) < 0)
+            return -EIO;
+        raw += len;
+    }
+    return 0;
 }
 
 /*
@@ -337,47 +570,27 @@ static int apply_data(struct receiver *r, struct file *file, const struct packet
     return 0;
 }
 
-/* The pages of a WIRE_PAGES packet: those whose bit is set follow the bits, the others are zero. */
-static int apply_pages(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+static int apply_pages(struct receiver *r, struct file *file, struct packet *packet, struct error *err)
 {
-    uint64_t bits[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64];
-    uint64_t pages = packet->range / WIRE_PAGE_SIZE, data = 0;
-    uint32_t bitmap = wire_bitmap_size(packet->range);
-    const uint8_t *raw;
+    struct page_bits bits;
+    struct page_run run;
 
     if (file->id != WIRE_RAM)
         return error_set(err, CAUSE_PROTOCOL, "zero pages of a device");
     if (file_receive_size(file, r->index, packet->offset + packet->range, reception_limit(r->reception, file),
                           err) < 0)
         return -EIO;
-    if (take_pages(r, file, packet, &raw, err) < 0)
-        return -EIO;
-    memcpy(bits, raw, bitmap);
-    for (size_t word = 0; word < bitmap / 8; word++) {
-        bits[word] = le64toh(bits[word]);
-        data += (uint64_t)__builtin_popcountll(bits[word]);
+    int ret = packet->flags & WIRE_PACKET_ZSTD ? unpack_pages(r, file, packet, &bits, err)
+                                               : take_pages(r, file, packet, &bits, err);
+    for (uint64_t page = 0; ret == 0 && page < packet->range / WIRE_PAGE_SIZE; page += run.pages) {
+        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE;
+        run = run_at(packet, &bits, page);
+        if (run.data)
+            file_received(file, r->index, offset, run.pages * WIRE_PAGE_SIZE);
+        else if (run.said)
+            ret = file_receive_zero(file, r->index, offset, run.pages * WIRE_PAGE_SIZE, err);
     }
-    if ((pages % 64 && bits[pages / 64] >> pages % 64) ||
-        bitmap + data * WIRE_PAGE_SIZE != packet->raw_length)
-        return error_set(err, CAUSE_PROTOCOL, "%llu of %llu pages in a packet of %u bytes",
-                         (unsigned long long)data, (unsigned long long)pages, packet->raw_length);
-    raw += bitmap;
-    for (uint64_t page = 0, run; page < pages; page += run) {
-        bool held = bits[page / 64] >> page % 64 & 1;
-        for (run = 1; page + run < pages && (bits[(page + run) / 64] >> (page + run) % 64 & 1) == held; run++)
-            ;
-        uint64_t offset = packet->offset + page * WIRE_PAGE_SIZE, len = run * WIRE_PAGE_SIZE;
-        if (!held) {
-            if (file_receive_zero(file, r->index, offset, len, err) < 0)
-                return -EIO;
-            continue;
-        }
-        if (image_write(&file->image, offset, raw, len, err) < 0)
-            return -EIO;
-        file_received(file, r->index, offset, len);
-        raw += len;
-    }
-    return 0;
+    return ret;
 }
 
 static int apply_zero(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
@@ -398,8 +611,9 @@ static uint64_t packet_span(const struct file *file, unsigned channel, const str
         return packet->raw_length;
     case WIRE_DISCARD:
         return file_home_bytes(file, channel, packet->offset, packet->range);
-    case WIRE_ZERO:
     case WIRE_PAGES:
+        return packet->pages * WIRE_PAGE_SIZE;
+    case WIRE_ZERO:
         return packet->range;
     default:
         return 0;
@@ -462,7 +676,7 @@ static int check_packet(struct receiver *r, const struct file *file, const struc
     return 0;
 }
 
-static int apply_to(struct receiver *r, struct file *file, const struct packet *packet, struct error *err)
+static int apply_to(struct receiver *r, struct file *file, struct packet *packet, struct error *err)
 {
     switch (packet->type) {
     case WIRE_DATA:
@@ -516,7 +730,7 @@ static void publish(struct receiver *r, struct file *file, const struct packet *
 }
 
 /* A packet whose header was read; its payload comes next on the connection. */
-static int apply(struct receiver *r, const struct packet *packet, struct error *err)
+static int apply(struct receiver *r, struct packet *packet, struct error *err)
 {
     struct file *file = begin_using(r, packet->file);
     uint64_t sequence = atomic_load_explicit(&r->applied, memory_order_relaxed) + 1;

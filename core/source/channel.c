@@ -211,6 +211,19 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
     return wire_packet_encode(packet, &entry->header);
 }
 
+uint64_t channel_add_parts(struct channel *ch, struct packet *packet, const struct iovec *parts,
+                           unsigned count, uint64_t bytes, struct channel_entry *entry)
+{
+    assert(count <= CHANNEL_PARTS_MAX);
+    *entry = (struct channel_entry){.place = CHANNEL_PARTS,
+                                    .parts = parts,
+                                    .part_count = count,
+                                    .length = packet->length,
+                                    .bytes = bytes};
+    push_own(ch, packet, entry);
+    return wire_packet_encode(packet, &entry->header);
+}
+
 uint64_t channel_add_pipe(struct channel *ch, struct packet *packet, int pipe, uint64_t bytes,
                           struct channel_entry *entry)
 {
@@ -308,6 +321,21 @@ static void batch_add(struct batch *batch, const void *buf, size_t len)
     batch->bytes += len;
 }
 
+static void batch_add_parts(struct batch *batch, const struct channel_entry *entry)
+{
+    memcpy(batch->iov + batch->n, entry->parts, entry->part_count * sizeof(*entry->parts));
+    batch->n += (int)entry->part_count;
+    batch->bytes += entry->length;
+}
+
+/* Whether the parts of one more entry fit. */
+static bool has_room(const struct batch *batch, const struct channel_entry *entry)
+{
+    int parts = entry->place == CHANNEL_PARTS ? 1 + (int)entry->part_count : 2;
+
+    return batch->n + parts <= TRANSPORT_IOV_MAX;
+}
+
 /*
  * Takes up to CHANNEL_BATCH bytes of entries off the queue; one whose payload is in
  * a pipe is the last, and one that is sent without a copy is alone.
@@ -321,8 +349,8 @@ static void take_batch(struct channel *ch, struct batch *batch)
     batch->bytes = batch->large = batch->uncopied = batch->placed = 0;
     batch->piped = NULL;
     batch->zerocopy = NULL;
-    while (can_send(ch) && batch->n + 2 <= TRANSPORT_IOV_MAX &&
-           batch->bytes + batch->placed < CHANNEL_BATCH && !batch->piped && !batch->zerocopy) {
+    while (can_send(ch) && has_room(batch, ch->head) && batch->bytes + batch->placed < CHANNEL_BATCH &&
+           !batch->piped && !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
         bool zerocopy = is_large(ch, entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
@@ -333,6 +361,8 @@ static void take_batch(struct channel *ch, struct batch *batch)
             batch->zerocopy = entry;
         else if (entry->place == CHANNEL_PIPE)
             batch->piped = entry;
+        else if (entry->place == CHANNEL_PARTS)
+            batch_add_parts(batch, entry);
         else if (entry->placed)
             batch->placed += entry->length;
         else if (entry->length)

@@ -48,9 +48,10 @@
 
 #define CHANNEL_COPY_MAX                                                                                     \
     (16u << 10) /* no larger packet is copied, whatever the transport says: chunks hold several */
-#define CHANNEL_CHUNK     (64u << 10) /* small packets travel together in buffers of this size */
-#define CHANNEL_SPARE     4           /* chunks that a channel keeps for the next time */
-#define CHANNEL_ENOUGH    (48u << 10) /* nobody lingers for more */
+#define CHANNEL_PARTS_MAX (TRANSPORT_IOV_MAX - 1) /* of a payload */
+#define CHANNEL_CHUNK     (64u << 10)             /* small packets travel together in buffers of this size */
+#define CHANNEL_SPARE     4                       /* chunks that a channel keeps for the next time */
+#define CHANNEL_ENOUGH    (48u << 10)             /* nobody lingers for more */
 #define CHANNEL_LINGER_US 1000
 #define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
 
@@ -67,6 +68,7 @@ enum channel_place {
     CHANNEL_MEMORY, /* the header in the entry, the payload in its owner's buffer */
     CHANNEL_SLICE,  /* in a chunk, headers and all; nobody owns the entry */
     CHANNEL_PIPE,   /* the header in the entry, the payload in a pipe */
+    CHANNEL_PARTS,  /* the header in the entry, the payload in parts of its owner's */
 };
 
 /*
@@ -81,8 +83,10 @@ struct channel_entry {
     struct channel_chunk *chunk; /* CHANNEL_SLICE */
     const void *payload;         /* CHANNEL_MEMORY, and the bytes of a CHANNEL_SLICE */
     int pipe;                    /* CHANNEL_PIPE */
-    bool placed;                 /* CHANNEL_MEMORY: the payload is placed, and then the header is sent */
-    struct transport_key key;    /* where, if it is: @key_offset bytes into what it stands for */
+    const struct iovec *parts;   /* CHANNEL_PARTS: so many */
+    unsigned part_count;
+    bool placed;              /* CHANNEL_MEMORY: the payload is placed, and then the header is sent */
+    struct transport_key key; /* where, if it is: @key_offset bytes into what it stands for */
     uint64_t key_offset;
     uint32_t length;        /* of the payload, or of the slice */
     uint64_t bytes;         /* what the gate is given back when it is sent */
@@ -208,6 +212,14 @@ uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const voi
  */
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
                      struct channel_entry *entry);
+
+/**
+ * channel_add_parts - the same with a payload in parts
+ * @parts: @packet->length bytes together, in @count parts, CHANNEL_PARTS_MAX at most; they stay as they are,
+ * and where they are, until channel_finish_entry(). They are sent with a copy
+ */
+uint64_t channel_add_parts(struct channel *ch, struct packet *packet, const struct iovec *parts,
+                           unsigned count, uint64_t bytes, struct channel_entry *entry);
 
 /**
  * channel_add_pipe - give a packet its place whose payload is in a pipe

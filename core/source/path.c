@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The paths of packets that are sent as they stand; see path.h. */
 #include "path.h"
+#include "gathered.h"
 
 static uint64_t pages_touched(const struct packet *packet)
 {
@@ -23,11 +24,11 @@ void path_count(struct channel *ch, struct file *file, const struct packet *pack
         counter_add(&fc->zero_pages, packet->range / WIRE_PAGE_SIZE);
         break;
     case WIRE_PAGES:
-        bytes = packet->raw_length - wire_bitmap_size(packet->range);
+        bytes = packet->raw_length - wire_pages_head(packet);
         pages = bytes / WIRE_PAGE_SIZE;
         counter_add(&fc->bytes, bytes);
         counter_add(&fc->pages, pages);
-        counter_add(&fc->zero_pages, packet->range / WIRE_PAGE_SIZE - pages);
+        counter_add(&fc->zero_pages, plan_bytes(packet) / WIRE_PAGE_SIZE - pages);
         break;
     case WIRE_DISCARD:
         bytes = file_home_bytes(file, ch->index, packet->offset, packet->range);
@@ -88,3 +89,13 @@ static void add_spliced(struct channel *ch, struct file *file, struct packet *pa
 }
 
 const struct path path_spliced = {add_spliced, path_nothing_to_make, path_nothing_to_release};
+
+static void add_gathered(struct channel *ch, struct file *file, struct packet *packet,
+                         const struct path_bytes *bytes, uint64_t share, struct path_piece *piece)
+{
+    const struct gathered *g = bytes->gathered;
+
+    path_count(ch, file, packet, channel_add_parts(ch, packet, g->parts, g->count, share, &piece->entry));
+}
+
+const struct path path_gathered = {add_gathered, path_nothing_to_make, path_nothing_to_release};

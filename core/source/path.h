@@ -14,14 +14,16 @@
 #include "plan.h"
 
 struct context;
+struct gathered;
 
 /* Where the bytes of a write are, and whether the gate has counted them. */
 struct path_bytes {
-    const char *buf; /* those of packets that are copied, kept or made */
-    uint64_t offset; /* what the first of them stands for */
-    int pipe;        /* PLAN_SPLICED: it has those of the packet and nothing else */
-    const char *map; /* PLAN_MAPPED: the RAM's file, from its start */
-    bool gated;      /* they are memory of the daemon's: the gate counts them */
+    const char *buf;                 /* those of packets that are copied, kept or made */
+    uint64_t offset;                 /* what the first of them stands for */
+    int pipe;                        /* PLAN_SPLICED: it has those of the packet and nothing else */
+    const char *map;                 /* PLAN_MAPPED: the RAM's file, from its start */
+    const struct gathered *gathered; /* PLAN_GATHERED: the parts */
+    bool gated;                      /* they are memory of the daemon's: the gate counts them */
 };
 
 /* What the packets of a write have in common. */
@@ -62,8 +64,8 @@ struct path {
     void (*release)(struct path_write *write, struct path_piece *piece);
 };
 
-extern const struct path path_copied, path_kept, path_mapped, path_spliced; /* path.c */
-extern const struct path path_made;                                         /* path_made.c */
+extern const struct path path_copied, path_kept, path_mapped, path_spliced, path_gathered; /* path.c */
+extern const struct path path_made;                                                        /* path_made.c */
 
 /** path_count - a packet is as it is sent, and its header's check is @check; the channel's lock is held */
 void path_count(struct channel *ch, struct file *file, const struct packet *packet, uint64_t check);

@@ -5,6 +5,8 @@
 
 #include <assert.h>
 
+#define GATHER_MIN 2 /* runs */
+
 void plan_begin(struct plan *plan, const struct plan_rules *rules)
 {
     plan->rules = *rules;
@@ -83,6 +85,60 @@ void plan_run(struct plan *plan, const char *buf, uint64_t offset, size_t len)
         plan_look(plan, buf, offset, len);
     else
         plan_data(plan, offset, len);
+}
+
+/* Whether a packet is whole pages that are zero, or few enough to be copied. */
+static bool is_gatherable(const struct plan_rules *rules, const struct packet *packet)
+{
+    bool small = packet->type == WIRE_DATA && packet->length <= rules->copy_max;
+
+    return packet->type == WIRE_ZERO ||
+           (small && packet->offset % WIRE_PAGE_SIZE == 0 && packet->length % WIRE_PAGE_SIZE == 0);
+}
+
+static void mark(uint64_t *bits, const struct packet *packet)
+{
+    uint64_t first = packet->offset % WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE;
+
+    for (uint64_t page = first; page < first + plan_bytes(packet) / WIRE_PAGE_SIZE; page++)
+        bits[page / 64] |= 1ull << page % 64;
+}
+
+bool plan_gather(struct plan *plan)
+{
+    unsigned runs = 0, kept = 0;
+    uint64_t start = UINT64_MAX, end = 0, pages = 0;
+    uint32_t bytes = 0;
+
+    for (unsigned i = 0; i < plan->count; i++)
+        runs += plan->packets[i].type == WIRE_DATA && is_gatherable(&plan->rules, &plan->packets[i]);
+    if (plan->rules.compress || plan->rules.checksum || runs < GATHER_MIN)
+        return false;
+    plan->gathered = (struct plan_pages){0};
+    for (unsigned i = 0; i < plan->count; i++) {
+        const struct packet *packet = &plan->packets[i];
+        if (!is_gatherable(&plan->rules, packet)) {
+            plan->packets[kept++] = *packet;
+            continue;
+        }
+        mark(plan->gathered.said, packet);
+        if (packet->type == WIRE_DATA) {
+            mark(plan->gathered.data, packet);
+            bytes += packet->length;
+        }
+        start = packet->offset < start ? packet->offset : start;
+        end = plan_packet_end(packet);
+        pages += plan_bytes(packet) / WIRE_PAGE_SIZE;
+    }
+    struct packet all = {.type = WIRE_PAGES,
+                         .flags = WIRE_PACKET_PARTIAL,
+                         .offset = start,
+                         .range = end - start,
+                         .pages = pages};
+    all.length = all.raw_length = wire_pages_head(&all) + bytes;
+    plan->count = kept;
+    add(plan, &all);
+    return true;
 }
 
 void plan_end(struct plan *plan, const char *buf, uint64_t offset)

@@ -32,11 +32,12 @@
 
 /* Which way a packet takes to its channel. */
 enum plan_path {
-    PLAN_COPIED,  /* its bytes are copied when it gets its place: nobody has to keep them */
-    PLAN_KEPT,    /* its payload is sent from the writer's buffer, which is kept until then */
-    PLAN_MADE,    /* its payload is made of the writer's bytes after the writer has been answered */
-    PLAN_SPLICED, /* its payload is in a pipe, and goes out of it */
-    PLAN_MAPPED,  /* its payload is sent from the mapping of the RAM's file, as it is then */
+    PLAN_COPIED,   /* its bytes are copied when it gets its place: nobody has to keep them */
+    PLAN_KEPT,     /* its payload is sent from the writer's buffer, which is kept until then */
+    PLAN_MADE,     /* its payload is made of the writer's bytes after the writer has been answered */
+    PLAN_SPLICED,  /* its payload is in a pipe, and goes out of it */
+    PLAN_MAPPED,   /* its payload is sent from the mapping of the RAM's file, as it is then */
+    PLAN_GATHERED, /* its payload is sent from where its pages are, each from its place */
     PLAN_PATHS
 };
 
@@ -49,6 +50,14 @@ struct plan_rules {
     enum plan_path large; /* the path of one that is neither copied nor made */
 };
 
+#define PLAN_WORDS (WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64)
+
+/* Pages of a stripe: bit n of word w is page 64 w + n. */
+struct plan_pages {
+    uint64_t data[PLAN_WORDS]; /* those whose bytes are sent */
+    uint64_t said[PLAN_WORDS]; /* those, and the ones that are zero */
+};
+
 struct plan {
     struct plan_rules rules;
     unsigned count;    /* of packets */
@@ -56,6 +65,8 @@ struct plan {
     uint64_t cost;     /* of all packets */
     /* The payload of a packet is at its offset in what is written: @length bytes, or (WIRE_PAGES) @range. */
     struct packet packets[PLAN_PACKETS_MAX];
+    /* Of the one packet that is PLAN_GATHERED, if there is one: the last. */
+    struct plan_pages gathered;
 };
 
 /** plan_begin - a plan without packets */
@@ -73,6 +84,15 @@ void plan_look(struct plan *plan, const char *buf, uint64_t offset, size_t len);
 
 /** plan_run - plan_look() or plan_data(), as the rules say */
 void plan_run(struct plan *plan, const char *buf, uint64_t offset, size_t len);
+
+/**
+ * plan_gather - the small runs of whole pages, and the zero pages, of the one stripe that is planned become
+ * one packet, if there are several such runs and nothing is compressed or checked
+ *
+ * A packet for each would be cut, copied and stored by itself, and a live round is made of them.
+ * Return: whether there is such a packet now.
+ */
+bool plan_gather(struct plan *plan);
 
 /**
  * plan_end - all packets are there
@@ -102,6 +122,8 @@ void plan_pipe(struct plan *plan, const struct plan_rules *rules, size_t len, ui
 /** plan_path - which way a packet takes */
 static inline enum plan_path plan_path(const struct plan_rules *rules, const struct packet *packet)
 {
+    if (packet->flags & WIRE_PACKET_PARTIAL)
+        return PLAN_GATHERED;
     if (rules->compress && (packet->type == WIRE_PAGES || packet->raw_length >= WIRE_PAGE_SIZE))
         return PLAN_MADE;
     if (packet->length <= rules->copy_max)
@@ -118,7 +140,15 @@ static inline uint64_t plan_cost(const struct packet *packet)
 /** plan_bytes - how many bytes of the write a packet stands for */
 static inline uint64_t plan_bytes(const struct packet *packet)
 {
+    if (packet->flags & WIRE_PACKET_PARTIAL)
+        return packet->pages * WIRE_PAGE_SIZE;
     return packet->type == WIRE_DATA ? packet->raw_length : packet->range;
+}
+
+/** plan_packet_end - where the last of them stands */
+static inline uint64_t plan_packet_end(const struct packet *packet)
+{
+    return packet->offset + (packet->type == WIRE_DATA ? packet->raw_length : packet->range);
 }
 
 #endif

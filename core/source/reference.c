@@ -6,6 +6,7 @@
 #include "connection.h"
 #include "descriptor.h"
 #include "file.h"
+#include "gathered.h"
 #include "guard.h"
 #include "memory.h"
 #include "sender.h"
@@ -31,6 +32,7 @@ struct reference_scanner {
     unsigned channel;
     pthread_t thread;
     char *buffer;                   /* a stripe */
+    struct gathered gathered;       /* pages of it, or of the mapping */
     struct reference_reader reader; /* for holes, where the RAM is compared */
     uint64_t next; /* the stripe whose page table entries are made ready next, while nothing else is to do */
     uint64_t done; /* the last bitmap that a pass has covered; guarded by reference.lock */
@@ -118,6 +120,7 @@ struct look {
     unsigned char resident[WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE]; /* mincore(2)'s */
     char *buffer;
     struct plan *plan;
+    struct gathered *gathered;
     const struct reference_reader *reader; /* compared: */
     uint64_t scanned, changed;             /* pages */
     uint64_t changed_bits[STRIPE_WORDS];
@@ -224,6 +227,20 @@ static void compare_stripe(struct look *look, uint64_t end)
     look->bits = look->changed_bits;
 }
 
+/* The parts of the last packet: resident pages go from the mapping, unless they are kept in the buffer. */
+static void gather(struct look *look)
+{
+    const struct plan *plan = look->plan;
+    const char *stripe = look->ref->map + look->offset;
+
+    gathered_begin(look->gathered, &plan->packets[plan->count - 1], &plan->gathered);
+    for (uint64_t page = 0; page < WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE; page++) {
+        bool in_place = look->resident[page] & 1 && plan->rules.large == PLAN_MAPPED;
+        if (plan->gathered.data[page / 64] >> page % 64 & 1)
+            gathered_add(look->gathered, (in_place ? stripe : look->buffer) + page * WIRE_PAGE_SIZE);
+    }
+}
+
 static void look_at_stripe(void *arg)
 {
     struct look *look = arg;
@@ -255,6 +272,8 @@ static void look_at_stripe(void *arg)
         else
             plan_run(plan, bytes, look->offset + at, len);
     }
+    if (look->ret == 0 && plan_gather(plan))
+        gather(look);
     if (plan->rules.large != PLAN_MAPPED)
         return;
     for (unsigned i = 0; i < plan->count; i++) {
@@ -279,8 +298,10 @@ static int push_stripe(struct reference_scanner *scanner, uint64_t offset, const
                         .bits = bits,
                         .buffer = scanner->buffer,
                         .plan = &plan,
+                        .gathered = &scanner->gathered,
                         .reader = &scanner->reader};
-    struct path_bytes bytes = {.buf = scanner->buffer, .offset = offset, .map = ref->map};
+    struct path_bytes bytes = {
+        .buf = scanner->buffer, .offset = offset, .map = ref->map, .gathered = &scanner->gathered};
 
     plan_begin(&plan, &ref->rules);
     int64_t begun = clock_ns();

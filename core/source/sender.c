@@ -49,7 +49,7 @@
 
 static const struct path *const paths[PLAN_PATHS] = {
     [PLAN_COPIED] = &path_copied, [PLAN_KEPT] = &path_kept,       [PLAN_MADE] = &path_made,
-    [PLAN_MAPPED] = &path_mapped, [PLAN_SPLICED] = &path_spliced,
+    [PLAN_MAPPED] = &path_mapped, [PLAN_SPLICED] = &path_spliced, [PLAN_GATHERED] = &path_gathered,
 };
 
 /* Called with the locks of the write's channels held: room for everything that will be copied. */
@@ -77,7 +77,7 @@ static uint64_t said_bytes(const struct packet *packet)
 {
     if (packet->type == WIRE_TRUNCATE)
         return WIRE_OFFSET_MAX - packet->offset;
-    return plan_bytes(packet);
+    return plan_packet_end(packet) - packet->offset;
 }
 
 /*
@@ -140,7 +140,7 @@ static void place(struct sender_write *write, struct plan *plan, const struct pa
             piece->offset = packet->offset;
         }
         add_packet(write->common.conn, ch, file, packet, paths[path], bytes, piece);
-        grow(file, packet->offset + plan_bytes(packet));
+        grow(file, plan_packet_end(packet));
         /* What was written, whatever becomes of it. */
         counter_add(&file->per_channel[ch->index].covered, plan_bytes(packet));
     }

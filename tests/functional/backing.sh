@@ -60,10 +60,26 @@ forget src/vm dst/vm
 
 say "a full file system"
 begin vm
-head -c 38M /dev/zero >store/filler
+head -c 39M /dev/zero >store/filler
 random large 5000000
 attempt pwrite src/vm/ram 0 5000000
 overwrite large src/vm/ram bs=1M 2>/dev/null || true
+attempt write src/vm/control sync
+[[ $got =~ ^(ENOSPC|EREMOTEIO)$ ]] || fail "sync says $got"
+reaches src/vm failed
+reaches dst/vm failed
+[[ $(cat src/vm/error) =~ 'No space left' ]] || fail "the source says $(cat src/vm/error)"
+forget src/vm dst/vm
+
+say "and scattered pages in it"
+truncate -s 5M sparse
+for ((at = 0; at < 1280; at += 2)); do
+	printf x | dd of=sparse bs=1 seek=$((at * 4096)) conv=notrunc status=none
+done
+outgoing vm 2
+echo "$dir/sparse" >src/vm/ram-source
+tell src/vm start
+head -c 160 /dev/zero | tr '\0' '\377' >src/vm/dirty
 attempt write src/vm/control sync
 [[ $got =~ ^(ENOSPC|EREMOTEIO)$ ]] || fail "sync says $got"
 reaches src/vm failed

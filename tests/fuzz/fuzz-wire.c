@@ -163,7 +163,7 @@ static void fuzz_packet(struct input *in, unsigned fix)
         wire.magic = again.magic;
     if (fix & FIX_FIELDS) {
         wire.type %= WIRE_PACKET_MAX;
-        wire.flags &= WIRE_PACKET_ZSTD;
+        wire.flags &= WIRE_PACKET_ZSTD | WIRE_PACKET_PARTIAL;
         wire.offset %= WIRE_OFFSET_MAX + 2;
         if (wire.type == WIRE_ZERO || wire.type == WIRE_PAGES) {
             wire.offset -= wire.offset % WIRE_PAGE_SIZE;
@@ -178,7 +178,7 @@ static void fuzz_packet(struct input *in, unsigned fix)
         return;
     MUST(packet.offset <= WIRE_OFFSET_MAX && packet.length <= packet.raw_length);
     /* What the receiver's buffers are made for. */
-    MUST(packet.raw_length <= WIRE_STRIPE_SIZE + WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 8);
+    MUST(packet.raw_length <= WIRE_STRIPE_SIZE + 2 * (WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 8));
     if (packet.type == WIRE_DATA)
         MUST(packet.offset % WIRE_STRIPE_SIZE + packet.raw_length <= WIRE_STRIPE_SIZE);
     if (packet.type == WIRE_ZERO || packet.type == WIRE_PAGES)

@@ -631,6 +631,73 @@ Test(channel, unmade_packet_of_a_dead_channel)
     bench_fini(&b);
 }
 
+/* Adds a payload of @count parts, each of some bytes of its own that follow one another in @bytes. */
+static void add_parts(struct bench *b, const char *bytes, unsigned count, struct iovec *parts,
+                      struct channel_entry *entry)
+{
+    struct packet packet = {.type = WIRE_DATA};
+
+    for (unsigned i = 0; i < count; i++) {
+        parts[i] = (struct iovec){(void *)(uintptr_t)(bytes + packet.length), i % 7 + 1};
+        packet.length += i % 7 + 1;
+    }
+    packet.raw_length = packet.length;
+    packet.payload_check = wire_payload_check(bytes, packet.length);
+    pthread_mutex_lock(&b->ch.lock);
+    channel_add_parts(&b->ch, &packet, parts, count, 0, entry);
+    pthread_mutex_unlock(&b->ch.lock);
+}
+
+struct part_owner {
+    struct worker worker;
+    struct bench *b;
+    struct channel_entry entry;
+};
+
+static void finish_parts(void *arg)
+{
+    struct part_owner *owner = arg;
+
+    channel_finish_entry(&owner->b->ch, &owner->entry);
+}
+
+/* Payloads in few and in as many parts as there may be, among others: all in order, whole, and few a send. */
+Test(channel, payloads_in_parts)
+{
+    static const unsigned counts[] = {1, 2, CHANNEL_PARTS_MAX, 100, 100, 100, CHANNEL_PARTS_MAX - 1, 3};
+    static struct iovec parts[ARRAY_LENGTH(counts)][CHANNEL_PARTS_MAX];
+    static struct part_owner owners[ARRAY_LENGTH(counts)];
+    static char bytes[ARRAY_LENGTH(counts)][7 * CHANNEL_PARTS_MAX];
+    struct bench b;
+    struct channel_entry entry;
+    struct parser parser = {0};
+    struct one large;
+    char marks[32] = "";
+
+    bench_init(&b, false);
+    /* While a send is held up, all others get their places. */
+    one_start(&large, &b, '(', 100000);
+    worker_await_sleep(&large.worker);
+    for (unsigned i = 0; i < ARRAY_LENGTH(counts); i++) {
+        pattern(bytes[i], sizeof(bytes[i]), i);
+        bytes[i][0] = (char)('A' + i);
+        owners[i].b = &b;
+        add_parts(&b, bytes[i], counts[i], parts[i], &owners[i].entry);
+        add(&b.ch, 0, "-", 1, &entry, NULL);
+        worker_start(&owners[i].worker, finish_parts, &owners[i]);
+    }
+    valve_set(&b.valve, true, 0);
+    one_join(&large);
+    for (unsigned i = 0; i < ARRAY_LENGTH(counts); i++)
+        worker_join(&owners[i].worker);
+    channel_send_copied(&b.ch);
+    cr_expect(eq(int, channel_flush(&b.ch, 2 * ARRAY_LENGTH(counts) + 1, NULL), 0));
+    cr_expect(eq(uint, parse_valve(&b, &parser, marks, sizeof(marks) - 1), 2 * ARRAY_LENGTH(counts) + 1));
+    cr_expect(eq(str, marks, "(A-B-C-D-E-F-G-H-"));
+    cr_expect(eq(u64, b.ch.wire_bytes, b.valve.have));
+    bench_fini(&b);
+}
+
 /* Packets without a payload: discards and truncations. */
 Test(channel, no_payload)
 {

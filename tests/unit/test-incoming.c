@@ -383,6 +383,30 @@ static void bits_past_the_range(struct peer *p)
     peer_packet(p, 0, packet, payload);
 }
 
+static void partial_pages(struct peer *p, uint8_t data_bits, uint8_t said_bits, uint32_t pages)
+{
+    struct packet packet = {
+        .type = WIRE_PAGES, .flags = WIRE_PACKET_PARTIAL, .range = 8192, .length = 16 + pages * 4096};
+    payload[0] = data_bits;
+    payload[8] = said_bits;
+    peer_packet(p, 0, packet, payload);
+}
+
+static void data_of_which_nothing_is_said(struct peer *p)
+{
+    partial_pages(p, 3, 1, 2);
+}
+
+static void pages_past_the_range_are_said(struct peer *p)
+{
+    partial_pages(p, 1, 5, 1);
+}
+
+static void fewer_pages_than_bits(struct peer *p)
+{
+    partial_pages(p, 3, 3, 1);
+}
+
 static void compressed_without_asking(struct peer *p)
 {
     struct packet packet = data(0, 0, 10);
@@ -854,6 +878,9 @@ static const struct {
     CASE(pages_of_a_device, CAUSE_PROTOCOL),
     CASE(more_bits_than_pages, CAUSE_PROTOCOL),
     CASE(bits_past_the_range, CAUSE_PROTOCOL),
+    CASE(data_of_which_nothing_is_said, CAUSE_PROTOCOL),
+    CASE(pages_past_the_range_are_said, CAUSE_PROTOCOL),
+    CASE(fewer_pages_than_bits, CAUSE_PROTOCOL),
     CASE(compressed_without_asking, CAUSE_PROTOCOL),
     CASE(sync_of_too_few, CAUSE_PROTOCOL),
     CASE(sync_of_too_many, CAUSE_PROTOCOL),

@@ -399,3 +399,89 @@ Test(plan, nothing_is_left_of_the_plan_before)
     cr_expect(eq(u32, plan.uncopied, 0));
     cr_expect(eq(u64, plan.cost, 1 + sizeof(struct wire_packet)));
 }
+
+/*
+ * Scattered pages
+ */
+
+/* Plans pages of a stripe at @offset: 'd' data, '0' zero, '.' nothing is said of it; each run by itself. */
+static void plan_pages(const struct plan_rules *rules, uint64_t offset, const char *pages)
+{
+    plan_begin(&plan, rules);
+    for (size_t at = 0, run; pages[at]; at += run) {
+        run = strspn(pages + at, (char[]){pages[at], 0});
+        memset(bytes + at * PAGE, pages[at] == '0' ? 0 : 'x', run * PAGE);
+        if (pages[at] != '.')
+            plan_run(&plan, bytes + at * PAGE, offset + at * PAGE, run * PAGE);
+    }
+}
+
+Test(plan, scattered_pages_are_gathered)
+{
+    plan_pages(&looking, 3 * STRIPE, "..d.0dd..00d.");
+    cr_assert(plan_gather(&plan));
+    cr_assert(eq(u32, plan.count, 1));
+    const struct packet *packet = &plan.packets[0];
+    cr_expect(eq(int, (int)packet->type, WIRE_PAGES));
+    cr_expect(eq(int, (int)packet->flags, WIRE_PACKET_PARTIAL));
+    cr_expect(eq(u64, packet->offset, 3 * STRIPE + 2 * PAGE), "from the first page that it is about");
+    cr_expect(eq(u64, packet->range, 10 * PAGE), "to the last one");
+    cr_expect(eq(u64, packet->pages, 7));
+    cr_expect(eq(u32, packet->length, 2 * 8 + 4 * PAGE));
+    cr_expect(eq(u32, packet->raw_length, packet->length));
+    cr_expect(eq(u64, plan_bytes(packet), 7 * PAGE));
+    cr_expect(eq(u64, plan_packet_end(packet), 3 * STRIPE + 12 * PAGE));
+    cr_expect(eq(u64, plan.gathered.data[0], 1 << 2 | 3 << 5 | 1 << 11));
+    cr_expect(eq(u64, plan.gathered.said[0], 1 << 2 | 7 << 4 | 7 << 9));
+    cr_expect(eq(int, (int)plan_path(&plan.rules, packet), PLAN_GATHERED));
+    plan_end(&plan, bytes, 3 * STRIPE);
+    cr_expect(eq(u32, plan.uncopied, 1));
+}
+
+/* Each second page of a whole stripe; all words have their bits. */
+Test(plan, a_stripe_of_scattered_pages)
+{
+    plan_begin(&plan, &looking);
+    for (size_t page = 1; page < STRIPE / PAGE; page += 2)
+        plan_run(&plan, bytes + page * PAGE, page * PAGE, PAGE);
+    cr_assert(plan_gather(&plan));
+    cr_assert(eq(u32, plan.count, 1));
+    cr_expect(eq(u64, plan.packets[0].offset, PAGE));
+    cr_expect(eq(u64, plan.packets[0].range, STRIPE - PAGE));
+    cr_expect(eq(u32, plan.packets[0].length, 2 * 32 + STRIPE / 2));
+    for (unsigned word = 0; word < PLAN_WORDS; word++)
+        cr_expect(eq(u64, plan.gathered.data[word], 0xaaaaaaaaaaaaaaaa));
+}
+
+/* What is large goes by itself, as do bytes that are no whole pages; the order of the others stays. */
+Test(plan, what_is_not_gathered)
+{
+    plan_begin(&plan, &looking);
+    plan_run(&plan, bytes, 100, 50);
+    plan_run(&plan, bytes + PAGE, PAGE, PAGE);
+    plan_run(&plan, bytes + 3 * PAGE, 3 * PAGE, COPY_MAX);
+    plan_run(&plan, bytes + 20 * PAGE, 20 * PAGE, COPY_MAX + PAGE);
+    plan_run(&plan, bytes + 40 * PAGE, 40 * PAGE, 100);
+    cr_assert(plan_gather(&plan));
+    cr_assert(eq(u32, plan.count, 4));
+    expect_packet(0, WIRE_DATA, 100, 50);
+    expect_packet(1, WIRE_DATA, 20 * PAGE, COPY_MAX + PAGE);
+    expect_packet(2, WIRE_DATA, 40 * PAGE, 100);
+    cr_expect(eq(u64, plan.packets[3].offset, PAGE));
+    cr_expect(eq(u64, plan.packets[3].range, 2 * PAGE + COPY_MAX));
+}
+
+Test(plan, not_worth_gathering)
+{
+    struct plan_rules rules[] = {looking, packing, checking};
+
+    plan_pages(&looking, 0, "d.0.0.0");
+    cr_expect(zero(int, plan_gather(&plan)), "one run of data");
+    cr_expect(eq(u32, plan.count, 4));
+    plan_pages(&looking, 0, "0.0.0");
+    cr_expect(zero(int, plan_gather(&plan)), "none");
+    for (size_t i = 0; i < ARRAY_LENGTH(rules); i++) {
+        plan_pages(&rules[i], 0, "d.d");
+        cr_expect(eq(int, plan_gather(&plan), i == 0), "what is compressed, or checked as a whole");
+    }
+}

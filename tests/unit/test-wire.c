@@ -129,7 +129,7 @@ Test(wire, hello_layout)
 
     wire_hello_encode(&hello, &wire);
     cr_expect(zero(int, memcmp(p, "migfs\r\n\x1a", 8)));
-    cr_expect(zero(int, memcmp(p + 8, "\x02\0\x01\0\x03\0\x07\0", 8)), "version, kind, channel, channels");
+    cr_expect(zero(int, memcmp(p + 8, "\x03\0\x01\0\x03\0\x07\0", 8)), "version, kind, channel, channels");
     cr_expect(zero(int, memcmp(p + 40, "\0\x10\0\0\0\0\x10\0\x39\x30\0\0\x04\0\x02\0", 16)),
               "page size, stripe size, timeout, length of the name, device channels");
     cr_expect(zero(int, memcmp(p + 56, "vm-1\0", 5)));
@@ -412,6 +412,12 @@ static const struct packet good_packets[] = {
     {.type = WIRE_PAGES, .range = 8192, .length = 8 + 4096, .raw_length = 8 + 4096},
     {.type = WIRE_PAGES, .range = WIRE_STRIPE_SIZE, .length = MAP + WIRE_STRIPE_SIZE, .raw_length = MAP + WIRE_STRIPE_SIZE},
     {.type = WIRE_PAGES, .flags = WIRE_PACKET_ZSTD, .range = 4096, .length = 9, .raw_length = 8 + 4096},
+    {.type = WIRE_PAGES, .flags = WIRE_PACKET_PARTIAL, .range = 8192, .length = 16 + 4096, .raw_length = 16 + 4096},
+    {.type = WIRE_PAGES,
+     .flags = WIRE_PACKET_PARTIAL,
+     .range = WIRE_STRIPE_SIZE,
+     .length = 2 * MAP + WIRE_STRIPE_SIZE,
+     .raw_length = 2 * MAP + WIRE_STRIPE_SIZE},
 };
 
 Test(wire, packet_round_trip)
@@ -445,7 +451,15 @@ static const struct {
     {"no type", {.type = 0, .length = 1, .raw_length = 1}},
     {"a type past the last", {.type = WIRE_PACKET_MAX, .length = 1, .raw_length = 1}},
     {"type 255", {.type = 255, .length = 1, .raw_length = 1}},
-    {"an unknown flag", {.type = WIRE_DATA, .flags = 4, .length = 1, .raw_length = 1}},
+    {"an unknown flag", {.type = WIRE_DATA, .flags = 8, .length = 1, .raw_length = 1}},
+    {"partial data", {.type = WIRE_DATA, .flags = WIRE_PACKET_PARTIAL, .length = 1, .raw_length = 1}},
+    {"partial zero pages", {.type = WIRE_ZERO, .flags = WIRE_PACKET_PARTIAL, .range = 4096}},
+    {"partial pages without pages",
+     {.type = WIRE_PAGES, .flags = WIRE_PACKET_PARTIAL, .range = 4096, .length = 16, .raw_length = 16}},
+    {"more partial pages than the range",
+     {.type = WIRE_PAGES, .flags = WIRE_PACKET_PARTIAL, .range = 4096, .length = 17 + 4096, .raw_length = 17 + 4096}},
+    {"partial pages that are compressed",
+     {.type = WIRE_PAGES, .flags = WIRE_PACKET_PARTIAL | WIRE_PACKET_ZSTD, .range = 8192, .length = 9, .raw_length = 16 + 4096}},
     {"placed and compressed",
      {.type = WIRE_DATA, .flags = WIRE_PACKET_PLACED | WIRE_PACKET_ZSTD, .length = 1, .raw_length = 2}},
     {"placed data of no bytes", {.type = WIRE_DATA, .flags = WIRE_PACKET_PLACED}},
