@@ -224,7 +224,9 @@ struct role_operations {
     int (*set_reference)(struct migration *m, int fd, const char *text, pid_t writer,
                          const struct interrupt *interrupt, struct error *err);
     void (*reference_text)(struct migration *m, char *out, size_t size);
+    ssize_t (*read_ram)(struct migration *m, uint64_t offset, void *buf, size_t len);
     uint64_t (*dirty_size)(struct migration *m);
+    size_t (*read_dirty)(struct migration *m, uint64_t offset, void *buf, size_t len);
     int (*mark_dirty)(struct migration *m, const void *bitmap, size_t len, uint64_t offset,
                       struct error *err);
 };
@@ -701,10 +703,30 @@ static inline void migration_reference_text(struct migration *m, char *out, size
     migration_operations(m)->reference_text(m, out, size);
 }
 
+/**
+ * migration_read_ram - read back the RAM at the source, where it comes by reference
+ *
+ * Return: the count, 0 past the end; -EOPNOTSUPP: it does not, and what is pushed is not kept; or another
+ * negative errno.
+ */
+static inline ssize_t migration_read_ram(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    return migration_operations(m)->read_ram(m, offset, buf, len);
+}
+
 /** migration_dirty_size - bytes of a whole dirty bitmap of the RAM; 0 when it does not come by reference */
 static inline uint64_t migration_dirty_size(struct migration *m)
 {
     return migration_operations(m)->dirty_size(m);
+}
+
+/**
+ * migration_read_dirty - the bitmap of the pages that were asked for and have not been taken up yet
+ * Return: the count; 0 past its end, and when the migration is over.
+ */
+static inline size_t migration_read_dirty(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    return migration_operations(m)->read_dirty(m, offset, buf, len);
 }
 
 /**

@@ -166,7 +166,7 @@ static mode_t mode_of(const struct node *node)
     case NODE_RAM:
         return S_IFREG | ATTRIBUTES_RAM_MODE;
     case NODE_DIRTY:
-        return S_IFREG | 0200;
+        return S_IFREG | 0600;
     case NODE_DEVICE:
         return S_IFREG | (incoming ? 0400 : 0600);
     default:

@@ -522,15 +522,30 @@ static void read_text(fuse_req_t req, struct handle *handle, size_t size, off_t 
         fuse_reply_buf(req, text, (size_t)n);
 }
 
-static void read_received(fuse_req_t req, struct node *node, size_t size, off_t offset)
+/* A bitmap of the RAM: of what has arrived, or of what is to be sent. */
+static void read_bitmap(fuse_req_t req, struct node *node, size_t size, off_t offset)
 {
     CLEANUP_FREE char *buf = malloc(size);
 
     if (!buf)
         fuse_reply_err(req, ENOMEM);
+    else if (node->kind == NODE_DIRTY)
+        fuse_reply_buf(req, buf, migration_read_dirty(node->m, (uint64_t)offset, buf, size));
     else
         fuse_reply_buf(
             req, buf, file_read_received_map(migration_file(node->m, WIRE_RAM), (uint64_t)offset, buf, size));
+}
+
+/* RAM by reference is in its file; what is pushed is not kept. */
+static void read_source(fuse_req_t req, struct node *node, size_t size, off_t offset)
+{
+    CLEANUP_FREE char *buf = malloc(size);
+    ssize_t n = buf ? migration_read_ram(node->m, (uint64_t)offset, buf, size) : -ENOMEM;
+
+    if (n < 0)
+        request_reply_looking(req, error_cause_of_errno((int)n));
+    else
+        fuse_reply_buf(req, buf, (size_t)n);
 }
 
 /* What file_read() fails with. -ECONNRESET: of what the migration has failed. */
@@ -581,14 +596,14 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, s
 {
     struct node *node = node_of(ino);
 
-    if (node->kind == NODE_RECEIVED)
-        read_received(req, node, size, offset);
-    else if (node->kind == NODE_DIRTY)
-        request_reply_looking(req, CAUSE_UNSUPPORTED); /* a dirty bitmap is written, and not read back */
+    if (node->kind == NODE_RECEIVED || node->kind == NODE_DIRTY)
+        read_bitmap(req, node, size, offset);
     else if (!node_file(node))
         read_text(req, handle_of(fi), size, offset, fi->flags);
+    else if (migration_is_outgoing(node->m) && node->kind == NODE_RAM)
+        read_source(req, node, size, offset);
     else if (migration_is_outgoing(node->m))
-        request_reply_looking(req, CAUSE_UNSUPPORTED); /* nor is an outgoing file */
+        request_reply_looking(req, CAUSE_UNSUPPORTED); /* what is written to a device is not kept */
     else if (node->kind == NODE_RAM && !file_is_receiving(node_file(node)))
         /* nothing has arrived; who wants to wait reads `wait` */
         request_reply_looking(req, CAUSE_UNSUPPORTED);

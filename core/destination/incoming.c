@@ -760,6 +760,8 @@ const struct role_operations incoming_operations = {
     .begin_anew = refusal_of_writer,
     .set_reference = refusal_of_reference,
     .reference_text = refusal_of_reference_text,
+    .read_ram = refusal_of_reading,
     .dirty_size = refusal_of_dirty_size,
+    .read_dirty = refusal_of_reading_dirty,
     .mark_dirty = refusal_of_dirty,
 };

@@ -2,6 +2,7 @@
 /* What a destination refuses; see refusal.h. */
 #include "refusal.h"
 
+#include <errno.h>
 #include <unistd.h>
 
 static int refuse(struct error *err)
@@ -134,4 +135,16 @@ int refusal_of_dirty(struct migration *m, const void *bitmap, size_t len, uint64
     (void)len;
     (void)offset;
     return refuse(err);
+}
+
+size_t refusal_of_reading_dirty(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    (void)m, (void)offset, (void)buf, (void)len;
+    return 0;
+}
+
+ssize_t refusal_of_reading(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    (void)m, (void)offset, (void)buf, (void)len;
+    return -EOPNOTSUPP;
 }

@@ -37,5 +37,9 @@ void refusal_of_change(struct migration *m);
 void refusal_of_writer(struct migration *m, struct file *file);
 void refusal_of_reference_text(struct migration *m, char *out, size_t size);
 uint64_t refusal_of_dirty_size(struct migration *m);
+size_t refusal_of_reading_dirty(struct migration *m, uint64_t offset, void *buf, size_t len);
+
+/* With -EOPNOTSUPP: */
+ssize_t refusal_of_reading(struct migration *m, uint64_t offset, void *buf, size_t len);
 
 #endif

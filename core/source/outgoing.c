@@ -490,6 +490,16 @@ void outgoing_reference_text(struct migration *m, char *out, size_t size)
     ram_text(&m->out->source, out, size);
 }
 
+static ssize_t outgoing_read_ram(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    return ram_read(&m->out->source, offset, buf, len);
+}
+
+static size_t outgoing_read_dirty(struct migration *m, uint64_t offset, void *buf, size_t len)
+{
+    return ram_read_dirty(&m->out->source, offset, buf, len);
+}
+
 uint64_t outgoing_dirty_size(struct migration *m)
 {
     return ram_dirty_size(&m->out->source);
@@ -674,6 +684,8 @@ const struct role_operations outgoing_operations = {
     .begin_anew = begin_anew,
     .set_reference = set_reference,
     .reference_text = outgoing_reference_text,
+    .read_ram = outgoing_read_ram,
     .dirty_size = outgoing_dirty_size,
+    .read_dirty = outgoing_read_dirty,
     .mark_dirty = outgoing_mark_dirty,
 };

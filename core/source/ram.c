@@ -2,10 +2,12 @@
 /* The file that the RAM of the source comes from; see ram.h. */
 #include "ram.h"
 #include "cleanup.h"
+#include "descriptor.h"
 #include "log.h"
 #include "private_map.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -114,4 +116,27 @@ uint64_t ram_dirty_size(struct source *source)
 
     SCOPED_LOCK(&source->m->lock);
     return source->reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
+}
+
+ssize_t ram_read(struct source *source, uint64_t offset, void *buf, size_t len)
+{
+    struct migration *m = source->m;
+    uint64_t size = atomic_load(&m->files[WIRE_RAM]->size);
+    CLEANUP_FD int fd = -EOPNOTSUPP;
+
+    pthread_mutex_lock(&m->lock);
+    if (source->reference)
+        fd = reference_dup(source->reference);
+    pthread_mutex_unlock(&m->lock);
+    if (fd < 0)
+        return fd;
+    if (offset >= size)
+        return 0;
+    return descriptor_read(fd, offset, buf, len < size - offset ? len : (size_t)(size - offset));
+}
+
+size_t ram_read_dirty(struct source *source, uint64_t offset, void *buf, size_t len)
+{
+    SCOPED_LOCK(&source->m->lock);
+    return source->reference ? reference_read_dirty(source->reference, offset, buf, len) : 0;
 }

@@ -27,6 +27,12 @@ void ram_check_sharing(struct source *source, pid_t writer);
 /** ram_text - what the reference is called; empty when there is none */
 void ram_text(struct source *source, char *out, size_t size);
 
+/** ram_read - migration_read_ram() */
+ssize_t ram_read(struct source *source, uint64_t offset, void *buf, size_t len);
+
+/** ram_read_dirty - migration_read_dirty() */
+size_t ram_read_dirty(struct source *source, uint64_t offset, void *buf, size_t len);
+
 /** ram_dirty_size - bytes of a whole dirty bitmap of the RAM; 0 when it does not come by reference */
 uint64_t ram_dirty_size(struct source *source);
 

@@ -674,6 +674,27 @@ void reference_seal(struct reference *ref, bool sealed)
     ref->sealers += sealed ? 1 : -1u;
 }
 
+int reference_dup(const struct reference *ref)
+{
+    if (ref->fd < 0)
+        return -EOPNOTSUPP;
+    int fd = fcntl(ref->fd, F_DUPFD_CLOEXEC, 0);
+    return fd < 0 ? -errno : fd;
+}
+
+size_t reference_read_dirty(struct reference *ref, uint64_t offset, void *buf, size_t len)
+{
+    SCOPED_LOCK(&ref->lock);
+    uint64_t size = ref->map ? (ref->dirty.pages + 63) / 64 * 8 : 0;
+
+    if (offset >= size)
+        return 0;
+    if (len > size - offset)
+        len = (size_t)(size - offset);
+    page_map_read(&ref->dirty, offset, buf, len);
+    return len;
+}
+
 uint64_t reference_remaining(const struct reference *ref)
 {
     SCOPED_LOCK((pthread_mutex_t *)(uintptr_t)&ref->lock);

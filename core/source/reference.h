@@ -139,6 +139,13 @@ ssize_t reference_read(const struct reference_reader *reader, uint64_t offset, v
 /** reference_seal - let nobody ask for more, or (@sealed false) take one seal back */
 void reference_seal(struct reference *ref, bool sealed);
 
+/** reference_dup - a descriptor of the file for the caller; -EOPNOTSUPP when it has been closed, or another
+ * negative errno */
+int reference_dup(const struct reference *ref);
+
+/** reference_read_dirty - the bitmap of what was asked for and is not taken up; the count, 0 past its end */
+size_t reference_read_dirty(struct reference *ref, uint64_t offset, void *buf, size_t len);
+
 /** reference_remaining - the pages that are asked for and not sent, about */
 uint64_t reference_remaining(const struct reference *ref);
 

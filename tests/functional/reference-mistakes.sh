@@ -91,7 +91,7 @@ refuses EFBIG 'ends at 16' pwrite src/vm/dirty 0 24
 refuses EBUSY 'size of RAM by reference' truncate src/vm/ram 5
 refuses EBUSY 'size of RAM by reference' open src/vm/ram wronly,trunc
 refuses EFBIG 'declared' truncate src/vm/ram 300001
-expect EOPNOTSUPP read src/vm/dirty 0 10
+[ "$(wc -c <src/vm/dirty)" = 16 ] || fail "the bitmap reads back as another size"
 expect EOPNOTSUPP fallocate src/vm/dirty 0 4096
 # A request of FUSE is at most a MiB from a page's start: more of it in one write has to begin at a multiple of 8.
 gives EFBIG 'ends at 16' unaligned src/vm/dirty 3000000 16

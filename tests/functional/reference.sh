@@ -105,6 +105,25 @@ copy devices1 2 device-channels 1
 copy devices2 7 device-channels 6 compression zstd
 copy devices3 5 device-channels 2 checksum off
 
+say "reading back"
+outgoing back
+expect ok write src/back/ram-source "$dir/first"
+same first src/back/ram
+tell src/back start
+same first src/back/ram
+python3 -c '
+import mmap, sys
+with open("src/back/ram", "rb") as ram, open("first", "rb") as image:
+    mapped = mmap.mmap(ram.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    sys.exit(mapped[:] != image.read())' || fail "a private mapping shows something else"
+all $((words * 8)) >src/back/dirty
+tell src/back sync
+[ "$(tr -d '\0' <src/back/dirty | wc -c)" = 0 ] || fail "something is still to be sent"
+[ "$(wc -c <src/back/dirty)" = $((words * 8)) ] || fail "the bitmap has another size"
+tell src/back complete
+expect EOPNOTSUPP read src/back/ram 0 10
+forget src/back dst/back
+
 # named NAME: whatever was named arrives
 named() {
 	expect ok write "src/$1/channels" 3

@@ -13,6 +13,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -758,4 +759,66 @@ Test(blocked_reference, copies_are_bounded)
     CHECK_OK(migration_cancel(m, &err));
     worker_join(&waiter.worker);
     end_blocked();
+}
+
+/*
+ * Reading back
+ */
+
+/* What was asked for and is not taken up shows in `dirty`: all but the stripe that the scanner is about to look at. */
+Test(reference, dirty_reads_back)
+{
+    const uint64_t size = 2 * (uint64_t)WIRE_STRIPE_SIZE + 3 * PAGE;
+    uint64_t got[16], words = 2 * 4 + 1;
+
+    start_compared(size, 1);
+    struct tracking *tracking = ref->tracking;
+    cr_expect(eq(sz, migration_read_dirty(m, 0, got, sizeof(got)), 8 * words));
+    cr_expect(zero(u64, got[0] | got[words - 1]), "nothing is asked for");
+    tracking_enter(tracking, 0, WIRE_STRIPE_SIZE, NULL);
+    reference_mark_all(ref);
+    do {
+        cr_assert(eq(sz, migration_read_dirty(m, 0, got, sizeof(got)), 8 * words));
+        sched_yield();
+    } while (got[0] | got[1] | got[2] | got[3]);
+    for (unsigned word = 4; word < 8; word++)
+        cr_expect(eq(u64, got[word], UINT64_MAX));
+    cr_expect(eq(u64, le64toh(got[8]), 7), "of the last word, the pages that there are");
+    cr_expect(eq(sz, migration_read_dirty(m, 8 * 8 + 1, got, 100), 7));
+    cr_expect(eq(chr, *(char *)got, 0));
+    cr_expect(zero(sz, migration_read_dirty(m, 8 * words, got, 8)));
+    cr_expect(zero(sz, migration_read_dirty(m, UINT64_MAX, got, 8)));
+    tracking_leave(tracking, 0, WIRE_STRIPE_SIZE);
+    compare(size);
+    cr_assert(eq(sz, migration_read_dirty(m, 0, got, sizeof(got)), 8 * words));
+    for (unsigned word = 0; word < words; word++)
+        cr_expect(zero(u64, got[word]));
+    end();
+}
+
+/* RAM by reference is read from its file, as far as the RAM goes; once the migration is over, no more. */
+Test(reference, ram_reads_back)
+{
+    const uint64_t size = 3 * PAGE + 9;
+    char got[PAGE];
+    struct error err = {0};
+
+    start(size, 2);
+    memset(memory, 'r', size);
+    cr_expect(eq(long, migration_read_ram(m, PAGE, got, PAGE), PAGE));
+    cr_expect(eq(chr, got[0], 'r'));
+    cr_expect(eq(chr, got[PAGE - 1], 'r'));
+    cr_expect(eq(long, migration_read_ram(m, 3 * PAGE + 5, got, PAGE), 4));
+    cr_expect(zero(long, migration_read_ram(m, size, got, PAGE)));
+    cr_expect(zero(long, migration_read_ram(m, UINT64_MAX, got, PAGE)));
+    struct migration *incoming = rig_arrived(&rig, "vm");
+    cr_expect(eq(long, migration_read_ram(incoming, 0, got, PAGE), -EOPNOTSUPP));
+    cr_expect(zero(sz, migration_read_dirty(incoming, 0, got, PAGE)));
+    migration_put(incoming);
+    CHECK_OK(migration_cancel(m, &err));
+    rig_await_end(m);
+    while (migration_read_ram(m, 0, got, PAGE) != -EOPNOTSUPP)
+        sched_yield();
+    cr_expect(zero(sz, migration_read_dirty(m, 0, got, PAGE)));
+    end();
 }
