@@ -348,6 +348,11 @@ static int send_stripe(struct reference_scanner *scanner, uint64_t stripe, size_
     }
     if (!any)
         return 0;
+    /* For the first time: all at once costs less than a fault for each unit of them. */
+    if (stripe >= scanner->next) {
+        populate_stripe(ref, stripe);
+        scanner->next = stripe + ref->ram->homes.count;
+    }
     /* A writer of the RAM, who records what he writes, has to come before or after. */
     if (ref->tracking)
         tracking_enter(ref->tracking, stripe * WIRE_STRIPE_SIZE, WIRE_STRIPE_SIZE, NULL);

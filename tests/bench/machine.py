@@ -257,6 +257,8 @@ def image(kind, size):
         with open(path, "wb") as out:
             for _ in range(size >> 20):
                 out.write(bytes(1 << 20))
+    elif kind.startswith("one-in-"):
+        helper("image", "-s", kind.removeprefix("one-in-"), size, path)
     else:                                    # zero-RUN, holes-RUN
         what, run = kind.split("-")
         helper("image", *(["-z"] if what == "holes" else []), "-r", run, size, path)

@@ -12,6 +12,7 @@
  *     -s zeros    look at every page, and write the runs of pages that are not zero
  *     -r COUNT    write COUNT blocks at random places that are multiples of the block, by all writers together
  *     -p          by reference: a bitmap of all pages to dirty; ram-source has been set
+ *     -P          the same, with a bitmap of the pages that are not zero
  *     -n          no `sync` at the end
  *
  * With several RAMs, each gets the part of the image that is its share: the amount of data is the same for
@@ -51,12 +52,13 @@ struct writer {
 
 static uint64_t block = 1 << 20, count;
 static unsigned jobs = 1;
-static bool copy, by_reference, no_sync;
+static bool copy, by_reference, nonzero, no_sync;
 static int direct;
 static enum skip skip;
 static const char *image_path;
 static int image_fd;
 static const char *image;     /* the mapping; NULL with -c */
+static const char *wanted;    /* the bitmap of -P */
 static pthread_barrier_t ready;
 
 static int open_beside(const char *path, const char *name, int flags)
@@ -151,7 +153,8 @@ static void put_reference(struct writer *w)
     uint64_t pages = t->size / PAGE, len = (pages + 63) / 64 * 8;
     char *bits = malloc(len);
 
-    memset(bits, 0xff, len);
+    memset(bits, nonzero ? 0 : 0xff, len);
+    memcpy(bits, wanted, nonzero ? len : 0);
     for (uint64_t at = 0; at < len;) {
         uint64_t n = len - at < (128u << 10) ? len - at : 128u << 10;
         if (pwrite(dirty, bits + at, n, (off_t)at) != (ssize_t)n)
@@ -161,6 +164,18 @@ static void put_reference(struct writer *w)
     close(dirty);
     free(bits);
     w->bytes = t->size;
+}
+
+/* Which pages of the image are not zero, before the clock runs: a VMM knows what is dirty. */
+static char *look_for_data(uint64_t size)
+{
+    char *bits = calloc(1, (size / PAGE + 63) / 64 * 8);
+
+    for (uint64_t page = 0; page < size / PAGE; page++) {
+        if (!is_zero(image + page * PAGE))
+            bits[page / 8] |= (char)(1 << page % 8);
+    }
+    return bits;
 }
 
 static void *write_all(void *arg)
@@ -210,7 +225,7 @@ static void parse(int argc, char **argv)
 {
     int opt;
 
-    while ((opt = getopt(argc, argv, "b:j:cds:r:pn")) != -1) {
+    while ((opt = getopt(argc, argv, "b:j:cds:r:pPn")) != -1) {
         switch (opt) {
         case 'b':
             block = parse_size(optarg);
@@ -233,6 +248,9 @@ static void parse(int argc, char **argv)
         case 'p':
             by_reference = true;
             break;
+        case 'P':
+            by_reference = nonzero = true;
+            break;
         case 'n':
             no_sync = true;
             break;
@@ -253,8 +271,10 @@ int main(int argc, char **argv)
     image_fd = open(image_path, O_RDONLY);
     if (image_fd < 0 || fstat(image_fd, &st) < 0)
         die_errno(image_path);
-    if (!copy && !by_reference)
+    if (!copy && (!by_reference || nonzero))
         map_image((uint64_t)st.st_size);
+    if (nonzero)
+        wanted = look_for_data((uint64_t)st.st_size);
 
     unsigned targets = (unsigned)(argc - optind - 1), writers = targets * jobs;
     struct target *target = calloc(targets, sizeof(*target));

@@ -35,7 +35,7 @@ def add_migfs(scenario, image_kind, size, channels, label="", settings=None, opt
             image = machine.image(image_kind, size)
             rows = {}
             with mount.Pair(destination_options=daemon) as pair:
-                reference = {"ram-source": image} if "-p" in options else {}
+                reference = {"ram-source": image} if {"-p", "-P"} & set(options) else {}
                 migration = pair.migration("vm", size, {"channels": n, **reference, **(settings or {})})
                 if daemon == "preallocate":
                     machine.wait_until("the memory is there", lambda: machine.held(migration.ram_path()) >= size)
@@ -524,6 +524,62 @@ def verify_scenario(size):
     return s
 
 
+# ---- scattered ----
+
+def scattered_scenario(size):
+    s = Scenario("scattered", f"image of {size >> 20} MiB, scattered pages of which have data", [
+        RATE, *CPU, ("faults at destination", plain("faults"), ".0f")], [
+        "QEMU finds the pages by looking at all of them, as in the first round of a migration. migfs, by reference, is asked "
+        "for all (\"looking\"), or for those that have data, as in a later round of a VMM that knows what is dirty "
+        "(\"by bitmap\"). Rates are bytes of image by time.",
+    ])
+    for kind, text in (("zero-1", "each 8th"), ("one-in-32", "1/32 at random")):
+        add_qemu(s, kind, size, (2, 4), f", {text}, resident", prealloc=True)
+        add_qemu(s, kind, size, (2, 4), f", {text}, cold", prealloc=False)
+        add_migfs(s, kind, size, (2, 4), f", {text}, looking", options=("-p",))
+        add_migfs(s, kind, size, (2, 4), f", {text}, by bitmap", options=("-P",))
+        for how in ("looking", "by bitmap"):
+            for temperature, other in (("cold", "cold"), ("warm", "resident")):
+                s.ratio(f"{text}, {other}: migfs, {how} / QEMU 10", rf"^migfs, .*{text}, {how}, {temperature}$",
+                        rf"^QEMU 10, .*{text}, {other}$", ">= 1.2")
+    return s
+
+
+# ---- scan ----
+
+def scan_scenario(size):
+    """dirty-tracking compare: a round in which nothing has changed, against a read of the same memory."""
+    s = Scenario("scan", f"a look at {size >> 20} MiB that have not changed", [
+        RATE, ("CPU s/GB", per_gb("cpu_source"), ".3f")], [
+        "\"read\" sums up the words of a mapping whose page table entries are there. migfs: from the bitmap of all pages to the "
+        "return of `sync`; of one processor: bound to it.",
+    ])
+    for n in (1, 2):
+        def read(check, n=n):
+            said = machine.helper("read", n, machine.image("random", size))
+            return {f"read, {n} processor(s)": {**said, "cpu_source": said["cpu"]}}
+
+        def compare(check, n=n):
+            image = machine.image("random", size)
+            with mount.Pair(source_prefix=("taskset", "-c", ",".join(map(str, range(n))))) as pair:
+                migration = pair.migration("vm", size, {"channels": n, "ram-source": image, "dirty-tracking": "compare"})
+                migration.push(image, "-p")
+                migration.push(image, "-p")             # the page table is ready, as a VM's is after a round
+                sent = int(migration.status()["transferred"])
+                figures = migration.push(image, "-p")
+                sent = int(migration.status()["transferred"]) - sent
+                if sent * 100 > size:
+                    raise Failure(f"{sent} bytes were sent, and nothing has changed")
+                if check:
+                    machine.compare(image, migration.ram_path(), size)
+                migration.complete()
+            return {f"compare, {n} processor(s)": figures}
+        s.add(f"read, {n} processor(s)", read)
+        s.add(f"compare, {n} processor(s)", compare)
+        s.ratio(f"{n} processor(s): compare / read", rf"^compare, {n} ", rf"^read, {n} ", ">= 0.8")
+    return s
+
+
 def milliseconds(key):
     return lambda figures: figures[key] * 1000
 
@@ -539,4 +595,6 @@ SCENARIOS = {
     "faults": faults_scenario,
     "downtime": downtime_scenario,
     "verify": verify_scenario,
+    "scattered": scattered_scenario,
+    "scan": scan_scenario,
 }
