@@ -123,6 +123,7 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
         m->was_active = true;
         break;
     case STATE_COMPLETING:
+        m->times.completing = now;
         if (!m->stopped)
             m->times.switchover = now;
         break;

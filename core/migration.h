@@ -73,6 +73,7 @@ struct milestones {
     int64_t started;    /* setup began */
     int64_t active;     /* setup ended */
     int64_t switchover; /* `stop` was said, or else `complete` began */
+    int64_t completing; /* `complete` began */
     int64_t ended;      /* a final state */
 };
 

@@ -129,6 +129,8 @@ static void put_times(struct writer *w, const struct migration_snapshot *s, uint
     put_number(w, "setup-time", span(s->times.started, s->times.active ? s->times.active : end));
     put_number(w, "total-time", span(s->times.started, end));
     put_number(w, "downtime", s->state == STATE_COMPLETED ? span(s->times.switchover, s->times.ended) : 0);
+    put_number(w, "complete-time",
+               s->state == STATE_COMPLETED ? span(s->times.completing, s->times.ended) : 0);
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
 }
 

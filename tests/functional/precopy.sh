@@ -70,7 +70,11 @@ rounds=$(status src/still precopy-rounds)
 [ "$(status src/still round-"$rounds"-scanned-pages)" = $((size * 256)) ] || fail "not all of it was looked at"
 printf x | dd of=vm.ram bs=1 seek=1234567 conv=notrunc status=none
 fallocate -p -o $((2 << 20)) -l 8192 vm.ram
+expected=$(status src/still expected-downtime)
 tell src/still complete
+took=$(status src/still complete-time)
+[ "$took" = "$(status src/still downtime)" ] || fail "nobody has said stop, and complete took $took ms of the downtime"
+say "complete was expected to take $expected ms, and took $took"
 sent=$(($(status src/still multifd-bytes) - before))
 [ "$sent" -lt 100000 ] || fail "$sent bytes for three pages"
 arrived still
