@@ -204,7 +204,8 @@ size_t compressor_pack(struct compressor *c, const void *raw, size_t len, void *
         if (!*lease && !c->contexts)
             return 0;
         if (!*lease) {
-            struct job job = {.raw = raw, .len = len, .out = out, .wake = PTHREAD_COND_INITIALIZER};
+            struct job job = {.raw = raw, .len = len, .out = out};
+            pthread_cond_init(&job.wake, NULL);
             *c->last = &job;
             c->last = &job.next;
             while (!job.done)

@@ -89,6 +89,8 @@ void bed_connect(struct bed *bed)
     bed->peer = socket_transport_new(fds[1], false);
     cr_assert(zero(int, session_init(&conn->main, socket_transport_new(fds[0], false), 60000, 60000)));
     gate_init(&conn->gate, 1u << 20);
+    pace_init(&conn->pace, 0);
+    placing_init(&conn->placing, &conn->main, 0);
     conn->hello.timeout_ms = 60000;
     conn->limits = (struct hello_reply){.max_ram = 1u << 30, .max_device = 1u << 20, .max_devices = 8};
     conn->channels = calloc(BED_CHANNELS, sizeof(*conn->channels));

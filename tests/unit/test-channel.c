@@ -108,6 +108,8 @@ static void bench_fini(struct bench *b)
     channel_fini(&b->ch);
     cr_expect(eq(u64, b->gate.used, 0), "the gate got everything back");
     gate_fini(&b->gate);
+    pthread_mutex_destroy(&b->valve.lock);
+    pthread_cond_destroy(&b->valve.changed);
     free(b->valve.bytes);
 }
 
@@ -869,6 +871,8 @@ Test(channel, failure_under_load)
     for (int round = 0; round < 20; round++) {
         b = (struct bench){0};
         link_pair(&link);
+        pthread_mutex_init(&b.valve.lock, NULL);
+        pthread_cond_init(&b.valve.changed, NULL);
         gate_init(&b.gate, 1u << 20);
         channel_init(&b.ch, 5, link.a, &b.gate, note_failure, &b);
         for (uint32_t i = 0; i < WRITERS; i++) {
@@ -886,8 +890,7 @@ Test(channel, failure_under_load)
         channel_disconnect(&b.ch);
         cr_expect(eq(uint, b.failures, 1));
         cr_expect(eq(u64, b.gate.used, 0));
-        channel_fini(&b.ch);
-        gate_fini(&b.gate);
+        bench_fini(&b);
     }
 }
 

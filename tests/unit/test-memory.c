@@ -420,19 +420,22 @@ static void write_huge_pages(int n)
 static int huge_pages_before = -1;
 
 /* Tests run at the same time, and there is one number for all of them. */
-static void wait_for_others(void)
+static int wait_for_others(void)
 {
     int fd = open("/tmp/migfs-test-huge-pages.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 
     if (fd >= 0)
-        flock(fd, LOCK_EX); /* until the end of the process */
+        flock(fd, LOCK_EX);
+    return fd;
 }
+
+static int others = -1;
 
 static void reserve_huge_pages(void)
 {
     scratch_make();
     guard_setup();
-    wait_for_others();
+    others = wait_for_others();
     huge_pages_before = read_huge_pages();
     if (huge_pages_before >= 0)
         write_huge_pages(huge_pages_before + 8);
@@ -443,6 +446,8 @@ static void give_back_huge_pages(void)
     umount2(scratch, MNT_DETACH);
     if (huge_pages_before >= 0)
         write_huge_pages(huge_pages_before);
+    if (others >= 0)
+        close(others);
     scratch_remove();
 }
 

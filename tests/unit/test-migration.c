@@ -398,6 +398,7 @@ static void run_race(unsigned channels, uint64_t offset, size_t len, bool compre
     migration_put(incoming);
     free(want);
     free(got);
+    pthread_mutex_destroy(&race.lock);
     rig_fini(&rig);
 }
 

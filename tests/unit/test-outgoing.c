@@ -748,6 +748,7 @@ Test(outgoing, commands_are_interrupted)
     CHECK_OK(migration_cancel(m, &err));
     for (size_t i = 0; i < ARRAY_LENGTH(writers); i++)
         worker_join(&writers[i].worker);
+    free(zeros);
     end();
 }
 

@@ -74,5 +74,7 @@ Test(private_map, real)
     cr_assert(ne(ptr, mine, MAP_FAILED));
     cr_expect(eq(int, private_map_find("/proc", &file, 0), getpid()));
     cr_expect(eq(int, private_map_find("/proc", &file, getpid()), getpid()));
+    munmap(shared, 4096);
+    munmap(mine, 4096);
     close(fd);
 }

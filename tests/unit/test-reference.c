@@ -27,6 +27,7 @@ static struct rig rig;
 static struct migration *m;
 static struct reference *ref; /* of m; NULL until start() */
 static char *memory;          /* the VMM's */
+static uint64_t memory_size;
 static int memory_fd;
 
 static void set_up(void)
@@ -42,19 +43,28 @@ static void set_up(void)
 
 static void tear_down(void)
 {
+    if (memory)
+        munmap(memory, memory_size);
+    close(memory_fd);
     scratch_remove();
 }
 
 TestSuite(reference, .init = set_up, .fini = tear_down);
+
+static void make_memory(uint64_t size)
+{
+    memory_size = size;
+    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
+}
 
 /* Makes memory of @size, and a migration of it that is active. */
 static void start_with(uint64_t size, unsigned channels, bool compare)
 {
     struct error err = {0};
 
-    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
-    cr_assert(ne(ptr, (void *)memory, MAP_FAILED));
+    make_memory(size);
     m = rig_make(&rig, "vm", channels, "");
     m->settings.compare = compare;
     err = (struct error){0};
@@ -73,7 +83,6 @@ static void end(void)
 {
     migration_put(m);
     rig_fini(&rig);
-    close(memory_fd);
 }
 
 /* Marks pages [first, first + count) with bitmaps of one word each. */
@@ -426,8 +435,7 @@ static void become_shorter(enum choice checksum, bool zero_pages)
     const uint64_t size = 8 * (uint64_t)WIRE_STRIPE_SIZE;
     struct error err = {0};
 
-    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    make_memory(size);
     memset(memory, 'x', size);
     m = rig_make(&rig, "vm", 2, "");
     m->settings.checksum_choice = checksum;
@@ -468,8 +476,7 @@ static void leave_holes(enum choice checksum, bool compress)
     struct error err = {0};
     struct stat st;
 
-    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    make_memory(size);
     m = rig_make(&rig, "vm", 2, "");
     m->settings.checksum_choice = checksum;
     m->settings.compress = compress;
@@ -577,8 +584,7 @@ static void start_blocked(uint64_t size)
     struct error err = {0};
     char text[128];
 
-    cr_assert(zero(int, ftruncate(memory_fd, (off_t)size)));
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    make_memory(size);
     memset(memory, 'x', size);
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
     fake_listen(&fake, text);
@@ -599,7 +605,6 @@ static void end_blocked(void)
     migration_put(m);
     registry_drain(&registry, HOST_FOREVER);
     registry_fini(&registry);
-    close(memory_fd);
 }
 
 static struct waiter {

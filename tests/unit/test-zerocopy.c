@@ -411,14 +411,21 @@ static void open_channel(enum zerocopy_mode mode)
     cr_assert(eq(int, channel_set_zerocopy(&ch, mode), 0));
 }
 
+static void free_channel(void)
+{
+    channel_fini(&ch);
+    gate_fini(&gate);
+    pthread_mutex_destroy(&lender.lock);
+    pthread_cond_destroy(&lender.changed);
+}
+
 static void close_channel(void)
 {
     channel_close(&ch, CHANNEL_DEAD);
     channel_disconnect(&ch);
     cr_expect(lender.closed);
     cr_expect(eq(u64, gate.used, 0));
-    channel_fini(&ch);
-    gate_fini(&gate);
+    free_channel();
 }
 
 /* A writer of one packet: its own buffer, which it spoils as soon as it has it back. */
@@ -587,8 +594,7 @@ Test(zerocopy, disconnecting_waits_for_buffers)
     worker_join(&worker);
     cr_expect(lender.closed);
     cr_expect(zero(ptr, ch.transport));
-    channel_fini(&ch);
-    gate_fini(&gate);
+    free_channel();
 }
 
 /* The sending itself fails with a part of the payload lent. */

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a test has made and not unmade yet; see leftovers.c. No test needs to ask. */
+#ifndef MIGFS_TEST_LEFTOVERS_H
+#define MIGFS_TEST_LEFTOVERS_H
+
+/** leftovers_count - how much of it there is now, without descriptors and threads that nobody joins */
+unsigned leftovers_count(void);
+
+#endif
