@@ -26,6 +26,7 @@ struct valve {
     int broken; /* not 0: what a send returns */
     bool stuck;   /* close does not return */
     unsigned sends, closes;
+    struct transport_figures figures;
     uint8_t *bytes;
     size_t have;
 };
@@ -59,7 +60,22 @@ static void valve_close(struct transport *t)
     pthread_mutex_unlock(&v->lock);
 }
 
-static const struct transport_ops valve_ops = {.name = "valve", .send = valve_send, .figures = dummy_figures, .close = valve_close};
+static void valve_figures(struct transport *t, bool of_group, struct transport_figures *out)
+{
+    struct valve *v = (struct valve *)t;
+
+    out->partial_drains += v->figures.partial_drains;
+    out->rnr_naks += v->figures.rnr_naks;
+    out->retries += v->figures.retries;
+    if (!of_group)
+        return;
+    out->registrations += v->figures.registrations;
+    out->evictions += v->figures.evictions;
+    out->registered_bytes += v->figures.registered_bytes;
+}
+
+static const struct transport_ops valve_ops = {
+    .name = "valve", .send = valve_send, .figures = valve_figures, .close = valve_close};
 
 static void valve_set(struct valve *v, bool open, int broken)
 {
@@ -975,6 +991,41 @@ Test(channel, seal_and_reopen)
 static void disconnect(void *arg)
 {
     channel_disconnect(arg);
+}
+
+static void expect_figures(struct bench *b, const struct transport_figures *want)
+{
+    struct transport_figures got = {.partial_drains = 100, .registrations = 200, .evictions = 300};
+    uint64_t drains = 7;
+
+    got.registered_bytes = 400, got.rnr_naks = 500, got.retries = 600;
+    channel_figures(&b->ch, &got, &drains);
+    cr_expect(eq(u64, drains, 7 + b->ch.drains));
+    cr_expect(eq(u64, got.partial_drains, 100 + want->partial_drains));
+    cr_expect(eq(u64, got.registrations, 200 + want->registrations));
+    cr_expect(eq(u64, got.evictions, 300 + want->evictions));
+    cr_expect(eq(u64, got.registered_bytes, 400 + want->registered_bytes));
+    cr_expect(eq(u64, got.rnr_naks, 500 + want->rnr_naks));
+    cr_expect(eq(u64, got.retries, 600 + want->retries));
+}
+
+/* They are added to those of the others, and stay when the connection goes, but for what is registered now. */
+Test(channel, figures)
+{
+    struct transport_figures want = {1, 2, 3, 4, 5, 6};
+    struct bench b;
+
+    bench_init(&b, true);
+    b.ch.of_group = true;
+    b.ch.drains = 9;
+    b.valve.figures = want;
+    expect_figures(&b, &want);
+    channel_close(&b.ch, CHANNEL_DEAD);
+    channel_disconnect(&b.ch);
+    want.registered_bytes = 0;
+    expect_figures(&b, &want);
+    b.ch.transport = &b.valve.base; /* for bench_fini() */
+    bench_fini(&b);
 }
 
 /* Not every device closes a connection at once, and `status` asks for the figures meanwhile. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* zstd: what is packed unpacks to the same, and what a peer makes up does no harm. */
 #include "compression.h"
+#include "leftovers.h"
 #include "check.h"
 
 #include <pthread.h>
@@ -15,7 +16,8 @@ static void fill(uint8_t *buf, size_t len, bool compressible)
 {
     for (size_t i = 0; i < len; i++) {
         random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-        buf[i] = compressible ? (uint8_t)("the quick brown fox "[(random_state >> 60) + i % 4]) : (uint8_t)(random_state >> 56);
+        buf[i] = compressible ? (uint8_t)("the quick brown fox "[(random_state >> 60) + i % 4])
+                              : (uint8_t)(random_state >> 56);
     }
 }
 
@@ -212,3 +214,34 @@ Test(compression, many_threads)
     cr_expect(eq(uint, wrong, 0));
     compressor_free(shared);
 }
+
+#ifdef COUNTS_LEFTOVERS
+/* When the migration is over, what is idle goes at once, and what is in use goes when it comes back. */
+Test(compression, closed)
+{
+    char raw[30000] = {0};
+    struct compressor *c = compressor_new(1);
+    struct context *lease[2] = {0};
+    void *buffers[3];
+    unsigned before = leftovers_count();
+
+    for (int i = 0; i < 3; i++)
+        buffers[i] = compressor_buffer(c);
+    for (int i = 0; i < 2; i++)
+        cr_assert(compressor_pack(c, raw, sizeof(raw), buffers[i], i == 1, &lease[i]) > 0);
+    cr_assert(not(zero(ptr, lease[1])));
+    cr_expect(eq(uint, leftovers_count(), before + 3 + 2 * 2), "a buffer, and a context with zstd's own");
+    compressor_return(c, buffers[0]);
+    compressor_help(c, lease[0]);
+    cr_expect(eq(uint, leftovers_count(), before + 3 + 2 * 2), "they are kept for the next one");
+    compressor_close(c);
+    cr_expect(eq(uint, leftovers_count(), before + 2 + 2));
+    compressor_return(c, buffers[1]);
+    cr_expect(eq(uint, leftovers_count(), before + 1 + 2));
+    compressor_help(c, lease[1]);
+    cr_expect(eq(uint, leftovers_count(), before + 1));
+    compressor_return(c, buffers[2]);
+    cr_expect(eq(uint, leftovers_count(), before));
+    compressor_free(c);
+}
+#endif

@@ -194,7 +194,8 @@ Test(image, no_more_than_the_budget)
     CHECK_OK(image_grow(&image, FIRST, 1000, &err));
     budget.limit = 1500;
     CHECK_FAILS(image_grow(&image, FIRST, 1501, &err), CAUSE_QUOTA);
-    cr_expect(eq(str, err.message, "a size of 1501 bytes does not fit: the destination holds at most 1500 bytes"));
+    cr_expect(
+        eq(str, err.message, "a size of 1501 bytes does not fit: the destination holds at most 1500 bytes"));
     cr_expect(eq(u64, image_size(&image), 1000), "a refusal changes nothing");
     image_init(&other);
     image_account(&other, account, 0);
@@ -479,7 +480,8 @@ Test(image, a_large_hole)
     }
     CHECK_OK(image_discard(&image, FIRST, PAGE, size - 2 * PAGE, &err));
     cr_expect(eq(u64, work_of(&image), size - 2 * PAGE));
-    cr_expect(eq(i64, image_blocks(&image), (int64_t)(2 * PAGE / 512)), "the first page and the last one are left");
+    cr_expect(eq(i64, image_blocks(&image), (int64_t)(2 * PAGE / 512)),
+              "the first page and the last one are left");
     cr_expect(eq(chr, byte_at(&image, 0), 'x'));
     cr_expect(eq(chr, byte_at(&image, size - 1), 'x'));
     finish(&image);
@@ -504,7 +506,8 @@ Test(image, zero_pages)
     for (uint64_t page = 0; page < 70; page++) {
         cr_expect(eq(int, held(&image, page), page >= 40 && page < 50), "page %d", (int)page);
         cr_expect(eq(int, arrived(&image, page), page >= 9 && page < 64), "page %d", (int)page);
-        cr_expect(eq(chr, byte_at(&image, page * PAGE), page >= 40 && page < 50 ? 'x' : 0), "page %d", (int)page);
+        cr_expect(eq(chr, byte_at(&image, page * PAGE), page >= 40 && page < 50 ? 'x' : 0), "page %d",
+                  (int)page);
     }
     finish(&image);
 }
@@ -576,7 +579,8 @@ Test(image, preallocated_in_parts)
     finish(&image);
 }
 
-/* Memory that was preallocated can be given back: what comes then is written, so that a full file system is an error. */
+/* Memory that was preallocated can be given back: what comes then is written, so that a full file system is
+ * an error. */
 Test(image, preallocated_and_discarded)
 {
     struct image image;
@@ -656,7 +660,8 @@ Test(image, seek)
     cr_expect(eq(i64, image_seek(&image, 10 * PAGE + 5, false), -ENXIO), "past the end");
     fill(&image, 10 * PAGE, 'x', 5);
     cr_expect(eq(i64, image_seek(&image, 4 * PAGE, true), (int64_t)(10 * PAGE)));
-    cr_expect(eq(i64, image_seek(&image, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)), "the end is a hole");
+    cr_expect(eq(i64, image_seek(&image, 10 * PAGE + 1, false), (int64_t)(10 * PAGE + 5)),
+              "the end is a hole");
     image_fini(&image);
     make(&image, true, 2, 10 * PAGE + 1);
     fill(&image, 10 * PAGE, 'x', 1);
@@ -676,7 +681,8 @@ Test(image, seek_without_maps)
     cr_expect(eq(i64, image_seek(&image, 0, true), (int64_t)(2 * PAGE)));
     cr_expect(eq(i64, image_seek(&image, 2 * PAGE, false), (int64_t)(3 * PAGE)));
     cr_expect(eq(i64, image_seek(&image, 3 * PAGE, true), -ENXIO));
-    cr_expect(eq(i64, image_seek(&image, 7 * PAGE, false), (int64_t)(7 * PAGE)), "past the end of the memory, too");
+    cr_expect(eq(i64, image_seek(&image, 7 * PAGE, false), (int64_t)(7 * PAGE)),
+              "past the end of the memory, too");
     cr_expect(eq(i64, image_seek(&image, 8 * PAGE, false), -ENXIO));
     /* The memory is longer than the image. */
     CHECK_OK(image_write(&image, 7 * PAGE, "x", 1, &err));
@@ -932,4 +938,22 @@ Test(image, settled_while_the_last_user_leaves)
         cr_assert(eq(u64, budget.used, 0), "round %d", i);
         finish(&racing);
     }
+}
+
+/* What cannot be finished is said. */
+Test(image, not_finished)
+{
+    struct image image;
+    struct error err;
+
+    make(&image, true, 2, 4 * PAGE);
+    fill(&image, 0, 'x', PAGE);
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    cr_assert(eq(int, dup2(fd, image.memory.fd), image.memory.fd));
+    close(fd);
+    cr_expect(lt(int, image_finish(&image, &(struct error){0}), 0));
+    err = (struct error){0};
+    image_finish(&image, &err);
+    cr_expect(error_is_set(&err));
+    finish(&image);
 }

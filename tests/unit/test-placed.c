@@ -8,12 +8,14 @@
 #include "cleanup.h"
 #include "link.h"
 #include "outgoing.h"
+#include "peer.h"
 #include "placer.h"
 #include "reference.h"
 #include "rig.h"
 
 #include <endian.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -665,6 +667,39 @@ static void write_until_it_fails(void *arg)
             break;
     }
     free(buf);
+}
+
+/* Waits for the destination's word of what it has applied on a channel. */
+static uint64_t told(struct transport *t)
+{
+    struct pollfd poller = {.fd = transport_pollfd(t), .events = POLLIN};
+    uint64_t count = 0;
+
+    cr_assert(eq(int, poll(&poller, 1, 20000), 1), "the source is not told");
+    cr_assert(zero(int, transport_recv_all(t, &count, sizeof(count), NULL)));
+    return le64toh(count);
+}
+
+/* A source that places is told when there is nothing more to apply, of the channel on which it came. */
+Test(placed, told_what_is_applied)
+{
+    static const char page[PAGE] = "x";
+    struct packet data = packet_at(0, sizeof(page), false);
+    struct packet zero = {.type = WIRE_ZERO, .offset = 5 * PAGE, .range = PAGE};
+    struct peer p;
+
+    placer_begin();
+    rig_init(&rig, "rdma:127.0.0.1:0", NULL);
+    peer_open(&p, rig.address, "vm", 1);
+    cr_expect(eq(int, (int)peer_announce(&p, 0, IMAGE, "ram"), CAUSE_NONE));
+    for (uint64_t i = 1; i < 4; i++) {
+        cr_assert(zero(int, peer_packet(&p, 0, data, page)));
+        cr_expect(eq(u64, told(p.data[0]), 2 * i - 1));
+        cr_assert(zero(int, peer_packet(&p, 0, zero, NULL)));
+        cr_expect(eq(u64, told(p.data[0]), 2 * i));
+    }
+    peer_close(&p);
+    rig_fini(&rig);
 }
 
 Test(placed, cancelled)

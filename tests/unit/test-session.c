@@ -106,9 +106,9 @@ Test(session, pieces)
     size_t sent = 0, total = sizeof(header) + WIRE_BODY_MAX;
     while (sent < total) {
         /* In slices that fit the socket's buffer. */
-        struct iovec part = sent < iov[0].iov_len
-                                ? iov[0]
-                                : (struct iovec){body + sent - iov[0].iov_len, total - sent < 4096 ? total - sent : 4096};
+        struct iovec part = sent < iov[0].iov_len ? iov[0]
+                                                  : (struct iovec){body + sent - iov[0].iov_len,
+                                                                   total - sent < 4096 ? total - sent : 4096};
         cr_assert(zero(int, transport_send(link.a, &part, 1)));
         sent += part.iov_len;
         CHECK_OK(session_step(&b, clock_ms(), note, &log, &err));
@@ -209,7 +209,8 @@ Test(session, nonsense)
         size_t at;
         uint8_t flip;
     } cases[] = {
-        {"magic", 0, 1}, {"type", 4, 0x40}, {"a length of 4 GiB", 11, 0x80}, {"id", 16, 1}, {"check", 24, 1}, {"body", 33, 1},
+        {"magic", 0, 1}, {"type", 4, 0x40}, {"a length of 4 GiB", 11, 0x80},
+        {"id", 16, 1},   {"check", 24, 1},  {"body", 33, 1},
     };
 
     for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
@@ -289,7 +290,8 @@ static const struct transport_ops chatter_ops = {
     .close = chatter_close,
 };
 
-/* session_step() returns at its deadline, whatever the peer does: a cancelled migration must be able to end. */
+/* session_step() returns at its deadline, whatever the peer does: a cancelled migration must be able to end.
+ */
 Test(session, flood_does_not_hold_a_step)
 {
     struct chatter chatter = {.base.ops = &chatter_ops, .fd = -1};
@@ -299,7 +301,8 @@ Test(session, flood_does_not_hold_a_step)
 
     cr_assert(zero(int, session_init(&s, &chatter.base, LONG_MS, LONG_MS)));
     CHECK_OK(session_step(&s, clock_ms(), note, &log, &err));
-    cr_expect(le(uint, chatter.calls, CALLS_MAX), "one step went on for as long as the peer had something to say");
+    cr_expect(le(uint, chatter.calls, CALLS_MAX),
+              "one step went on for as long as the peer had something to say");
     session_fini(&s);
 }
 
@@ -365,6 +368,46 @@ Test(session, queue)
     cr_expect(eq(sz, a.queued, 0));
     session_fini(&a);
     session_fini(&b);
+    free(body);
+}
+
+static struct session stepping;
+static struct error step_error;
+
+static void step_until_it_fails(void *arg)
+{
+    struct log log = {0};
+
+    (void)arg;
+    while (session_step(&stepping, INT64_MAX, note, &log, &step_error) == 0)
+        ;
+}
+
+/* What another thread queues while the loop waits for messages is sent by the loop. */
+Test(session, queued_while_the_loop_waits)
+{
+    struct session b;
+    struct log log = {0};
+    struct worker worker;
+    uint8_t *body = calloc(1, WIRE_BODY_MAX);
+    unsigned sent = 0;
+    bool queued = false;
+
+    open_pair(&stepping, &b, LONG_MS);
+    worker_start(&worker, step_until_it_fails, NULL);
+    worker_await_sleep(&worker);
+    while (!queued) {
+        session_send(&stepping, WIRE_SYNC, ++sent, body, WIRE_BODY_MAX);
+        pthread_mutex_lock(&stepping.send_lock);
+        queued = stepping.queued > 0;
+        pthread_mutex_unlock(&stepping.send_lock);
+    }
+    cr_assert(le(uint, sent, (unsigned)ARRAY_LENGTH(log.entries)));
+    step_until(&b, &log, sent);
+    session_fini(&b);
+    worker_join(&worker);
+    cr_expect(eq(int, (int)step_error.cause, CAUSE_RESET), "%s", step_error.message);
+    session_fini(&stepping);
     free(body);
 }
 
@@ -470,7 +513,12 @@ Test(session, bad_goodbyes)
         const char *bytes;
         size_t length;
     } cases[] = {
-        {"", 0}, {"\x01\0\0\0", 4}, {"\0\0\0\0\0\0", 6}, {"\xff\0\0\0\0\0", 6}, {"\x01\0\0\0\x05\0ab", 8}, {"\x01\0\0\0\0\0x", 7},
+        {"", 0},
+        {"\x01\0\0\0", 4},
+        {"\0\0\0\0\0\0", 6},
+        {"\xff\0\0\0\0\0", 6},
+        {"\x01\0\0\0\x05\0ab", 8},
+        {"\x01\0\0\0\0\0x", 7},
     };
 
     for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
@@ -482,11 +530,13 @@ Test(session, bad_goodbyes)
     }
 }
 
-/* What only this side can know is not the peer's to say: a writer would be told of a signal that never came. */
+/* What only this side can know is not the peer's to say: a writer would be told of a signal that never came.
+ */
 Test(session, causes_of_a_peer)
 {
     for (uint32_t cause = 0; cause <= CAUSE_MAX + 1; cause++) {
-        bool ours = cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
+        bool ours =
+            cause == CAUSE_NONE || cause == CAUSE_INTERRUPTED || cause == CAUSE_AGAIN || cause >= CAUSE_MAX;
         struct error got = {0};
         session_read_reason(cause, "because", "the peer", &got);
         cr_expect(eq(int, (int)got.cause, ours ? CAUSE_PEER : (int)cause), "cause %u", cause);
@@ -506,7 +556,8 @@ Test(session, linger_ends_with_the_peer)
     session_send(&b, WIRE_SYNC, 1, NULL, 0);
     transport_finish(b.transport);
     session_linger(&a, 1 << 30);
-    cr_expect(eq(long, transport_recv(b.transport, rest, sizeof(rest), 0), 0), "and it said that it is finished");
+    cr_expect(eq(long, transport_recv(b.transport, rest, sizeof(rest), 0), 0),
+              "and it said that it is finished");
     session_fini(&a);
     session_fini(&b);
 }

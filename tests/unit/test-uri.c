@@ -3,6 +3,7 @@
 #include "uri.h"
 #include "check.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const struct {
@@ -183,6 +184,21 @@ Test(uri, list)
     list.count = 0;
     uri_list_format(&list, text, sizeof(text));
     cr_expect(eq(str, text, ""));
+}
+
+Test(uri, as_long_as_it_can_be)
+{
+    char text[URI_MAX + 1];
+    struct error err;
+    struct uri uri;
+
+    memset(text, 'x', sizeof(text));
+    memcpy(text, "unix:/", 6);
+    text[URI_MAX] = '\0';
+    CHECK_FAILS(uri_parse(text, &uri, &err), CAUSE_SYNTAX);
+    char want[64];
+    snprintf(want, sizeof(want), "a URI has at most %d characters", URI_MAX - 1);
+    cr_expect(eq(str, err.message, want));
 }
 
 Test(uri, as_long_as_a_list_can_be)
