@@ -4,6 +4,9 @@
  * threads, locks. What is left ends the test, and is named by the place that made it. Linked into every unit
  * test; the linker has our own calls, and no library's, come here (--wrap).
  *
+ * Nobody writes behind the end of memory either: a fence stands there, which is looked at when the memory
+ * goes.
+ *
  * A test that fails does not come to its end, and is not asked.
  */
 #include "leftovers.h"
@@ -33,9 +36,19 @@ struct thing {
     enum kind kind;
     uintptr_t key;
     const char *maker;
+    bool fenced; /* memory, with a fence behind its @size bytes */
+    size_t size;
 };
 
+/* AddressSanitizer has fences of its own, which stand closer, since it sees reads, too. */
+#ifdef __SANITIZE_ADDRESS__
+#define FENCE ((size_t)0)
+#else
+#define FENCE ((size_t)16)
+#endif
+
 #define BUCKET_BITS  16
+#define FENCE_BYTE   0xfe
 #define WAIT_SECONDS 10 /* for threads that nobody joins; only a test that fails waits so long */
 
 /* All guarded by the lock, but for the last line: the test's thread. */
@@ -61,14 +74,16 @@ static struct thing **bucket(uintptr_t key)
     return &things[(uint64_t)key * UINT64_C(0x9e3779b97f4a7c15) >> (64 - BUCKET_BITS)];
 }
 
-static void add(enum kind kind, uintptr_t key, const char *maker)
+static void add(enum kind kind, uintptr_t key, const char *maker, bool fenced, size_t size)
 {
+    if (fenced)
+        memset((char *)key + size, FENCE_BYTE, FENCE);
     if (!watches)
         return;
     struct thing *thing = spare ? spare : __real_malloc(sizeof(*thing));
     if (thing == spare)
         spare = thing->next;
-    *thing = (struct thing){*bucket(key), kind, key, maker};
+    *thing = (struct thing){*bucket(key), kind, key, maker, fenced, size};
     *bucket(key) = thing;
     count++;
 }
@@ -78,8 +93,20 @@ static void made(enum kind kind, const void *key, const char *maker)
     if (!key)
         return;
     pthread_mutex_lock(&lock);
-    add(kind, (uintptr_t)key, maker);
+    add(kind, (uintptr_t)key, maker, false, 0);
     pthread_mutex_unlock(&lock);
+}
+
+static void check_fence(const struct thing *thing)
+{
+    const unsigned char *p = (const unsigned char *)thing->key + thing->size;
+
+    for (size_t i = 0; thing->fenced && i < FENCE; i++) {
+        if (p[i] == FENCE_BYTE)
+            continue;
+        fprintf(stderr, "written behind its end: memory, made at %#tx\n", thing->maker - __executable_start);
+        abort();
+    }
 }
 
 /* Called before it is: its address can be another's at once. A library may have made what we free. */
@@ -90,6 +117,7 @@ static void unmade(enum kind kind, uintptr_t key, const char *unmaker)
     pthread_mutex_lock(&lock);
     for (struct thing **at = bucket(key), *thing; !found && (thing = *at); at = &thing->next)
         if (thing->key == key && thing->kind == kind) {
+            check_fence(thing);
             *at = thing->next;
             thing->next = spare;
             spare = thing;
@@ -110,22 +138,35 @@ static void *memory(void *p, const char *maker)
     return p;
 }
 
+static void *fenced(void *p, size_t size, const char *maker)
+{
+    if (!p)
+        return NULL;
+    pthread_mutex_lock(&lock);
+    add(MEMORY, (uintptr_t)p, maker, true, size);
+    pthread_mutex_unlock(&lock);
+    return p;
+}
+
 WRAP(void *, malloc, size_t size)
 {
-    return memory(__real_malloc(size), MAKER);
+    return fenced(size + FENCE < size ? NULL : __real_malloc(size + FENCE), size, MAKER);
 }
 
 WRAP(void *, calloc, size_t n, size_t size)
 {
-    return memory(__real_calloc(n, size), MAKER);
+    size_t bytes;
+
+    if (__builtin_mul_overflow(n, size, &bytes) || bytes + FENCE < bytes)
+        return NULL;
+    return fenced(__real_calloc(1, bytes + FENCE), bytes, MAKER);
 }
 
+/* What cannot grow, which no test has happen, is forgotten. */
 WRAP(void *, realloc, void *p, size_t size)
 {
     unmade(MEMORY, (uintptr_t)p, MAKER);
-    void *new = __real_realloc(p, size);
-    made(MEMORY, new || size == 0 ? new : p, MAKER);
-    return new;
+    return fenced(__real_realloc(p, size + FENCE), size, MAKER);
 }
 
 WRAP(int, posix_memalign, void **p, size_t alignment, size_t size)
@@ -237,7 +278,7 @@ WRAP(int, pthread_create, pthread_t *thread, const pthread_attr_t *attr, void *(
     pthread_mutex_lock(&lock);
     int ret = __real_pthread_create(thread, attr, run, arg);
     if (ret == 0 && detached == PTHREAD_CREATE_JOINABLE)
-        add(THREAD, *thread, MAKER);
+        add(THREAD, *thread, MAKER, false, 0);
     pthread_mutex_unlock(&lock);
     return ret;
 }

@@ -26,7 +26,7 @@ TestSuite(leftovers, .init = begin);
 
 Test(leftovers, memory)
 {
-    void *p, *some[5];
+    void *p, *volatile some[5]; /* a compiler may leave out what is not used */
     char *text;
     struct addrinfo *found;
 
@@ -34,7 +34,8 @@ Test(leftovers, memory)
     some[1] = calloc(1, 1);
     some[2] = realloc(NULL, 1);
     some[3] = strdup("");
-    cr_assert(zero(int, posix_memalign(&some[4], 64, 64)));
+    cr_assert(zero(int, posix_memalign(&p, 64, 64)));
+    some[4] = p;
     EXPECT_MORE(5);
     some[2] = realloc(some[2], 100000);
     EXPECT_MORE(5);
@@ -80,6 +81,44 @@ Test(leftovers, threads_and_locks)
     pthread_rwlock_destroy(&rwlock);
     pthread_cond_destroy(&cond);
     EXPECT_MORE(0);
+}
+
+/* What is given back has its fence, wherever it has been. */
+#ifndef __SANITIZE_ADDRESS__
+static void write_behind(void *p, size_t size)
+{
+    volatile size_t at = size; /* which no compiler sees through */
+
+    ((volatile char *)p)[at] = 1;
+    free(p);
+}
+
+Test(leftovers, written_behind_malloc, .signal = SIGABRT)
+{
+    write_behind(malloc(3), 3);
+}
+
+Test(leftovers, written_behind_calloc, .signal = SIGABRT)
+{
+    write_behind(calloc(3, 5), 15);
+}
+
+Test(leftovers, written_behind_realloc, .signal = SIGABRT)
+{
+    write_behind(realloc(malloc(3), 24), 24);
+}
+#endif
+
+Test(leftovers, written_as_far_as_it_goes)
+{
+    char *p = malloc(3);
+
+    memset(p, 1, 3);
+    p = realloc(p, 70);
+    memset(p, 1, 70);
+    p = realloc(p, 8);
+    memset(p, 1, 8);
+    free(p);
 }
 
 Test(leftovers, destroyed_and_never_made, .signal = SIGABRT)
