@@ -163,6 +163,7 @@ Test(placing, where_the_image_ends)
     cr_expect(not(use(CHUNK + 905)), "a byte is not");
     placing_unuse(&placing, CHUNK + 900);
     cr_expect(zero(int, placing_want(&placing, 2 * CHUNK, 10, CHUNK + 5000, NULL)), "past the end");
+    cr_expect(zero(int, placing_want(&placing, 1ull << 50, 10, CHUNK + 5000, NULL)), "far past the end");
     expect_quiet();
 }
 
