@@ -623,6 +623,25 @@ Test(tls, carries_bytes)
     part(&m);
 }
 
+/* An end that was said is one, however often it is asked for; and the other direction goes on. */
+Test(tls, ended)
+{
+    struct meeting m = {0};
+    char got[4] = "";
+
+    open_pair(&m);
+    cr_assert(zero(int, link_send(m.link.a, "abc", 3)));
+    transport_finish(m.link.a);
+    cr_assert(zero(int, transport_recv_all(m.link.b, got, 3, NULL)));
+    cr_expect(eq(str, got, "abc"));
+    for (int i = 0; i < 3; i++)
+        cr_expect(zero(long, transport_recv(m.link.b, got, 1, 0)));
+    cr_assert(zero(int, link_send(m.link.b, "de", 2)));
+    cr_assert(zero(int, transport_recv_all(m.link.a, got, 2, NULL)));
+    cr_expect(zero(int, memcmp(got, "de", 2)));
+    part(&m);
+}
+
 /* A connection that moves a few bytes at a time: neither the handshake nor a record comes in one piece. */
 Test(tls, in_pieces)
 {
