@@ -151,8 +151,13 @@ static void model_packet(struct lab *lab, const struct file *file, const struct 
         break;
     case WIRE_PAGES: {
         uint64_t words[4];
-        const uint8_t *p = raw + wire_bitmap_size(packet->range);
-        memcpy(words, raw, wire_bitmap_size(packet->range));
+        uint64_t said[4];
+        uint32_t bitmap = wire_bitmap_size(packet->range);
+        bool partial = packet->flags & WIRE_PACKET_PARTIAL;
+        const uint8_t *p = raw + wire_pages_head(packet);
+        memset(said, 0xff, sizeof(said));
+        memcpy(words, raw, bitmap);
+        memcpy(said, partial ? raw + bitmap : (const uint8_t *)said, bitmap);
         end += packet->range;
         for (uint64_t page = 0; end <= IMAGE_MAX && page < packet->range / WIRE_PAGE_SIZE; page++) {
             uint8_t *to = model->image + packet->offset + page * WIRE_PAGE_SIZE;
@@ -161,7 +166,7 @@ static void model_packet(struct lab *lab, const struct file *file, const struct 
                 break; /* the bits lie */
             if (held)
                 memcpy(to, p, WIRE_PAGE_SIZE);
-            else
+            else if (said[page / 64] >> page % 64 & 1)
                 memset(to, 0, WIRE_PAGE_SIZE);
             p += held ? WIRE_PAGE_SIZE : 0;
             model->bytes += held ? WIRE_PAGE_SIZE : 0;
@@ -199,6 +204,20 @@ static uint32_t make_pages(uint8_t *raw, uint64_t range, uint32_t seed)
     memcpy(raw, words, bitmap);
     pattern(raw + bitmap, data * WIRE_PAGE_SIZE, seed);
     return bitmap + (uint32_t)data * WIRE_PAGE_SIZE;
+}
+
+/* Nothing is said of half of the pages without data. Return: the new size. */
+static uint32_t make_partial(uint8_t *raw, uint64_t range, uint32_t size)
+{
+    uint32_t bitmap = wire_bitmap_size(range);
+    uint64_t said[4], pages = range / WIRE_PAGE_SIZE;
+
+    memcpy(said, raw, bitmap);
+    for (uint64_t page = 0; page < pages; page += 2)
+        said[page / 64] |= 1ull << page % 64;
+    memmove(raw + 2 * bitmap, raw + bitmap, size - bitmap);
+    memcpy(raw + bitmap, said, bitmap);
+    return size + bitmap;
 }
 
 static void send_packet(struct lab *lab, struct lane *lane, const struct wire_packet *wire,
@@ -255,12 +274,16 @@ static void step_packet(struct lab *lab)
             packet.length = packet.raw_length = (uint32_t)len;
         } else if (packet.type == WIRE_PAGES) {
             packet.length = packet.raw_length = make_pages(raw, packet.range % (WIRE_STRIPE_SIZE + 1), seed);
+            if (seed & 128 && packet.range <= WIRE_STRIPE_SIZE)
+                packet.length = packet.raw_length = make_partial(raw, packet.range, packet.raw_length);
         } else {
             packet.length = packet.raw_length = (uint32_t)(packet.range % (WIRE_STRIPE_SIZE + 1));
             pattern(raw, packet.length, seed);
         }
+        if (packet.type == WIRE_PAGES && seed & 128)
+            packet.flags = WIRE_PACKET_PARTIAL;
         if (how & HOW_ZSTD) {
-            packet.flags = WIRE_PACKET_ZSTD;
+            packet.flags |= WIRE_PACKET_ZSTD;
             if (how & HOW_BYTES) {
                 packet.raw_length = (uint32_t)packet.range;
                 lab->modelled = false;
