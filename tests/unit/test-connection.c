@@ -847,3 +847,30 @@ Test(connection, nothing_to_fall_back_to)
     CHECK_FAILS(connection_open(&config, &conn, &err), CAUSE_REFUSED);
     cr_expect(strstr(err.message, "refused") != NULL, "%s", err.message);
 }
+
+static bool splices(enum connection_splice splice)
+{
+    struct ends ends;
+
+    config.splice = splice;
+    struct connection *conn = open_to(&ends);
+    bool ret = conn->splices;
+    connection_free(conn);
+    hang_up(&ends);
+    return ret;
+}
+
+/* Where nobody has said it, what the channels say decides. */
+Test(connection, splice)
+{
+    struct error err;
+
+    cr_expect(not(splices(CONNECTION_SPLICE_NEVER)));
+    cr_expect(splices(CONNECTION_SPLICE_AUTO), "it pays on a socket of this machine");
+    end();
+    fake_listen(&fake, "tcp:127.0.0.1:0");
+    CHECK_OK(uri_list_parse(transport_listener_address(fake.listener), &uris, &err));
+    cr_expect(not(splices(CONNECTION_SPLICE_AUTO)), "and not by TCP");
+    cr_expect(splices(CONNECTION_SPLICE_ALWAYS));
+    end();
+}
