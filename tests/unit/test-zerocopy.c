@@ -647,6 +647,27 @@ Test(zerocopy, auto_tries_and_copies)
     close_channel();
 }
 
+/* What goes without a copy counts as sent when it is decided how fast that may be. */
+Test(zerocopy, paced)
+{
+    const double bytes = MIB + sizeof(struct wire_packet);
+    struct pace pace;
+    struct one one;
+
+    open_channel(ZEROCOPY_AUTO);
+    pace_init(&pace, 1);
+    pace_close(&pace); /* it takes, and does not wait: twelve days */
+    ch.pace = &pace;
+    one_start(&one, 'a', MIB);
+    lender_await(&lender, 1, 1);
+    lender_return(&lender, 1, false);
+    one_join(&one);
+    cr_expect(le(dbl, pace.tokens, 1000 - bytes));
+    cr_expect(ge(dbl, pace.tokens, -bytes));
+    close_channel();
+    pace_fini(&pace);
+}
+
 /* Required with little memory: it goes in pieces. */
 Test(zerocopy, required_with_little_memory)
 {
