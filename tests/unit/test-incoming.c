@@ -1371,6 +1371,35 @@ Test(incoming, attempt_that_fails_is_forgotten)
     rig_fini(&rig);
 }
 
+/* A user who expects it sees why, and may have it come again. */
+Test(incoming, attempt_that_fails_is_told)
+{
+    struct hello hello = peer_hello("vm", 2);
+    struct hello_reply reply;
+    char text[ERROR_MESSAGE_MAX] = "";
+    struct migration *m;
+    struct error err;
+
+    rig_init(&rig, place(), NULL);
+    CHECK_OK(registry_add_outgoing(&rig.destination, "vm", 0, 0, &m, &err));
+    struct transport *t = peer_greet(rig.address, &hello, &reply);
+    cr_assert(not(zero(ptr, t)), "%s", reply.text);
+    migration_last_error(m, text);
+    cr_expect(eq(str, text, ""));
+    transport_close(t);
+    while (!text[0]) {
+        sched_yield();
+        migration_last_error(m, text);
+    }
+    cr_expect(eq(int, (int)migration_state(m), STATE_NONE));
+    peer_open(&peer, rig.address, "vm", 2);
+    cr_expect(eq(int, (int)peer_announce(&peer, WIRE_RAM, 1 << 20, "ram"), CAUSE_NONE));
+    cr_expect(migration_is_incoming(m));
+    migration_put(m);
+    peer_close(&peer);
+    rig_fini(&rig);
+}
+
 /*
  * Questions
  */
