@@ -623,6 +623,23 @@ Test(tls, carries_bytes)
     part(&m);
 }
 
+/* A peer that goes away in the handshake is not one that is refused. */
+Test(tls, closed_in_the_handshake)
+{
+    struct meeting m = {.client = certificates(here, NULL), .name = "dst.example"};
+    char some[9];
+
+    link_pair(&m.link);
+    worker_start(&m.worker, be_client, &m);
+    cr_assert(zero(int, transport_recv_all(m.link.b, some, sizeof(some), NULL)));
+    transport_finish(m.link.b);
+    worker_join(&m.worker);
+    cr_expect(not(m.client_done));
+    cr_expect(eq(int, (int)m.client_err.cause, CAUSE_RESET));
+    EXPECT_SENTENCE(m.client_err, "has closed the connection in the TLS handshake");
+    part(&m);
+}
+
 /* An end that was said is one, however often it is asked for; and the other direction goes on. */
 Test(tls, ended)
 {
