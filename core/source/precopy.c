@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#define SLOW_LOOKS  3          /* one after the other; a busy machine has one now and then */
 #define LEAST_BYTES (1u << 20) /* a round that sends less says nothing about the rate */
 
 void precopy_init(struct precopy *precopy, struct source *source, struct barriers *barriers)
@@ -97,13 +98,25 @@ static bool is_too_long(struct precopy *precopy, struct precopy_round *round, do
     return round->expected_ms > m->settings.downtime_limit_ms;
 }
 
-/* Whether it is to give up after @rounds. */
+/*
+ * Whether it is to give up after @rounds: they were as many as it may have, or no round can help, since the
+ * look at the memory alone takes too long, again and again.
+ */
 static bool is_enough(struct precopy *precopy, const struct precopy_round *round, unsigned rounds,
                       struct error *err)
 {
     const struct settings *settings = &precopy->source->m->settings;
 
     SCOPED_LOCK(&precopy->source->m->lock);
+    precopy->slow_looks = round->scan_ms > settings->downtime_limit_ms ? precopy->slow_looks + 1 : 0;
+    if (precopy->slow_looks >= SLOW_LOOKS) {
+        error_set(
+            err, CAUSE_ROUNDS,
+            "after %u rounds: to look at all of the RAM takes %.0f ms by itself, and downtime-limit is %u: "
+            "more rounds do not help",
+            rounds, round->scan_ms, settings->downtime_limit_ms);
+        return true;
+    }
     if (rounds < settings->max_rounds)
         return false;
     error_set(
@@ -121,6 +134,7 @@ static int run_rounds(struct precopy *precopy, const struct interrupt *interrupt
     bool compares = source->tracking && source->reference;
     double interval_ms = 0, barrier_ms = 0;
 
+    precopy->slow_looks = 0;
     for (unsigned n = 1;; n++) {
         struct precopy_round round;
         int64_t begun = clock_ns();

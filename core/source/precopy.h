@@ -29,6 +29,7 @@ struct precopy {
     struct source *source;     /* constant */
     struct barriers *barriers; /* constant */
     bool running;
+    unsigned slow_looks; /* of the last rounds, those whose look at the memory alone took too long */
     double bytes_per_ms; /* that the last round which sent much has put on the wire, while it did not scan */
 };
 

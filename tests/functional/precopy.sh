@@ -90,9 +90,17 @@ refused ETIME src/fast/error 'after 1 rounds a switch-over would take [0-9]+ ms,
 is_in src/fast active || fail "it has not gone on"
 grep -q '"precopy": \[' src/fast/status.json || fail "status.json has no rounds"
 [ "$(status src/fast round-2-changed-pages)" = 64 ] || fail "$(status src/fast round-2-changed-pages) pages have changed"
+expect ok write src/fast/max-rounds 30
+expect ok write src/fast/max-bandwidth 0
+attempt write src/fast/control precopy
+case $got in
+ETIME) grep -q 'takes [0-9]* ms by itself' src/fast/error || fail "precopy says $(cat src/fast/error)" ;;
+ok) say "this machine looks at $size MiB in a millisecond" ;;
+*) fail "precopy says $got" ;;
+esac
+[ "$(status src/fast precopy-rounds)" -lt 20 ] || fail "rounds that cannot help: $(status src/fast precopy-rounds)"
 expect ok write src/fast/downtime-limit 3600000
 tell src/fast precopy
-expect ok write src/fast/max-bandwidth 0
 tell src/fast complete
 arrived fast
 
