@@ -2,6 +2,7 @@
 /* The other end of the wire, by hand; see peer.h. */
 #include "peer.h"
 #include "check.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -12,6 +13,7 @@
 static const struct transport_wait forever = {.cancel_fd = -1, .deadline_ms = INT64_MAX};
 
 uint32_t peer_timeout_ms = 60000;
+struct tls *peer_tls;
 
 struct hello peer_hello(const char *name, unsigned channels)
 {
@@ -39,6 +41,8 @@ struct transport *peer_dial(const char *address)
 
     CHECK_OK(uri_parse(address, &uri, &err));
     CHECK_OK(transport_connect(&uri, 0, &(struct transport_group){.chunk = TRANSPORT_CHUNK}, &forever, &t, &err));
+    if (peer_tls)
+        CHECK_OK(tls_client(peer_tls, t, uri.host, &forever, &err));
     return t;
 }
 

@@ -19,6 +19,9 @@ struct peer {
 /* What a source's hello says of how long the destination may be silent. */
 extern uint32_t peer_timeout_ms;
 
+/* What peer_dial() proves itself with; NULL: nothing. */
+extern struct tls *peer_tls;
+
 /** peer_hello - a good one for the main channel */
 struct hello peer_hello(const char *name, unsigned channels);
 

@@ -42,6 +42,8 @@ static void await_change_after(unsigned n)
     pthread_mutex_unlock(&change_lock);
 }
 
+struct tls *rig_tls_source, *rig_tls_destination;
+
 struct limits rig_limits(void)
 {
     return (struct limits){
@@ -65,6 +67,8 @@ void rig_init(struct rig *rig, const char *listen, const struct limits *limits)
     guard_setup();
     registry_init(&rig->source, &defaults, note_change);
     registry_init(&rig->destination, limits ? limits : &defaults, note_change);
+    rig->source.host.tls = rig_tls_source;
+    rig->destination.host.tls = rig_tls_destination;
     CHECK_OK(uri_parse(listen, &uri, &err));
     CHECK_OK(listener_new(&rig->destination, &uri, 1, &rig->listener, &err));
     CHECK_OK(listener_start(rig->listener, &err));

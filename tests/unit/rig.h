@@ -13,6 +13,9 @@ struct rig {
     char address[URI_MAX];     /* where it listens; unix: is in the scratch directory */
 };
 
+/* What the hosts of rig_init() prove themselves with; NULL: nothing. */
+extern struct tls *rig_tls_source, *rig_tls_destination;
+
 /** rig_limits - limits that are in nobody's way */
 struct limits rig_limits(void);
 
