@@ -335,8 +335,9 @@ int tls_read_alert(const uint8_t alert[2], struct error *why)
     if (alert[1] == SSL_AD_CLOSE_NOTIFY)
         return 0;
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        bool denied = alert[1] != SSL_AD_PROTOCOL_VERSION && alert[1] != SSL_AD_BAD_RECORD_MAC;
         if (texts[i].number == alert[1])
-            return error_set(why, CAUSE_DENIED, "%s", texts[i].text);
+            return error_set(why, denied ? CAUSE_DENIED : CAUSE_PROTOCOL, "%s", texts[i].text);
     }
     return error_set(why, CAUSE_PROTOCOL, "the peer has ended TLS with alert %u", alert[1]);
 }

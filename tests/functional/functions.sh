@@ -287,7 +287,7 @@ if [ -n "${MIGFS_TEST_TLS:-}" ]; then
 	"$MIGFS" -V | grep -q 'with TLS' || skip "this migfs is built without TLS"
 	mkdir .tls
 	"$root/examples/make-certificates" .tls/ca >.tls/log
-	"$root/examples/make-certificates" .tls/ca .tls/host localhost 127.0.0.1 ::1 >>.tls/log
+	"$root/examples/make-certificates" .tls/ca .tls/host localhost 127.0.0.1 ::1 192.0.2.1 192.0.2.2 >>.tls/log
 	chmod -R a+rX .tls
 	every=(-o "tls=$dir/.tls/host")
 	MIGFS_TEST_LISTEN=${MIGFS_TEST_LISTEN:-tcp:127.0.0.1:0}
