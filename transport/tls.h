@@ -25,6 +25,9 @@ struct tls_config {
     bool serves; /* tls_server() will be called: what it needs has to be there */
 };
 
+/* Bytes that a connection has at most for what it receives, and for short messages that it sends. */
+#define TLS_MEMORY (192u << 10)
+
 /* Whether it is built. */
 extern const bool transport_has_tls;
 

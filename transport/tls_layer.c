@@ -21,6 +21,7 @@
 #include "guard.h"
 #include "tls_handshake.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -36,6 +37,9 @@
 #define KEY_UPDATE     24
 #define MESSAGE_HEADER 4
 
+static_assert(BUFFER + PLAIN + TLS_CONTENT_MAX + TLS_OVERHEAD + UPDATE_SIZE + 1024 <= TLS_MEMORY,
+              "what is charged");
+
 enum stage {
     SHAKING,
     OPEN,
@@ -47,6 +51,7 @@ enum stage {
 struct sending {
     struct tls_key *key;
     uint8_t *buffer;
+    size_t size;
     size_t start, end; /* records that are not sent */
     size_t claimed;    /* bytes of the caller's that they carry, which nobody has been told of */
     int code;          /* not 0: nothing more is sent */
@@ -119,16 +124,22 @@ static int renew_key(struct tls_transport *tls)
     return s->code;
 }
 
-/* Whether anything can be sent. */
-static int ready_to_send(struct tls_transport *tls)
+/* Whether anything can be sent: there is a buffer for so many records, and a change of the key. */
+static int ready_to_send(struct tls_transport *tls, size_t records)
 {
     struct sending *s = &tls->sending;
+    size_t size = records * (TLS_CONTENT_MAX + TLS_OVERHEAD) + UPDATE_SIZE;
 
     if (tls->stage != OPEN)
         return -ENOTCONN;
-    if (!s->code && !s->buffer && !(s->buffer = malloc(BUFFER + UPDATE_SIZE)))
+    if (s->code || s->size >= size)
+        return s->code;
+    uint8_t *buffer = realloc(s->buffer, size);
+    if (!buffer)
         return -ENOMEM;
-    return s->code;
+    s->buffer = buffer;
+    s->size = size;
+    return 0;
 }
 
 /* Where a sender is in its buffers. */
@@ -170,7 +181,7 @@ static int tls_send(struct transport *t, const struct iovec *iov, int n)
     struct tls_transport *tls = t->own;
     struct sending *s = &tls->sending;
     struct cursor cursor = {.iov = iov, .n = n};
-    int ret = ready_to_send(tls);
+    int ret = ready_to_send(tls, RECORDS);
 
     if (ret == 0)
         ret = send_records(tls);
@@ -218,7 +229,7 @@ static ssize_t tls_try_send(struct transport *t, const void *buf, size_t len)
     /* The alert has told the peer all that it is to know. */
     if (tls->stage == FAILED)
         return (ssize_t)len;
-    int ret = ready_to_send(tls);
+    int ret = ready_to_send(tls, 1);
     if (ret == 0 && s->start == s->end) {
         struct iovec iov = {(void *)(uintptr_t)buf, len < TLS_CONTENT_MAX ? len : TLS_CONTENT_MAX};
         ret = renew_key(tls);
@@ -241,7 +252,7 @@ static void tls_finish(struct transport *t)
     uint8_t goodbye[] = {1, 0}; /* a warning: close_notify */
     struct iovec iov = {goodbye, sizeof(goodbye)};
 
-    if (ready_to_send(tls) == 0 && try_records(tls) == 0 &&
+    if (ready_to_send(tls, 1) == 0 && try_records(tls) == 0 &&
         add_record(tls, TLS_ALERT, &iov, 1, sizeof(goodbye)) == 0)
         try_records(tls);
     tls->sending.code = tls->sending.code ? tls->sending.code : -EPIPE;
@@ -251,6 +262,8 @@ static void tls_finish(struct transport *t)
 /*
  * Receiving
  */
+
+static ssize_t tls_recv(struct transport *t, void *buf, size_t len, int flags);
 
 static int fail(struct tls_transport *tls, int code, const char *why)
 {
@@ -413,6 +426,28 @@ static ssize_t receive(struct tls_transport *tls, void *buf, size_t len, int fla
     return r->code ? r->code : r->ended ? 0 : n;
 }
 
+/* The first part waits for bytes, the others take what is there. */
+static ssize_t tls_recv_parts(struct transport *t, const struct iovec *iov, int n)
+{
+    struct tls_transport *tls = t->own;
+    ssize_t sum = 0;
+
+    if (tls->stage != OPEN)
+        return tls_recv(t, iov[0].iov_base, iov[0].iov_len, 0);
+    for (int i = 0; i < n; i++) {
+        for (size_t done = 0; done < iov[i].iov_len;) {
+            uint8_t *to = (uint8_t *)iov[i].iov_base + done;
+            size_t room = iov[i].iov_len - done;
+            ssize_t got = sum ? open_records(tls, to, room) : receive(tls, to, room, 0);
+            if (got <= 0)
+                return sum ? sum : got;
+            done += (size_t)got;
+            sum += got;
+        }
+    }
+    return sum;
+}
+
 /*
  * The handshake
  */
@@ -540,7 +575,7 @@ static const struct transport_ops tls_ops = {
     .reap = dummy_reap,
     .try_send = tls_try_send,
     .recv = tls_recv,
-    .recv_parts = dummy_recv_parts,
+    .recv_parts = tls_recv_parts,
     .recv_fd = dummy_recv_fd,
     .pollfd = tls_pollfd,
     .set_timeout = tls_set_timeout,

@@ -13,6 +13,7 @@
 #include "preallocation.h"
 #include "refusal.h"
 #include "shown.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -77,9 +78,14 @@ static const struct receiver_events receiver_events = {
     .applied = packet_applied,
 };
 
-uint64_t incoming_memory(unsigned channels)
+static uint64_t memory_beside(const struct host *host, unsigned channels)
 {
-    return inbound_memory(channels) + arrival_memory(channels);
+    return arrival_memory(channels) + (host->tls ? (uint64_t)(channels + 1) * TLS_MEMORY : 0);
+}
+
+uint64_t incoming_memory(const struct host *host, unsigned channels)
+{
+    return inbound_memory(channels) + memory_beside(host, channels);
 }
 
 struct incoming *incoming_new(struct migration *m, struct account *account,
@@ -108,7 +114,8 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     if (catalog_init(&in->catalog, m->host->limits.max_devices) < 0 ||
         arrival_init(&in->arrival, n, &in->catalog, &account->memory, &arrival_operations, in) < 0)
         error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    if (error_is_set(err) || inbound_init(&in->inbound, &reception, account, n, arrival_memory(n), err) < 0) {
+    if (error_is_set(err) ||
+        inbound_init(&in->inbound, &reception, account, n, memory_beside(m->host, n), err) < 0) {
         incoming_free(in);
         return NULL;
     }

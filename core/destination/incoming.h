@@ -47,7 +47,7 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
                               const struct incoming_owner_operations *operations, void *owner,
                               struct error *err);
 /** incoming_memory - bytes that one of so many channels is charged, until it is over, beside its files */
-uint64_t incoming_memory(unsigned channels);
+uint64_t incoming_memory(const struct host *host, unsigned channels);
 /** incoming_free - free what incoming_new() made; NULL is fine */
 void incoming_free(struct incoming *in);
 

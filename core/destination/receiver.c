@@ -29,6 +29,12 @@ static void note_received(struct receiver *r, size_t n)
     atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
 }
 
+static int lost(struct receiver *r, int code, struct error *err)
+{
+    transport_explain(r->transport, err);
+    return error_set_errno(err, code, "the connection is lost");
+}
+
 /* Reads at most @most more into the buffer. 0; 1 at the end of the stream; negative with @err. */
 static int fill(struct receiver *r, size_t most, struct error *err)
 {
@@ -42,7 +48,7 @@ static int fill(struct receiver *r, size_t most, struct error *err)
     size_t room = RECEIVER_BUFFER - r->end;
     ssize_t n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
     if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
+        return lost(r, (int)n, err);
     r->end += (size_t)n;
     note_received(r, (size_t)n);
     return n == 0;
@@ -136,7 +142,7 @@ static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *
     if (n == -EFAULT)
         return went_away(file, err);
     if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
+        return lost(r, (int)n, err);
     if (n == 0)
         return ended_early(err);
     note_received(r, (size_t)n);
@@ -157,7 +163,7 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
     if (n == -EBADFD)
         return error_set_errno(err, code, "cannot store what arrived");
     if (n < 0)
-        return error_set_errno(err, (int)n, "the connection is lost");
+        return lost(r, (int)n, err);
     if (n == 0)
         return ended_early(err);
     note_received(r, (size_t)n);
@@ -462,7 +468,7 @@ static int scatter_receive(struct receiver *r, struct scatter *s, bool checksum,
     if (got == -EFAULT)
         return 1;
     if (got < 0)
-        return error_set_errno(err, (int)got, "the connection is lost");
+        return lost(r, (int)got, err);
     if (got == 0)
         return ended_early(err);
     note_received(r, (size_t)got);

@@ -88,6 +88,9 @@ static int secure(struct connection *conn, const struct uri *uri, enum wire_hell
 {
     const char *host = *conn->tls_name ? conn->tls_name : *uri->host ? uri->host : "localhost";
 
+    if (conn->tls && t->traits.is_local && kind != WIRE_HELLO_MAIN && conn->peer.name[0])
+        return error_set(err, CAUSE_DENIED, "%.160s: without TLS, but the main channel is protected by it",
+                         uri->text);
     if (!conn->tls || t->traits.is_local)
         return 0;
     if (!t->traits.seals && !conn->insecure)

@@ -3,6 +3,7 @@
 # Peers that mean harm, or are broken; see adversary.c for what they do. Each is refused with a line in the log, the
 # daemon stays within its limits, and a migration that runs at the same time is not disturbed.
 . "$(dirname "$0")/functions.sh"
+without_tls "this peer is refused, which speaks none"
 helper adversary
 
 migfs dst -o listen=tcp:127.0.0.1:0,max-ram=64M,max-device=16M,max-devices=8,max-memory=256M,max-migrations=32,timeout=5

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # -o backing=DIR on hugetlbfs, which knows no write(2); and -o hugepages=SIZE.
 . "$(dirname "$0")/functions.sh"
+without_tls "a listener has another port when it is made again"
 requires_root
 helper mapping
 

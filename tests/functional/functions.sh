@@ -137,6 +137,9 @@ fail() {
 	exit 1
 }
 
+# without_tls WHY: for tests that cannot be run with MIGFS_TEST_TLS
+without_tls() { [ -z "${MIGFS_TEST_TLS:-}" ] || skip "over TLS $*"; }
+
 # skip WHY: what the test needs is not there
 skip() {
 	echo "skip: $*"
@@ -285,7 +288,7 @@ every=()
 if [ -n "${MIGFS_TEST_TLS:-}" ]; then
 	requires openssl
 	"$MIGFS" -V | grep -q 'with TLS' || skip "this migfs is built without TLS"
-	mkdir .tls
+	mkdir -p .tls
 	"$root/examples/make-certificates" .tls/ca >.tls/log
 	"$root/examples/make-certificates" .tls/ca .tls/host localhost 127.0.0.1 ::1 192.0.2.1 192.0.2.2 >>.tls/log
 	chmod -R a+rX .tls

@@ -3,6 +3,7 @@
 # Peers that take as much as they can: others are admitted and go on meanwhile, and when they have gone, the daemon
 # has what it had before, though nobody has removed what they have left.
 . "$(dirname "$0")/functions.sh"
+without_tls "these peers are refused, who speak none"
 helper adversary
 
 devices=$(scaled 1024 128)

@@ -3,6 +3,7 @@
 # Several ways to one destination: the channels take turns. And a way by RDMA that there is not, with something to fall
 # back to and without.
 . "$(dirname "$0")/functions.sh"
+without_tls "a unix socket among the ways is another identity"
 
 random image 6M
 migfs dst -o "listen=tcp:127.0.0.1:0,unix:$dir/socket"

@@ -3,6 +3,7 @@
 # Writes that go from FUSE's pipe to the socket: when they do, what the counters say, what arrives, and that nothing of
 # what was refused or lost gets into a later write.
 . "$(dirname "$0")/functions.sh"
+without_tls "nothing is spliced"
 
 size=$(scaled 33554432 9437184)
 random image "$size"

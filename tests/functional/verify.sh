@@ -3,6 +3,7 @@
 # `verify`: RAM by reference whose bits are flipped on their way, which is not the same at both ends when the migration
 # completes, or which is: of all kinds of files and sizes.
 . "$(dirname "$0")/functions.sh"
+without_tls "damage is found by TLS"
 helper reference && reference=$helper
 
 MB=$((1 << 20))

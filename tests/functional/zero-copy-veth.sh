@@ -3,6 +3,7 @@
 # Sending without a copy between two network namespaces: over veth the kernel copies, which `auto` notices and `require`
 # does not accept.
 . "$(dirname "$0")/functions.sh"
+without_tls "all is copied"
 hosts_apart
 
 in_namespace $a src

@@ -3,6 +3,7 @@
 # Sending without a copy, where the kernel copies all the same: over loopback. What each setting does and what the
 # counters say; little lockable memory; and buffers that are in flight when the connection ends.
 . "$(dirname "$0")/functions.sh"
+without_tls "all is copied"
 
 size=$(scaled 64M 12M)
 random image "$size"

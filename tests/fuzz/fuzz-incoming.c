@@ -788,7 +788,7 @@ static void set_up(struct lab *lab)
     unsigned channels = input_u8(&lab->in) % CHANNELS_MAX + 1, devices = input_u8(&lab->in) % channels;
     unsigned flags = input_u8(&lab->in), slice = input_u8(&lab->in), odd = flags & FLAG_ODD ? 100 : 0;
     struct limits limits = {
-        .max_memory = MEMORY_MAX + odd + incoming_memory(channels),
+        .max_memory = MEMORY_MAX + odd + incoming_memory(&(struct host){0}, channels),
         .max_ram = RAM_MAX + odd,
         .max_device = DEVICE_MAX,
         .max_devices = FILES_MAX - 1,
