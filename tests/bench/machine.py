@@ -304,6 +304,35 @@ def _concatenate_binaries(path, size):
         os.posix_fallocate(out.fileno(), 0, size)
 
 
+def refuses_strangers():
+    """Whether this migfs wants to be told that a network is private; an older one does not know the option."""
+    return "-o insecure" in subprocess.run([MIGFS, "-h"], capture_output=True, text=True).stdout
+
+
+def certificates():
+    """Two directories for TLS, of a source and of a destination that is reached at the loopback."""
+    tool = os.path.join(ROOT, "examples", "make-certificates")
+    base = os.path.join(work, "tls")
+    directories = [os.path.join(base, side) for side in ("source", "destination")]
+    if not os.path.exists(base):
+        os.mkdir(base)
+        for argv in ([], *([directory, "127.0.0.1"] for directory in directories)):
+            done = subprocess.run([tool, os.path.join(base, "ca"), *argv], capture_output=True, text=True)
+            if done.returncode:
+                raise Skip(f"no certificates: {done.stderr.strip()}")
+    return directories
+
+
+def aes_rate():
+    """Bytes a second of AES-128-GCM on one processor, as OpenSSL measures itself, in records of 16 KiB."""
+    try:
+        said = subprocess.run(["openssl", "speed", "-seconds", "1", "-evp", "aes-128-gcm", "-bytes", "16384"],
+                              capture_output=True, text=True)
+        return float(said.stdout.split()[-1].rstrip("k")) * 1e3
+    except (OSError, IndexError, ValueError) as error:
+        raise Skip(f"openssl speed: {error}")
+
+
 def compare(one, other, size):
     result = subprocess.run(["cmp", "-n", str(size), one, other], capture_output=True, text=True)
     if result.returncode:

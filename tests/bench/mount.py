@@ -11,7 +11,8 @@ from machine import Failure, Skip
 class Pair:
     """A source and a destination. The image arrives in a file in tmpfs, as a VMM wants it."""
 
-    def __init__(self, options="", destination_options="", source_prefix=(), destination_prefix=(), host="127.0.0.1"):
+    def __init__(self, options="", destination_options="", source_prefix=(), destination_prefix=(), host="127.0.0.1",
+                 tls=False):
         self.port = machine.free_port()
         self.uri = f"tcp:{host}:{self.port}"
         self.backing = os.path.join(machine.work, "received")
@@ -19,8 +20,10 @@ class Pair:
         self.daemons = {}
         self.names = []
         extra = "".join(f",{some}" for some in (options, destination_options) if some)
+        ours, theirs = (f"tls={directory}" for directory in machine.certificates()) if tls else ("", "")
+        extra += f",{theirs}" if tls else ",insecure" if host != "127.0.0.1" and machine.refuses_strangers() else ""
         self._mount("dst", destination_prefix, f"listen={self.uri},backing={self.backing},max-memory=64G{extra}")
-        self._mount("src", source_prefix, options)
+        self._mount("src", source_prefix, ",".join(some for some in (options, ours) if some))
 
     def _mount(self, name, prefix, options):
         path = self.path(name)

@@ -37,7 +37,7 @@ def installed():
 class Qemu:
     """One QEMU, and its QMP."""
 
-    def __init__(self, which, name, ram, size, prealloc, incoming=False):
+    def __init__(self, which, name, ram, size, prealloc, incoming=False, tls=None):
         self.name = name
         path = os.path.join(machine.work, name + ".qmp")
         argv = which["argv"] + [
@@ -46,6 +46,8 @@ class Qemu:
             "-object", f"memory-backend-file,id=ram,share=on,mem-path={ram},size={size},"
                        f"prealloc={'on' if prealloc else 'off'},prealloc-threads=2",
             "-qmp", f"unix:{path},server=on,wait=off"]
+        if tls:
+            argv += ["-object", f"tls-creds-x509,id=tls0,dir={tls},endpoint={'server' if incoming else 'client'},verify-peer=on"]
         if incoming:
             argv += ["-incoming", "defer"]
         self.process = machine.spawn(argv, log=name + ".log", env=which["env"])
@@ -103,7 +105,7 @@ class Qemu:
 
 
 def migrate(which, image, channels, prealloc=True, zero_copy=False, compression=None, level=None, check=False,
-            listen="127.0.0.1", parameters=None):
+            listen="127.0.0.1", parameters=None, tls=False):
     """One migration of an image. Returns its figures: rate by QEMU's own total-time and by our clock."""
     size = os.path.getsize(image)
     ram = os.path.join(machine.work, "qemu-ram")
@@ -111,8 +113,11 @@ def migrate(which, image, channels, prealloc=True, zero_copy=False, compression=
     pair = []
     try:
         # The source's RAM is ready too: so it is in a VM that has run.
-        pair.append(Qemu(which, "source", image, size, True))
-        pair.append(Qemu(which, "destination", ram, size, prealloc, incoming=True))
+        ours, theirs = machine.certificates() if tls else (None, None)
+        if tls:
+            parameters = {"tls-creds": "tls0", **(parameters or {})}
+        pair.append(Qemu(which, "source", image, size, True, tls=ours))
+        pair.append(Qemu(which, "destination", ram, size, prealloc, incoming=True, tls=theirs))
         source, destination = pair
         capabilities = ["multifd", "events", "return-path"] + (["zero-copy-send"] if zero_copy else [])
         for qemu in pair:

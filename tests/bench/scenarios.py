@@ -27,14 +27,14 @@ def add_qemu(scenario, image_kind, size, channels, label="", congestion=None, **
 
 
 def add_migfs(scenario, image_kind, size, channels, label="", settings=None, options=(), passes=("cold", "warm"),
-              comparable=True, daemon=""):
+              comparable=True, daemon="", tls=False):
     """One migration, into which the image is pushed twice or three times: into memory that is not there, into memory
     that is, and into memory that has been written over before."""
     for n in channels:
         def run(check, n=n, row=f"migfs, {n} ch{label}"):
             image = machine.image(image_kind, size)
             rows = {}
-            with mount.Pair(destination_options=daemon) as pair:
+            with mount.Pair(destination_options=daemon, tls=tls) as pair:
                 reference = {"ram-source": image} if {"-p", "-P"} & set(options) else {}
                 migration = pair.migration("vm", size, {"channels": n, **reference, **(settings or {})})
                 if daemon == "preallocate":
@@ -580,6 +580,42 @@ def scan_scenario(size):
     return s
 
 
+# ---- tls ----
+
+SOCKETS = 0.25                                  # seconds of a processor that a GB costs over loopback without TLS
+
+
+def tls_scenario(size):
+    s = Scenario("tls", f"TLS 1.3, both sides authenticated: incompressible image of {size >> 20} MiB, resident", [
+        RATE, ("by our clock", wall_rate, ".2f"), *CPU], [
+        "QEMU: multifd with tls-creds-x509; migfs: -o tls, with the same directories. \"AES-128-GCM\" is `openssl speed` with "
+        "records of 16 KiB on one processor, alone.",
+    ])
+    add_qemu(s, "random", size, (2, 4), ", TLS", prealloc=True, tls=True)
+    add_migfs(s, "random", size, (2, 4), ", by reference, TLS", options=("-p",), passes=("warm",), tls=True)
+    add_migfs(s, "random", size, (2, 4), ", TLS", passes=("warm",), tls=True)
+    add_qemu(s, "random", size, (2, 4), ", plain", prealloc=True)
+    add_migfs(s, "random", size, (2, 4), ", by reference, plain", options=("-p",), passes=("warm",))
+    s.add("AES-128-GCM", lambda check: {"AES-128-GCM": {"bytes": machine.aes_rate(), "seconds": 1}})
+    for n in (2, 4):
+        s.ratio(f"{n} channels, by reference: migfs / QEMU 10", rf"^migfs, {n} ch, by reference, TLS, warm$",
+                rf"^QEMU 10, {n} ch, TLS$", ">= 2.5")
+        s.ratio(f"{n} channels, through the file: migfs / QEMU 10", rf"^migfs, {n} ch, TLS, warm$", rf"^QEMU 10, {n} ch, TLS$")
+        s.ratio(f"{n} channels, by reference: TLS / plain", rf"^migfs, {n} ch, by reference, TLS, warm$",
+                rf"^migfs, {n} ch, by reference, plain, warm$")
+    s.after.append(tls_bound)
+    return s
+
+
+def tls_bound(s):
+    """What two processors could do that only encrypt, decrypt and pass bytes on."""
+    if "AES-128-GCM" not in s.rows:
+        return []
+    bound = 2 / (2 / s.median("AES-128-GCM") + SOCKETS)
+    return ["", f"| part of the bound 2 / (2 / a + {SOCKETS}) = {bound:.2f} GB/s (aim: >= 0.85) | |", "|---|---:|",
+            *(f"| {row} | {s.median(row) / bound:.2f} |" for row in s.rows if "TLS" in row), ""]
+
+
 def milliseconds(key):
     return lambda figures: figures[key] * 1000
 
@@ -597,4 +633,7 @@ SCENARIOS = {
     "verify": verify_scenario,
     "scattered": scattered_scenario,
     "scan": scan_scenario,
+
+
+    "tls": tls_scenario,
 }
