@@ -633,7 +633,5 @@ SCENARIOS = {
     "verify": verify_scenario,
     "scattered": scattered_scenario,
     "scan": scan_scenario,
-
-
     "tls": tls_scenario,
 }
