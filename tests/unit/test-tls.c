@@ -594,6 +594,22 @@ static void send_parts_of(void *arg)
     }
 }
 
+/* Receives up to @room bytes, in one piece or in parts. */
+static ssize_t receive_some(struct transport *t, char *to, size_t room)
+{
+    struct iovec parts[5];
+    int n = 0;
+
+    if (up_to(1))
+        return transport_recv(t, to, room, 0);
+    for (size_t at = 0; n < (int)ARRAY_LENGTH(parts) && at < room; n++) {
+        size_t len = 1 + up_to(room - at - 1);
+        parts[n] = (struct iovec){to + at, len};
+        at += len;
+    }
+    return transport_recv_parts(t, parts, n);
+}
+
 static void carry(struct meeting *m, size_t len, size_t most)
 {
     struct stream s = {.t = m->link.a, .bytes = malloc(len), .len = len};
@@ -603,7 +619,7 @@ static void carry(struct meeting *m, size_t len, size_t most)
     worker_start(&s.worker, send_parts_of, &s);
     for (size_t at = 0; at < len;) {
         size_t room = 1 + up_to(most);
-        ssize_t n = transport_recv(m->link.b, got + at, room < len - at ? room : len - at, 0);
+        ssize_t n = receive_some(m->link.b, got + at, room < len - at ? room : len - at);
         cr_assert(n > 0, "%zd", n);
         at += (size_t)n;
     }
@@ -779,6 +795,8 @@ Test(tls, memory_that_goes_away)
     cr_expect(zero(int, link_send(m.link.b, bytes, sizeof(bytes))));
     cr_expect(eq(long, transport_recv(m.link.a, p, 8192, 0), -EFAULT));
     cr_expect(eq(long, transport_recv(m.link.a, p + 4096, 4096, 0), -EFAULT), "what is held, too");
+    struct iovec gone[] = {{p + 4096, 100}, {p, 100}};
+    cr_expect(eq(long, transport_recv_parts(m.link.a, gone, 2), -EFAULT));
     char got[8192];
     cr_expect(zero(int, transport_recv_all(m.link.a, got, sizeof(got), NULL)), "nothing is lost");
     cr_expect(zero(int, memcmp(got, bytes, sizeof(got))));
