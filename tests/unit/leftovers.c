@@ -101,7 +101,7 @@ static void check_fence(const struct thing *thing)
 {
     const unsigned char *p = (const unsigned char *)thing->key + thing->size;
 
-    for (size_t i = 0; thing->fenced && i < FENCE; i++) {
+    for (size_t i = FENCE; thing->fenced && i-- > 0;) {
         if (p[i] == FENCE_BYTE)
             continue;
         fprintf(stderr, "written behind its end: memory, made at %#tx\n", thing->maker - __executable_start);
