@@ -86,9 +86,8 @@ static void await_descriptors(unsigned n)
 /* One that says nothing is dropped after ten seconds, and not before. */
 Test(listener, silence)
 {
-    struct transport *silent = peer_dial(rig.address);
-
     shifted_clock_stop();
+    struct transport *silent = peer_dial(rig.address);
     transport_close(greet("a")); /* it is accepted after the silent one */
     shifted_clock_add(9999);
     transport_close(greet("b"));
