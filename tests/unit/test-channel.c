@@ -23,6 +23,7 @@ struct valve {
     pthread_mutex_t lock; /* guards the rest */
     pthread_cond_t changed;
     bool open;
+    unsigned let; /* so many sends pass though it is not open */
     int broken; /* not 0: what a send returns */
     bool stuck;   /* close does not return */
     unsigned sends, closes;
@@ -36,8 +37,9 @@ static int valve_send(struct transport *t, const struct iovec *iov, int n)
     struct valve *v = (struct valve *)t;
 
     pthread_mutex_lock(&v->lock);
-    while (!v->open && !v->broken)
+    while (!v->open && !v->let && !v->broken)
         pthread_cond_wait(&v->changed, &v->lock);
+    v->let -= !v->open && v->let;
     int ret = v->broken;
     for (int i = 0; i < n && ret == 0; i++) {
         v->bytes = realloc(v->bytes, v->have + iov[i].iov_len);
@@ -810,6 +812,32 @@ Test(channel, flush)
     cr_expect(eq(int, channel_flush(&b.ch, 1, &interrupted.interrupt), 0), "who need not wait is not interrupted");
     channel_close(&b.ch, CHANNEL_SEALED);
     cr_expect(eq(int, channel_flush(&b.ch, UINT64_MAX, NULL), 0), "everything, of a sealed channel");
+    bench_fini(&b);
+}
+
+/* What was flushed has been sent, and what came later has not: the sender changes hands in between. */
+Test(channel, flush_while_the_next_is_sent)
+{
+    struct bench b;
+    struct one first, next;
+    struct flusher flusher;
+
+    bench_init(&b, false);
+    one_start(&first, &b, 'A', 300000);
+    worker_await_sleep(&first.worker);
+    one_start(&next, &b, 'B', 300000);
+    worker_await_sleep(&next.worker);
+    flusher_start(&flusher, &b, 1);
+    pthread_mutex_lock(&b.valve.lock);
+    b.valve.let = 1;
+    pthread_cond_broadcast(&b.valve.changed);
+    pthread_mutex_unlock(&b.valve.lock);
+    worker_join(&flusher.worker);
+    cr_expect(eq(int, flusher.ret, 0));
+    cr_expect(eq(uint, b.valve.sends, 1));
+    one_join(&first);
+    valve_set(&b.valve, true, 0);
+    one_join(&next);
     bench_fini(&b);
 }
 

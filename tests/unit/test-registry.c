@@ -8,6 +8,7 @@
 #include "peer.h"
 #include "rig.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -508,6 +509,24 @@ Test(registry, one_role_wins)
     peer->state = STATE_FAILED;
     migration_put(peer);
     CHECK_FAILS(registry_add_incoming(registry, "test", &hello, &peer, &err), CAUSE_EXISTS);
+    migration_put(m);
+    end(registry);
+}
+
+/* The daemon goes away while somebody reads a device that is expected: nothing more comes of it. */
+Test(registry, expected_when_the_daemon_ends)
+{
+    struct registry *registry = make(10);
+    struct migration *m = add(registry, "vm");
+    struct file *device = NULL;
+    struct error err;
+    char byte;
+
+    CHECK_OK(outgoing_create_device(m, "vga", true, NULL, &device, &err));
+    cr_expect(eq(long, file_read(device, 0, &byte, 1, true, NULL), -EAGAIN), "it is waited for");
+    migration_shut_down(m);
+    cr_expect(ne(long, file_read(device, 0, &byte, 1, true, NULL), -EAGAIN));
+    file_put(device);
     migration_put(m);
     end(registry);
 }
