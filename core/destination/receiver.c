@@ -65,8 +65,7 @@ static int ended_early(struct error *err)
  */
 struct sink {
     uint8_t *window;
-    uint8_t *pages; /* where @store may put it, although not all of it is there */
-    bool direct;    /* nobody looks at it: the transport may put it into the file itself */
+    bool direct; /* nobody looks at it: the transport may put it into the file itself */
     int (*store)(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err);
     struct file *file; /* for the stores below */
     uint64_t offset;
@@ -90,9 +89,7 @@ static int store(struct file *file, void *window, uint64_t offset, const void *f
 
 static int store_in_file(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
 {
-    uint8_t *window = sink->window ? sink->window : sink->pages;
-
-    return store(sink->file, window ? window + at : NULL, sink->offset + at, part, len, err);
+    return store(sink->file, sink->window ? sink->window + at : NULL, sink->offset + at, part, len, err);
 }
 
 static int store_in_buffer(struct sink *sink, uint32_t at, const uint8_t *part, size_t len, struct error *err)
@@ -334,8 +331,6 @@ static int take_data(struct receiver *r, struct file *file, const struct packet 
             return -EIO;
         return window ? 0 : image_write(&file->image, packet->offset, raw, packet->raw_length, err);
     }
-    if (!window)
-        sink.pages = image_pages(&file->image, packet->offset, packet->raw_length);
     sink.direct = !window && !is_checked(r, file) && packet->length >= DIRECT_MIN &&
                   image_descriptor(&file->image) >= 0 && r->transport->traits.receives_to_file &&
                   may_have_pipe(r);
@@ -413,6 +408,8 @@ struct scatter {
 static void scatter_begin(struct scatter *s, struct file *file, const struct packet *packet,
                           const struct page_bits *bits)
 {
+    /* By reference alone: what is pushed arrives without a fault when it comes for the first time. */
+    bool partial = packet->flags & WIRE_PACKET_PARTIAL;
     struct page_run run;
 
     s->file = file;
@@ -426,7 +423,8 @@ static void scatter_begin(struct scatter *s, struct file *file, const struct pac
         if (!run.data)
             continue;
         s->runs[s->count].offset = offset;
-        s->runs[s->count].window = image_pages(&file->image, offset, len);
+        s->runs[s->count].window =
+            partial ? image_pages(&file->image, offset, len) : image_window(&file->image, offset, len);
         s->has_windows &= s->runs[s->count].window != NULL;
         s->runs[s->count++].len = len;
         s->left += len;

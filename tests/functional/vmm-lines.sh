@@ -69,3 +69,7 @@ for name in there there2; do
 	grep -q 'good$' $name.serial || fail "the guest of $name does nothing: $(tail -n 3 $name.serial)"
 	not grep WRONG $name.serial
 done
+
+# Its mount is gone; a daemon in the background takes a moment longer.
+nothing_in_background() { [ -z "$(processes_with "$dir/received")" ]; }
+eventually "the daemon has ended" nothing_in_background
