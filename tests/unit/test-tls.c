@@ -561,7 +561,7 @@ static void open_pair(struct meeting *m)
     cr_assert(m->client_done, "%s; %s", m->client_err.message, m->server_err.message);
 }
 
-static uint64_t chance = 1;
+static _Thread_local uint64_t chance = 1; /* both ends draw */
 static size_t up_to(size_t most)
 {
     chance = chance * 6364136223846793005ull + 1442695040888963407ull;
