@@ -59,6 +59,14 @@ static int ended_early(struct error *err)
     return error_set(err, CAUSE_RESET, "the connection ended in the middle of a packet");
 }
 
+/* Has something in the buffer; reads at most @most when there is nothing. In the middle of a packet. */
+static int refill(struct receiver *r, size_t most, struct error *err)
+{
+    int ret = r->start == r->end ? fill(r, most, err) : 0;
+
+    return ret > 0 ? ended_early(err) : ret;
+}
+
 /*
  * Where a payload goes: straight into @window when that is not NULL, else to
  * @store, part by part, each with its offset in the payload.
@@ -212,11 +220,8 @@ static int take_payload(struct receiver *r, struct file *file, const struct pack
             done += (uint32_t)got;
             continue;
         }
-        if (r->start == r->end) {
-            int ret = fill(r, RECEIVER_BUFFER, err);
-            if (ret)
-                return ret < 0 ? ret : ended_early(err);
-        }
+        if (refill(r, RECEIVER_BUFFER, err) < 0)
+            return -EIO;
         n = r->end - r->start < left ? r->end - r->start : left;
         if (checksum)
             XXH3_64bits_update(r->checker, r->buffer + r->start, n);
@@ -481,20 +486,12 @@ static int scatter_receive(struct receiver *r, struct scatter *s, bool checksum,
     return 0;
 }
 
-/* Takes what the connection has for the buffer when that is empty. */
-static int refill(struct receiver *r, struct error *err)
-{
-    int ret = r->start == r->end ? fill(r, RECEIVER_BUFFER, err) : 0;
-
-    return ret > 0 ? ended_early(err) : ret;
-}
-
 /* Takes bytes of a payload that come before its pages. */
 static int take_head(struct receiver *r, uint8_t *head, uint32_t len, bool checksum, struct error *err)
 {
     for (uint32_t have = 0; have < len;) {
-        if (r->start == r->end && fill(r, len - have, err))
-            return error_is_set(err) ? -EIO : ended_early(err);
+        if (refill(r, len - have, err) < 0)
+            return -EIO;
         size_t n = r->end - r->start < len - have ? r->end - r->start : len - have;
         memcpy(head + have, r->buffer + r->start, n);
         r->start += n;
@@ -527,7 +524,7 @@ static int take_pages(struct receiver *r, struct file *file, struct packet *pack
             s.has_windows = ret == 0;
             continue;
         }
-        if (refill(r, err) < 0)
+        if (refill(r, RECEIVER_BUFFER, err) < 0)
             return -EIO;
         size_t have = r->end - r->start;
         uint32_t n = have < s.runs[s.next].len ? (uint32_t)have : s.runs[s.next].len;

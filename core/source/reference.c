@@ -23,8 +23,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define STRIPE_WORDS (WIRE_STRIPE_SIZE / WIRE_PAGE_SIZE / 64)
-#define TOGETHER     CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
+#define TOGETHER CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
 
 /* A channel's thread. Its own, but for what is marked. */
 struct reference_scanner {
@@ -123,7 +122,7 @@ struct look {
     struct gathered *gathered;
     const struct reference_reader *reader; /* compared: */
     uint64_t scanned, changed;             /* pages */
-    uint64_t changed_bits[STRIPE_WORDS];
+    uint64_t changed_bits[PLAN_WORDS];
     int ret;
 };
 
@@ -336,12 +335,12 @@ static void send_copied(struct channel *ch)
 static int send_stripe(struct reference_scanner *scanner, uint64_t stripe, size_t *held, struct error *err)
 {
     struct reference *ref = scanner->ref;
-    uint64_t bits[STRIPE_WORDS], any = 0, pages = 0;
+    uint64_t bits[PLAN_WORDS], any = 0, pages = 0;
     struct channel *ch = &ref->conn->channels[scanner->channel];
     struct sender_write write;
 
-    for (unsigned i = 0; i < STRIPE_WORDS; i++) {
-        uint64_t word = stripe * STRIPE_WORDS + i;
+    for (unsigned i = 0; i < PLAN_WORDS; i++) {
+        uint64_t word = stripe * PLAN_WORDS + i;
         bits[i] = word * 64 < ref->dirty.pages ? page_map_take(&ref->dirty, word) : 0;
         any |= bits[i];
         pages += (uint64_t)__builtin_popcountll(bits[i]);

@@ -58,18 +58,22 @@ tell src/vm start
 tell src/vm complete
 forget src/vm dst/vm
 
+# has_no_room: the migration fails of it, and both sides know
+has_no_room() {
+	attempt write src/vm/control sync
+	[[ $got =~ ^(ENOSPC|EREMOTEIO)$ ]] || fail "sync says $got"
+	reaches src/vm failed
+	reaches dst/vm failed
+	[[ $(cat src/vm/error) =~ 'No space left' ]] || fail "the source says $(cat src/vm/error)"
+	forget src/vm dst/vm
+}
 say "a full file system"
 begin vm
 head -c 39M /dev/zero >store/filler
 random large 5000000
 attempt pwrite src/vm/ram 0 5000000
 overwrite large src/vm/ram bs=1M 2>/dev/null || true
-attempt write src/vm/control sync
-[[ $got =~ ^(ENOSPC|EREMOTEIO)$ ]] || fail "sync says $got"
-reaches src/vm failed
-reaches dst/vm failed
-[[ $(cat src/vm/error) =~ 'No space left' ]] || fail "the source says $(cat src/vm/error)"
-forget src/vm dst/vm
+has_no_room
 
 say "and scattered pages in it"
 truncate -s 5M sparse
@@ -80,12 +84,7 @@ outgoing vm 2
 echo "$dir/sparse" >src/vm/ram-source
 tell src/vm start
 head -c 160 /dev/zero | tr '\0' '\377' >src/vm/dirty
-attempt write src/vm/control sync
-[[ $got =~ ^(ENOSPC|EREMOTEIO)$ ]] || fail "sync says $got"
-reaches src/vm failed
-reaches dst/vm failed
-[[ $(cat src/vm/error) =~ 'No space left' ]] || fail "the source says $(cat src/vm/error)"
-forget src/vm dst/vm
+has_no_room
 rm store/filler
 
 say "what the daemon leaves behind"
