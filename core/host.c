@@ -33,6 +33,7 @@ void host_init(struct host *host, const struct limits *limits, void (*changed)(s
     accounts_init(
         &host->accounts, &(struct shares){limits->max_memory, limits->max_channels, limits->max_descriptors},
         &(struct shares){limits->max_peer_memory, limits->max_peer_channels, limits->max_peer_descriptors});
+    intake_init(&host->intake, limits->max_bandwidth);
     attribute_table_init(&host->attributes, &limits->owner);
     decompressor_pool_init(&host->decompressors);
     pthread_mutex_init(&host->lock, NULL);
@@ -43,6 +44,7 @@ void host_fini(struct host *host)
 {
     attribute_table_fini(&host->attributes);
     accounts_fini(&host->accounts);
+    intake_fini(&host->intake);
     decompressor_pool_fini(&host->decompressors);
     pthread_cond_destroy(&host->unused);
     pthread_mutex_destroy(&host->lock);

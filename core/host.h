@@ -13,10 +13,10 @@
  *     the transport, gate.lock, session.send_lock (also under placing.lock),
  *     reference.lock, accounts.lock, those of the compressors and of the decompressors, memory.mode_lock
  *     (also under memory.map_lock), completion_lock of socket.c, tls.lock, placing.lock (under channel.lock,
- * over session.send_lock), image.hole_lock, tracking.lock, pace.lock (also under migration.lock), those of
- *     rdma_queue.c (also under channel.lock), rdma_memory.c's memory_lock, and under either of them a
- * domain's lock; in fs/: tree_lock of node.c, loop.lock, the list of handles, user_lock, and parking_lock,
- * also under migration.lock or stream.lock
+ *     over session.send_lock), image.hole_lock, tracking.lock, pace.lock and intake.lock (both also under
+ *     migration.lock), those of rdma_queue.c (also under channel.lock), rdma_memory.c's memory_lock,
+ *     and under either of them a domain's lock; in fs/: tree_lock of node.c, loop.lock, the list of handles,
+ *     user_lock, and parking_lock, also under migration.lock or stream.lock
  */
 #ifndef MIGFS_HOST_H
 #define MIGFS_HOST_H
@@ -25,6 +25,7 @@
 #include "attributes.h"
 #include "budget.h"
 #include "compression.h"
+#include "intake.h"
 #include "memory.h"
 #include "wire.h"
 
@@ -40,8 +41,8 @@ struct tls;
 #define HOST_WINDOWS (64ull << 40) /* half of what a process has on x86-64 */
 
 /*
- * What a user sets when the daemon starts; constant after that. 0 of what has "peer", "channels" or
- * "outgoing" in its name: no limit.
+ * What a user sets when the daemon starts; constant after that. 0 of what has "peer", "channels", "bandwidth"
+ * or "outgoing" in its name: no limit.
  */
 struct limits {
     uint64_t max_memory;                      /* bytes of all incoming migrations together */
@@ -55,6 +56,7 @@ struct limits {
     uint32_t max_channels, max_peer_channels; /* of all incoming migrations together, of those of one peer */
     /* the same, and undecided connections are not among them */
     uint32_t max_descriptors, max_peer_descriptors;
+    uint64_t max_bandwidth;  /* bytes a second of all incoming migrations together; 0: as fast as can be */
     uint64_t write_behind;   /* bytes that a migration has accepted and not sent */
     bool insecure;           /* listens and connects where others can read, and with whoever comes */
     bool expect;             /* a peer's migration has to be expected: mkdir has made it */
@@ -74,6 +76,7 @@ struct host {
     struct limits limits;
     struct accounts accounts; /* of the peers; what they may have in all */
     struct budget windows;    /* of address space, for all incoming RAM */
+    struct intake intake;     /* what they receive together */
     struct decompressor_pool decompressors;
     struct attribute_table attributes; /* of the root directory and of what is in there by itself */
     struct tls *tls; /* what connections over a network are protected with; NULL: nothing; constant */

@@ -43,6 +43,7 @@ struct migration *migration_new(struct host *host, enum role role, const struct 
         .zero_pages = true,
         .downtime_limit_ms = 300,
         .max_rounds = 30,
+        .weight = INTAKE_WEIGHT,
         .rdma_chunk = TRANSPORT_CHUNK,
     };
     pthread_mutex_init(&m->lock, NULL);
@@ -607,13 +608,15 @@ void migration_end_digests(struct migration *m)
     pthread_cond_broadcast(&m->changed);
 }
 
-int migration_change_settings(struct migration *m, bool live,
+int migration_change_settings(struct migration *m, enum setting_life life,
                               int (*change)(struct settings *settings, void *arg, struct error *err),
                               void *arg, const struct interrupt *interrupt, struct error *err)
 {
     pthread_mutex_lock(&m->lock);
     /* While it connects, the thread of `start` reads them. */
-    live = live && m->role == ROLE_OUTGOING && (m->state == STATE_ACTIVE || m->state == STATE_COMPLETING);
+    bool runs = m->state == STATE_ACTIVE || m->state == STATE_COMPLETING;
+    bool live = runs && ((m->role == ROLE_OUTGOING && life & SETTING_LIVE_OUTGOING) ||
+                         (m->role == ROLE_INCOMING && life & SETTING_LIVE_INCOMING));
     int ret = live ? 0 : migration_operations(m)->may_change_settings(m, interrupt, err);
     if (ret == 0)
         ret = change(&m->settings, arg, err);

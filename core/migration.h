@@ -58,6 +58,7 @@ struct settings {
     bool verify;                /* both ends compare what both have before the commit */
     bool zero_pages;            /* look for zero pages in what is written to RAM */
     uint64_t max_bandwidth;     /* bytes a second; 0: as fast as can be. Changes while it runs, too */
+    unsigned weight;            /* of it at the destination, beside others that arrive (intake.h); likewise */
     bool compare;               /* what has changed is found out, not told */
     uint32_t downtime_limit_ms; /* of `precopy`: when it is enough */
     unsigned max_rounds;        /* of it: when it gives up */
@@ -134,6 +135,7 @@ struct migration_figures {
     uint64_t queued;     /* source: bytes that are accepted, or asked for, and not sent */
     uint64_t verified;   /* source: bytes of RAM that `complete` has found the same at both ends so far */
     uint64_t barrier_ns; /* destination: nanoseconds that all receivers together were blocked at barriers */
+    uint64_t held_ns;    /* destination: nanoseconds that a rate kept receivers from receiving */
     /* source: why a channel goes by TCP that should have gone by RDMA; empty: none does */
     char fallen_back[ERROR_MESSAGE_MAX];
     bool places; /* source: what follows says something */
@@ -739,13 +741,21 @@ static inline int migration_mark_dirty(struct migration *m, const void *bitmap, 
     return migration_operations(m)->mark_dirty(m, bitmap, len, offset, err);
 }
 
+/* When a setting can be changed though the migration runs. */
+enum setting_life {
+    SETTING_FIXED = 0,
+    SETTING_LIVE_OUTGOING = 1,
+    SETTING_LIVE_INCOMING = 2,
+    SETTING_LIVE = SETTING_LIVE_OUTGOING | SETTING_LIVE_INCOMING,
+};
+
 /**
  * migration_change_settings - change them while they can be changed; may wait for a `start` that was
  * cancelled
- * @live: what is changed may be while it runs, too
+ * @life: of what is changed
  * @change: with the lock held
  */
-int migration_change_settings(struct migration *m, bool live,
+int migration_change_settings(struct migration *m, enum setting_life life,
                               int (*change)(struct settings *settings, void *arg, struct error *err),
                               void *arg, const struct interrupt *interrupt, struct error *err);
 

@@ -250,6 +250,8 @@ static struct migration *expect_again(struct registry *registry, struct migratio
         return NULL;
     attribute_table_copy(&m->attributes, &old->attributes);
     m->settings.timeout_ms = old->settings.timeout_ms;
+    m->settings.max_bandwidth = old->settings.max_bandwidth;
+    m->settings.weight = old->settings.weight;
     m->files[WIRE_RAM]->declared = old->files[WIRE_RAM]->declared;
     m->files[WIRE_RAM]->size = old->files[WIRE_RAM]->declared;
     for (uint32_t i = 1; i < old->file_count; i++) {

@@ -265,8 +265,8 @@ static int find_in_migration(struct migration *m, const char *name, struct node 
             return 0;
         }
     }
-    for (uint32_t i = 0; !migration_is_incoming(m) && i < settings_count; i++) {
-        if (!strcmp(name, settings_table[i].name)) {
+    for (uint32_t i = 0; i < settings_count; i++) {
+        if (setting_is_shown(m, &settings_table[i]) && !strcmp(name, settings_table[i].name)) {
             place->kind = NODE_SETTING;
             place->index = i;
             return 0;
@@ -357,7 +357,9 @@ int node_list(struct registry *registry, const struct node *dir,
         if (is_shown(m, fixed[i].kind))
             ret = add(arg, fixed[i].name, fixed[i].kind == NODE_DEVICE_STATE ? S_IFDIR : S_IFREG);
     }
-    for (uint32_t i = 0; !migration_is_incoming(m) && i < settings_count && ret == 0; i++)
-        ret = add(arg, settings_table[i].name, S_IFREG);
+    for (uint32_t i = 0; i < settings_count && ret == 0; i++) {
+        if (setting_is_shown(m, &settings_table[i]))
+            ret = add(arg, settings_table[i].name, S_IFREG);
+    }
     return ret;
 }

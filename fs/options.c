@@ -121,6 +121,7 @@ static const struct fuse_opt templates[] = {
     FUSE_OPT_KEY("max-peer-migrations=", KEY_LIMIT),
     FUSE_OPT_KEY("max-peer-channels=", KEY_LIMIT),
     FUSE_OPT_KEY("max-peer-memory=", KEY_LIMIT),
+    FUSE_OPT_KEY("max-bandwidth=", KEY_LIMIT),
     FUSE_OPT_KEY("write-behind=", KEY_LIMIT),
     FUSE_OPT_KEY("timeout=", KEY_LIMIT),
     FUSE_OPT_KEY("-h", KEY_HELP),
@@ -161,6 +162,7 @@ static int parse_limit(struct parser *parser, const char *arg)
         {"max-peer-migrations", 1, 65536, NULL, &limits->max_peer_migrations, 1},
         {"max-peer-channels", 1, 65536, NULL, &limits->max_peer_channels, 1},
         {"max-peer-memory", 1, UINT64_MAX, &limits->max_peer_memory, NULL, 1},
+        {"max-bandwidth", 0, UINT64_MAX, &limits->max_bandwidth, NULL, 1},
         {"write-behind", 0, UINT64_MAX, &limits->write_behind, NULL, 1},
         {"timeout", 1, 3600, NULL, &limits->timeout_ms, 1000},
     };
@@ -475,6 +477,8 @@ int options_parse(struct fuse_args *args, struct options *out, struct error *err
     if (limits->max_device > limits->max_memory)
         limits->max_device = limits->max_memory;
     fill_shares(limits);
+    if (limits->max_bandwidth && limits->max_bandwidth < BANDWIDTH_MIN)
+        return error_set(err, CAUSE_SYNTAX, "max-bandwidth is 1M bytes a second at least, or 0 for no bound");
     limits->ram.directory = out->backing;
     if (out->backing && limits->ram.huge_page)
         return error_set(err, CAUSE_SYNTAX,
@@ -529,6 +533,8 @@ void options_help(const char *program)
         "    -o max-peer-migrations=N, max-peer-channels=N, max-peer-memory=SIZE\n"
         "                           the same for those of one peer's address (default: a quarter,\n"
         "                           half, all)\n"
+        "    -o max-bandwidth=SIZE  a second that all incoming migrations receive together (default: 0,\n"
+        "                           no bound); each has a share by its weight\n"
         "    -o write-behind=SIZE   that a migration has accepted and not yet sent (default: %lluM)\n"
         "    -o timeout=SECONDS     after which a silent peer is given up (default: %d)\n"
         "    -o stack               mount even where migfs is mounted already\n"

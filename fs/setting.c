@@ -3,6 +3,7 @@
 #include "setting.h"
 #include "compression.h"
 #include "control.h"
+#include "intake.h"
 
 #include <assert.h>
 #include <ctype.h>
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BANDWIDTH_MIN  (1u << 20) /* a packet takes no longer than a second */
 #define RDMA_CHUNK_MIN (1ull << 20)
 #define RDMA_CHUNK_MAX (1ull << 30)
 static_assert(RDMA_CHUNK_MIN % WIRE_STRIPE_SIZE == 0, "a stripe is in one chunk");
@@ -260,6 +260,21 @@ static void format_max_bandwidth(const struct settings *settings, char *out, siz
     snprintf(out, size, "%llu", (unsigned long long)settings->max_bandwidth);
 }
 
+static int parse_weight(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "weight", 1, INTAKE_WEIGHT_MAX, &value, err) < 0)
+        return -EIO;
+    settings->weight = (unsigned)value;
+    return 0;
+}
+
+static void format_weight(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->weight);
+}
+
 static int parse_max_rounds(struct settings *settings, const char *text, struct error *err)
 {
     unsigned long value = 0;
@@ -330,25 +345,26 @@ static void format_rdma_pin(const struct settings *settings, char *out, size_t s
 }
 
 const struct setting settings_table[] = {
-    {"uri", parse_uri, format_uri, false},
-    {"channels", parse_channels, format_channels, false},
-    {"timeout", parse_timeout, format_timeout, false},
-    {"device-channels", parse_device_channels, format_device_channels, false},
-    {"checksum", parse_checksum, format_checksum, false},
-    {"compression", parse_compression, format_compression, false},
-    {"dirty-tracking", parse_tracking, format_tracking, false},
-    {"downtime-limit", parse_downtime_limit, format_downtime_limit, true},
-    {"fallback", parse_fallback, format_fallback, false},
-    {"max-bandwidth", parse_max_bandwidth, format_max_bandwidth, true},
-    {"max-rounds", parse_max_rounds, format_max_rounds, true},
-    {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk, false},
-    {"rdma-pin", parse_rdma_pin, format_rdma_pin, false},
-    {"splice", parse_splice, format_splice, false},
-    {"tls-hostname", parse_tls_hostname, format_tls_hostname, false},
-    {"verify", parse_verify, format_verify, false},
-    {"zstd-level", parse_zstd_level, format_zstd_level, false},
-    {"zero-copy", parse_zero_copy, format_zero_copy, false},
-    {"zero-page-detection", parse_zero_pages, format_zero_pages, false},
+    {"uri", parse_uri, format_uri, SETTING_FIXED},
+    {"channels", parse_channels, format_channels, SETTING_FIXED},
+    {"timeout", parse_timeout, format_timeout, SETTING_FIXED},
+    {"device-channels", parse_device_channels, format_device_channels, SETTING_FIXED},
+    {"checksum", parse_checksum, format_checksum, SETTING_FIXED},
+    {"compression", parse_compression, format_compression, SETTING_FIXED},
+    {"dirty-tracking", parse_tracking, format_tracking, SETTING_FIXED},
+    {"downtime-limit", parse_downtime_limit, format_downtime_limit, SETTING_LIVE_OUTGOING},
+    {"fallback", parse_fallback, format_fallback, SETTING_FIXED},
+    {"max-bandwidth", parse_max_bandwidth, format_max_bandwidth, SETTING_LIVE},
+    {"max-rounds", parse_max_rounds, format_max_rounds, SETTING_LIVE_OUTGOING},
+    {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk, SETTING_FIXED},
+    {"rdma-pin", parse_rdma_pin, format_rdma_pin, SETTING_FIXED},
+    {"splice", parse_splice, format_splice, SETTING_FIXED},
+    {"tls-hostname", parse_tls_hostname, format_tls_hostname, SETTING_FIXED},
+    {"verify", parse_verify, format_verify, SETTING_FIXED},
+    {"weight", parse_weight, format_weight, SETTING_LIVE_INCOMING},
+    {"zstd-level", parse_zstd_level, format_zstd_level, SETTING_FIXED},
+    {"zero-copy", parse_zero_copy, format_zero_copy, SETTING_FIXED},
+    {"zero-page-detection", parse_zero_pages, format_zero_pages, SETTING_FIXED},
 };
 static_assert(sizeof(settings_table) / sizeof(settings_table[0]) <= SETTINGS_MAX,
               "there is a place for each setting");
@@ -375,7 +391,7 @@ int setting_write(struct migration *m, const struct setting *setting, const char
 
     if (text_line(text, len, line, sizeof(line), err) < 0)
         return -EIO;
-    return migration_change_settings(m, setting->live, assign, &assignment, interrupt, err);
+    return migration_change_settings(m, setting->life, assign, &assignment, interrupt, err);
 }
 
 void setting_read(struct migration *m, const struct setting *setting, char *out, size_t size)

@@ -272,6 +272,7 @@ static void put_counters(struct writer *w, const struct migration_snapshot *s)
     if (s->incoming) {
         put_number(w, "first-arrivals", sums->ram.first_pages);
         put_number(w, "barrier-idle-time", s->figures.barrier_ns / 1000000);
+        put_number(w, "throttled-time", s->figures.held_ns / 1000000);
     } else {
         put_rounds(w, s);
         put_copies(w, sums);
@@ -339,6 +340,9 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
         put_text(&w, "verify", s.settings.verify ? "on" : "off");
     if (!s.incoming)
         put_text(&w, "zero-copy", zerocopy_mode_names[s.settings.zero_copy]);
+    put_number(&w, "max-bandwidth", s.settings.max_bandwidth);
+    if (s.incoming)
+        put_number(&w, "weight", s.settings.weight);
     if (s.figures.path)
         put_text(&w, "path", s.figures.path);
     if (*s.figures.ram_path)

@@ -144,6 +144,8 @@ int inbound_start(struct inbound *in, struct error *err)
             places = in->receivers[c].transport;
     }
     exposures_init(&in->exposures, places, in->reception.max_ram);
+    if (in->reception.share)
+        intake_share_open(in->reception.share);
     for (unsigned c = 0; c < in->channel_count; c++) {
         if (receiver_start(&in->receivers[c], err) < 0)
             return -EIO;
@@ -251,6 +253,8 @@ uint64_t inbound_barrier_ns(const struct inbound *in)
 
 void inbound_end(struct inbound *in)
 {
+    if (in->reception.share)
+        intake_share_close(in->reception.share);
     for (unsigned c = 0; in->receivers && c < in->channel_count; c++) {
         if (in->receivers[c].transport)
             transport_shutdown(in->receivers[c].transport);

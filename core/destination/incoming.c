@@ -30,6 +30,7 @@ struct incoming {
     const struct incoming_owner_operations *owner_operations;
     void *owner;                        /* who has made it; constant, like its operations */
     struct account *account;            /* whose limits it counts against; constant */
+    struct intake_share share;          /* of what the host receives; it has a lock of its own */
     struct inbound inbound;             /* mig-in reads it; its lock is migration.lock */
     struct arrival arrival;             /* mig-in's */
     struct catalog catalog;             /* mig-in's; receivers look up files */
@@ -103,11 +104,13 @@ struct incoming *incoming_new(struct migration *m, struct account *account,
     in->owner_operations = operations;
     in->owner = owner;
     in->account = account_hold(account);
+    intake_share_init(&in->share, &m->host->intake, account);
     const struct reception reception = {
         .events = &receiver_events,
         .owner = in,
         .catalog = &in->catalog,
         .decompressors = &m->host->decompressors,
+        .share = &in->share,
         .max_ram = m->host->limits.max_ram,
         .max_device = m->host->limits.max_device,
     };
@@ -141,6 +144,7 @@ void incoming_free(struct incoming *in)
     inbound_fini(&in->inbound);
     arrival_fini(&in->arrival);
     catalog_fini(&in->catalog);
+    intake_share_fini(&in->share);
     account_put(in->account);
     free(in);
 }
@@ -381,6 +385,12 @@ void incoming_hand_over(struct migration *from, struct migration *to)
     incoming_limit_ram(to, to->files[WIRE_RAM]->declared);
 }
 
+/* What the user has set of what bounds it. */
+static void settings_changed(struct migration *m)
+{
+    intake_share_set(&m->in->share, m->settings.weight, m->settings.max_bandwidth);
+}
+
 /* If all channels are there: make the migration active, and the receivers. */
 static int activate(struct incoming *in, struct error *err)
 {
@@ -399,6 +409,9 @@ static int activate(struct incoming *in, struct error *err)
     m = shown;
     in->inbound.reception.compressed = m->settings.compress;
     in->inbound.reception.checked = m->settings.checksum;
+    pthread_mutex_lock(&m->lock);
+    settings_changed(m);
+    pthread_mutex_unlock(&m->lock);
     if (inbound_start(&in->inbound, err) < 0)
         return -EIO;
     log_info("%s: active, %u channels from %s", m->name, in->inbound.channel_count,
@@ -532,7 +545,7 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
     if (ret == 0 && !setup)
         ret = arrival_check(&in->arrival, err);
     if (ret == 0 && in->m->state == STATE_ACTIVE && inbound_look_is_due(inbound))
-        ret = inbound_look(inbound, catalog_work(&in->catalog), err);
+        ret = inbound_look(inbound, catalog_work(&in->catalog) + intake_share_held_ns(&in->share), err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < inbound->channel_count)
         ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached,
                         inbound->channel_count);
@@ -732,6 +745,7 @@ static void figures(struct migration *m, struct migration_figures *out)
     *out = (struct migration_figures){
         .ram_size = ram ? file_received_size(ram) : 0,
         .barrier_ns = incoming_barrier_ns(m),
+        .held_ns = intake_share_held_ns(&m->in->share),
         .peer = m->peer,
     };
     shown_ram_path(m, out->ram_path, sizeof(out->ram_path));
@@ -748,7 +762,7 @@ const struct role_operations incoming_operations = {
     .count = count,
     .figures = figures,
     .may_change_settings = refusal_of_settings,
-    .settings_changed = refusal_of_change,
+    .settings_changed = settings_changed,
     .start = refusal_of_command,
     .flush = refusal_of_barrier,
     .sync = refusal_of_barrier,

@@ -27,6 +27,8 @@ void receiver_init(struct receiver *r, const struct reception *reception, unsign
 static void note_received(struct receiver *r, size_t n)
 {
     atomic_fetch_add_explicit(&r->wire_bytes, (uint64_t)n, memory_order_relaxed);
+    if (r->reception->share)
+        intake_pay(r->reception->share, n);
 }
 
 static int lost(struct receiver *r, int code, struct error *err)

@@ -3,9 +3,10 @@
  * Bytes to memory: the receiving end of one data channel.
  *
  * Thread mig-recv-N reads the packets of channel N and applies them in their order, each to the
- * file that its header names. It waits for nothing but the next bytes (and for a decompressor, which
- * another receiver gives back without waiting for anything): never for another channel, a reader
- * or a user. What it has done it publishes as one number, the packets that are applied; barriers
+ * file that its header names. It waits for nothing but the next bytes, for its turn to receive them where
+ * a rate bounds that (intake.h), and for a decompressor, which another receiver gives back without waiting
+ * for anything: never for another channel, a reader or a user. What it has done it publishes as one number,
+ * the packets that are applied; barriers
  * are counts that others compare with it (arrival.h).
  *
  * A packet is applied in two parts. The book-keeping needs its header alone: the order, the home,
@@ -22,6 +23,7 @@
 #include "catalog.h"
 #include "compression.h"
 #include "file.h"
+#include "intake.h"
 #include "transport.h"
 #include "xxh3.h"
 
@@ -50,6 +52,7 @@ struct reception {
     void *owner; /* for the events */
     const struct catalog *catalog;
     struct decompressor_pool *decompressors;
+    struct intake_share *share;   /* of what may be received; NULL: nothing bounds it */
     struct budget *descriptors;   /* a receiver that receives into files has a pipe, if this allows it */
     uint64_t max_ram, max_device; /* the largest size of a file */
     bool compressed;              /* payloads may be */

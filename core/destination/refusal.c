@@ -94,11 +94,6 @@ bool refusal_of_splice(const struct migration *m, const struct file *file, size_
     return false;
 }
 
-void refusal_of_change(struct migration *m)
-{
-    (void)m;
-}
-
 void refusal_of_writer(struct migration *m, struct file *file)
 {
     (void)m;

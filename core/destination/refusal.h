@@ -33,7 +33,6 @@ int refusal_of_reference(struct migration *m, int fd, const char *text, pid_t wr
 bool refusal_of_splice(const struct migration *m, const struct file *file, size_t len, uint64_t offset);
 
 /* Without an answer: nothing is written, and there is no reference. */
-void refusal_of_change(struct migration *m);
 void refusal_of_writer(struct migration *m, struct file *file);
 void refusal_of_reference_text(struct migration *m, char *out, size_t size);
 uint64_t refusal_of_dirty_size(struct migration *m);

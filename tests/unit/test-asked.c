@@ -258,21 +258,26 @@ Test(asked, settings)
     struct error err;
     uint64_t rate = 1, none = 0;
 
-    CHECK_OK(migration_change_settings(m, true, set_bandwidth, &rate, NULL, &err));
+    CHECK_OK(migration_change_settings(m, SETTING_LIVE_OUTGOING, set_bandwidth, &rate, NULL, &err));
     migration_settings(m, &settings);
     cr_expect(eq(u64, settings.max_bandwidth, 1));
     struct migration *incoming = start(1 << 20);
-    CHECK_FAILS(migration_change_settings(m, false, set_bandwidth, &rate, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(migration_change_settings(m, SETTING_FIXED, set_bandwidth, &rate, NULL, &err), CAUSE_STATE);
     worker_start(&writer, write_much, NULL);
     worker_await_sleep(&writer);
     uint64_t generation = migration_generation(m);
-    CHECK_FAILS(migration_change_settings(m, true, set_bandwidth, &none, NULL, &err), CAUSE_SYNTAX);
+    CHECK_FAILS(migration_change_settings(m, SETTING_LIVE_OUTGOING, set_bandwidth, &none, NULL, &err),
+                CAUSE_SYNTAX);
     cr_expect(eq(u64, m->settings.max_bandwidth, 1));
     rate = 1 << 30;
-    CHECK_OK(migration_change_settings(m, true, set_bandwidth, &rate, NULL, &err));
+    CHECK_OK(migration_change_settings(m, SETTING_LIVE_OUTGOING, set_bandwidth, &rate, NULL, &err));
     worker_join(&writer);
     cr_expect(eq(u64, migration_generation(m), generation), "the state is what it was");
-    CHECK_FAILS(migration_change_settings(incoming, true, set_bandwidth, &rate, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(migration_change_settings(incoming, SETTING_LIVE_OUTGOING, set_bandwidth, &rate, NULL, &err),
+                CAUSE_STATE);
+    CHECK_OK(migration_change_settings(incoming, SETTING_LIVE_INCOMING, set_bandwidth, &rate, NULL, &err));
+    CHECK_FAILS(migration_change_settings(m, SETTING_LIVE_INCOMING, set_bandwidth, &rate, NULL, &err),
+                CAUSE_STATE);
     CHECK_OK(migration_complete(m, NULL, &err));
     cr_expect(lt(u64, generation, migration_generation(m)));
     rig_await_end(incoming);
@@ -289,10 +294,10 @@ Test(asked, an_address_decides)
     char text[128];
 
     CHECK_OK(registry_add_outgoing(&rig.source, "other", 0, 0, &other, &err));
-    CHECK_OK(migration_change_settings(other, false, set_bandwidth, &rate, NULL, &err));
+    CHECK_OK(migration_change_settings(other, SETTING_FIXED, set_bandwidth, &rate, NULL, &err));
     cr_expect(not(migration_is_outgoing(other)));
     snprintf(text, sizeof(text), "unix:%s/socket", scratch);
-    CHECK_OK(migration_change_settings(other, false, set_uri, text, NULL, &err));
+    CHECK_OK(migration_change_settings(other, SETTING_FIXED, set_uri, text, NULL, &err));
     cr_expect(migration_is_outgoing(other));
     migration_put(other);
     end();

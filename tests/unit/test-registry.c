@@ -401,7 +401,7 @@ Test(registry, roles)
 
     cr_expect(not(migration_is_incoming(m)));
     cr_expect(not(migration_is_outgoing(m)), "it is not decided");
-    CHECK_OK(migration_change_settings(m, false, change_channels, &three, NULL, &err));
+    CHECK_OK(migration_change_settings(m, SETTING_FIXED, change_channels, &three, NULL, &err));
     migration_settings(m, &settings);
     cr_expect(eq(uint, settings.channels, 3));
     CHECK_OK(migration_truncate(m, ram, 1 << 20, NULL, &err));
@@ -433,7 +433,7 @@ Test(registry, roles)
     CHECK_FAILS(migration_remove_device(m, "nic", NULL, &err), CAUSE_READ_ONLY);
     CHECK_FAILS(migration_rename_device(m, "nic", "vga", false, NULL, &err), CAUSE_READ_ONLY);
     CHECK_FAILS(migration_mark_dirty(m, "\1\0\0\0\0\0\0\0", 8, 0, &err), CAUSE_READ_ONLY);
-    CHECK_FAILS(migration_change_settings(m, false, change_channels, &four, NULL, &err), CAUSE_STATE);
+    CHECK_FAILS(migration_change_settings(m, SETTING_FIXED, change_channels, &four, NULL, &err), CAUSE_STATE);
     CHECK_FAILS(migration_set_reference(m, fd, "fd:0", 0, NULL, &err), CAUSE_STATE);
     cr_expect(eq(int, fcntl(fd, F_GETFD), -1), "the descriptor was taken over");
     CHECK_FAILS(migration_write(m, &write, &err), CAUSE_STATE);

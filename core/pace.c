@@ -61,3 +61,9 @@ void pace_close(struct pace *pace)
     pace->closed = true;
     pthread_cond_broadcast(&pace->changed);
 }
+
+void pace_open(struct pace *pace)
+{
+    SCOPED_LOCK(&pace->lock);
+    pace->closed = false;
+}

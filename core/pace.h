@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How fast a connection may send: `max-bandwidth`.
+ * How fast a connection may send, or an incoming migration receive: `max-bandwidth`.
  *
- * A bucket that fills with the rate, and holds what may be sent at once. Who sends takes first, also more
- * than there is, and then waits until the bucket is not in debt any more: so packets are not cut, and the
- * rate holds over any time that is longer than that of a packet.
+ * A bucket that fills with the rate, and holds what may pass at once. A thread that moves bytes takes first,
+ * also more than there is, and then waits until the bucket is not in debt any more: so packets are not cut,
+ * and the rate holds over any time that is longer than that of a packet.
  *
  * Lock: pace.lock, a leaf. Without a rate nobody takes it.
  */
@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_BURST_MS 10 /* what may be sent at once: of so long a time */
+#define PACE_BURST_MS 10 /* what may pass at once: of so long a time */
 
 struct pace {
     _Atomic uint64_t rate; /* bytes a second; 0: as fast as can be. Written with the lock held */
@@ -39,10 +39,11 @@ static inline bool pace_is_on(const struct pace *pace)
     return atomic_load_explicit(&pace->rate, memory_order_relaxed);
 }
 
-/** pace_take - @bytes are about to be sent: wait until they may be, or pace_close() */
+/** pace_take - @bytes are about to be sent, or have been received: wait until they may be, or pace_close() */
 void pace_take(struct pace *pace, uint64_t bytes);
 
-/** pace_close - nobody waits any more */
+/** pace_close, pace_open - nobody waits any more; they do again */
 void pace_close(struct pace *pace);
+void pace_open(struct pace *pace);
 
 #endif
