@@ -6,6 +6,7 @@
 #include "incoming.h"
 #include "log.h"
 #include "lookup.h"
+#include "strangers.h"
 #include "tls.h"
 
 #include <assert.h>
@@ -35,7 +36,8 @@ struct pending {
     bool on_spare; /* its descriptor is the one that is kept for telling a peer that there are none */
     int64_t deadline;
     bool refused;
-    size_t have; /* bytes of hello */
+    bool unproved; /* it shakes hands, and the strangers count it */
+    size_t have;   /* bytes of hello */
     struct wire_hello hello;
 };
 
@@ -50,6 +52,7 @@ struct listener {
     bool starving; /* the last connection could not be accepted, and the log has it */
     bool running;
     pthread_t thread;
+    struct strangers strangers;
     unsigned pending_count;
     struct pending pending[PENDING_MAX]; /* oldest first */
 };
@@ -239,6 +242,9 @@ static bool advance(struct listener *l, struct pending *p)
             return false;
         if (n <= 0)
             return give_up(l, p, n);
+        if (p->unproved)
+            strangers_vouch(&l->strangers, p->transport->address, clock_ms());
+        p->unproved = false;
         p->have += (size_t)n;
         if (begins_with_tls(p)) {
             error_set(&err, CAUSE_PROTOCOL,
@@ -300,13 +306,31 @@ static void make_room(struct listener *l, const struct account *account)
     drop_pending(l, oldest);
 }
 
-/* Return: 0, or -ENOMEM; the connection is closed then. */
+/* Whether a connection may begin to shake hands; if not, the log has it once. */
+static bool admit(struct listener *l, const struct transport *t)
+{
+    bool first = false;
+
+    if (strangers_admit(&l->strangers, t->address, clock_ms(), &first))
+        return true;
+    if (first)
+        log_error("%s: dropped: too many connections of %s have not proved who they are", t->peer,
+                  t->address);
+    return false;
+}
+
+/* Return: 0; -ECONNABORTED or -ENOMEM; the connection is closed then. */
 static int add_pending(struct listener *l, struct transport *t, bool on_spare)
 {
     struct host *host = &l->registry->host;
-    struct account *account = account_get(&host->accounts, t->address);
+    bool shakes = host->tls && t->traits.seals;
 
-    if (!account || (host->tls && t->traits.seals && tls_server(host->tls, t) < 0)) {
+    if (shakes && !admit(l, t)) {
+        transport_close(t);
+        return -ECONNABORTED;
+    }
+    struct account *account = account_get(&host->accounts, t->address);
+    if (!account || (shakes && tls_server(host->tls, t) < 0)) {
         account_put(account);
         transport_close(t);
         return -ENOMEM;
@@ -318,6 +342,7 @@ static int add_pending(struct listener *l, struct transport *t, bool on_spare)
         .transport = t,
         .account = account,
         .on_spare = on_spare,
+        .unproved = shakes,
         .deadline = clock_ms() + HELLO_TIMEOUT_MS,
     };
     return 0;
@@ -383,7 +408,8 @@ static void accept_all(struct listener *l, const struct pollfd *fds, int64_t *ac
     for (unsigned i = 0; i < l->n; i++) {
         int ret = 0;
         /* Without the spare descriptor, what comes waits. */
-        for (int k = 0; k < ACCEPT_MAX && fds[i].revents && ret == 0 && l->spare_fd >= 0; k++)
+        for (int k = 0;
+             k < ACCEPT_MAX && fds[i].revents && (ret == 0 || ret == -ECONNABORTED) && l->spare_fd >= 0; k++)
             ret = accept_one(l, l->listeners[i]);
         if (ret < 0 && ret != -EAGAIN && ret != -EINTR && ret != -ECONNABORTED) {
             if (!l->starving)

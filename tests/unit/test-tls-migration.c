@@ -8,6 +8,8 @@
 #include "peer.h"
 #include "rig.h"
 #include "scratch.h"
+#include "shifted_clock.h"
+#include "strangers.h"
 #include "tls.h"
 
 #include <stdio.h>
@@ -187,5 +189,35 @@ Test(tls_migration, limits_by_identity)
     peer_open(&q, rig.address, "c", 2);
     peer_close(&p);
     peer_close(&q);
+    rig_fini(&rig);
+}
+
+/* An address has a bounded number of handshakes without a proof; those with one do not count. */
+Test(tls_migration, strangers_who_dial_again_and_again)
+{
+    struct hello_reply reply;
+    struct rig rig;
+    char byte;
+
+    shifted_clock_stop();
+    rig_init(&rig, LISTEN, NULL);
+    for (unsigned i = 0; i < STRANGERS_BURST + 10; i++) {
+        struct hello hello = peer_hello("a", 1);
+        transport_close(peer_greet(rig.address, &hello, &reply));
+    }
+    peer_tls = NULL;
+    for (unsigned i = 0; i < STRANGERS_BURST; i++)
+        transport_close(peer_dial(rig.address));
+    struct transport *t = peer_dial(rig.address);
+    cr_expect(le(i64, transport_recv(t, &byte, 1, 0), 0), "it is still there");
+    transport_close(t);
+    /* After a while some may try again, and one of them is somebody else. */
+    shifted_clock_add(1000);
+    struct migration *m = rig_start(&rig, "vm", 8, 1 << 20), *arrived = rig_arrived(&rig, "vm");
+    struct error err;
+    CHECK_OK(outgoing_complete(m, NULL, &err));
+    cr_expect(eq(int, (int)rig_await_end(arrived), STATE_COMPLETED));
+    migration_put(arrived);
+    migration_put(m);
     rig_fini(&rig);
 }
