@@ -100,6 +100,15 @@ int migration_start_thread(struct migration *m, void *(*run)(void *), struct err
     return 0;
 }
 
+/* Called with the lock held. */
+static void end_pause(struct migration *m)
+{
+    if (m->lost)
+        m->paused_ms += clock_ms() - m->paused_since;
+    m->lost = 0;
+    m->pause_reason = (struct error){0};
+}
+
 bool migration_move(struct migration *m, enum state to, const struct error *failure)
 {
     enum state from = m->state;
@@ -132,6 +141,7 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
     case STATE_FAILED:
     case STATE_CANCELLED:
         m->times.ended = now;
+        end_pause(m);
         break;
     default:
         break;
@@ -142,6 +152,49 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
     pthread_cond_broadcast(&m->changed);
     migration_tell(m);
     return true;
+}
+
+void migration_lose(struct migration *m, const struct error *reason)
+{
+    pthread_mutex_lock(&m->lock);
+    bool pauses = state_is_running(m->state) && m->lost++ == 0;
+    if (pauses) {
+        m->pause_reason = *reason;
+        m->paused_since = clock_ms();
+        m->pauses++;
+        m->generation++;
+        pthread_cond_broadcast(&m->changed);
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (!pauses)
+        return;
+    log_error("%s: paused: %s", m->name, reason->message);
+    migration_announce(m);
+}
+
+void migration_find_again(struct migration *m)
+{
+    pthread_mutex_lock(&m->lock);
+    bool goes_on = m->lost == 1;
+    int64_t since = m->paused_since;
+    if (goes_on) {
+        end_pause(m);
+        m->generation++;
+        pthread_cond_broadcast(&m->changed);
+    } else if (m->lost) {
+        m->lost--;
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (!goes_on)
+        return;
+    log_info("%s: goes on after a pause of %lld ms", m->name, (long long)(clock_ms() - since));
+    migration_announce(m);
+}
+
+bool migration_is_paused(struct migration *m)
+{
+    SCOPED_LOCK(&m->lock);
+    return m->lost > 0;
 }
 
 void migration_announce(struct migration *m)
@@ -639,7 +692,8 @@ void migration_settings(struct migration *m, struct settings *out)
 void migration_last_error(struct migration *m, char out[ERROR_MESSAGE_MAX])
 {
     SCOPED_LOCK(&m->lock);
-    memcpy(out, m->last_error.message, sizeof(m->last_error.message));
+    const struct error *shown = m->lost ? &m->pause_reason : &m->last_error;
+    memcpy(out, shown->message, sizeof(shown->message));
 }
 
 uint64_t migration_generation(struct migration *m)
@@ -667,6 +721,10 @@ static enum role copy_state(struct migration *m, struct migration_snapshot *out)
     SCOPED_LOCK(&m->lock);
     *out = (struct migration_snapshot){
         .state = m->state,
+        .paused = m->lost > 0,
+        .pause_reason = m->pause_reason,
+        .pauses = m->pauses,
+        .paused_ms = (uint64_t)(m->paused_ms + (m->lost ? clock_ms() - m->paused_since : 0)),
         .role = role_names[m->role],
         .incoming = m->role == ROLE_INCOMING,
         .times = m->times,

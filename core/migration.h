@@ -67,6 +67,7 @@ struct settings {
     bool rdma_pin_all;                 /* all of the RAM is, before the migration is active */
     bool fallback;                     /* a channel that cannot go by RDMA goes by TCP */
     char tls_name[TRANSPORT_HOST_MAX]; /* the host that the peer has to prove to be; empty: that of the URI */
+    uint32_t resume_ms; /* how long a lost connection is tried to be made again; 0: the migration fails */
 };
 
 /* Milliseconds of the monotonic clock; 0: has not happened. */
@@ -153,6 +154,9 @@ struct migration_figures {
  */
 struct migration_snapshot {
     enum state state;
+    bool paused; /* and why */
+    struct error pause_reason;
+    uint64_t pauses, paused_ms; /* so far */
     const char *role;
     bool incoming;
     struct milestones times;
@@ -274,8 +278,12 @@ struct migration {
     char warning[ERROR_MESSAGE_MAX];
     struct settings settings; /* written only while the migration can be started */
     struct milestones times;
-    bool stopped;    /* `stop` has marked the switchover */
-    uint64_t rounds; /* syncs of RAM that are done */
+    unsigned lost; /* connections that are lost and made again; while there are some, it is paused */
+    struct error pause_reason;       /* why the first of them was lost */
+    uint64_t pauses;                 /* so far, with this one */
+    int64_t paused_since, paused_ms; /* this one; all that are over */
+    bool stopped;                    /* `stop` has marked the switchover */
+    uint64_t rounds;                 /* syncs of RAM that are done */
     struct round last_round;
     struct precopy_progress precopy;
     uint8_t session_id[16];
@@ -361,6 +369,19 @@ struct migration *migration_new(struct host *host, enum role role, const struct 
  * unlocking.
  */
 bool migration_move(struct migration *m, enum state to, const struct error *failure);
+
+/**
+ * migration_lose, migration_find_again - a connection was lost, and will be made again; one that was lost has
+ * been made again
+ * @reason: why; the first one counts
+ *
+ * Between the two it is paused. No lock held.
+ */
+void migration_lose(struct migration *m, const struct error *reason);
+void migration_find_again(struct migration *m);
+
+/** migration_is_paused - whether a connection is lost now */
+bool migration_is_paused(struct migration *m);
 
 /** migration_announce - tell those who poll; no lock held */
 void migration_announce(struct migration *m);

@@ -355,6 +355,7 @@ int registry_add_incoming(struct registry *registry, const char *address, const 
     m->settings.device_channels = hello->device_channels;
     m->settings.checksum = hello->features & WIRE_FEATURE_CHECKSUM;
     m->settings.compress = hello->features & WIRE_FEATURE_ZSTD;
+    m->settings.resume_ms = hello->resume_ms;
     m->maker = account_get(&registry->host.accounts, address);
     m->in = m->maker ? incoming_new(m, m->maker, &owner_operations, registry, err) : NULL;
     if (!m->in) {
@@ -398,6 +399,7 @@ static int become(struct migration *expected, struct migration *arriving, struct
     expected->settings.device_channels = arriving->settings.device_channels;
     expected->settings.checksum = arriving->settings.checksum;
     expected->settings.compress = arriving->settings.compress;
+    expected->settings.resume_ms = arriving->settings.resume_ms;
     memcpy(expected->session_id, arriving->session_id, sizeof(expected->session_id));
     expected->peer = arriving->peer;
     incoming_hand_over(arriving, expected);

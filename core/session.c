@@ -12,6 +12,8 @@
 
 #define BUFFER_SIZE (sizeof(struct wire_message) + WIRE_BODY_MAX)
 #define QUEUE_MAX   (4u << 20)
+#define UNSAID_MAX                                                                                           \
+    (32u << 10) /* bytes of messages that are received before the peer is told, at the latest */
 
 int session_init(struct session *s, struct transport *transport, uint32_t timeout_ms,
                  uint32_t peer_timeout_ms)
@@ -37,6 +39,7 @@ int session_init(struct session *s, struct transport *transport, uint32_t timeou
     transport_set_timeout(transport, (int)timeout_ms);
     s->last_heard = clock_ms();
     s->next_ping = s->last_heard + s->ping_ms;
+    s->heard = true; /* a handshake */
     return 0;
 }
 
@@ -55,7 +58,7 @@ void session_end(struct session *s)
     free(s->queue);
     free(s->buffer);
     s->queue = s->buffer = NULL;
-    s->queued = s->queue_size = 0;
+    s->queued = s->queue_size = s->out = 0;
     if (s->wake_fd >= 0)
         close(s->wake_fd);
     s->wake_fd = -1;
@@ -72,28 +75,75 @@ void session_fini(struct session *s)
 static void give_up(struct session *s)
 {
     s->broken = true;
-    s->queued = 0;
+    s->queued = s->out = 0;
     if (s->transport)
         transport_shutdown(s->transport);
+}
+
+/* Takes bytes that are sent off the queue. Called with send_lock held. */
+static void drop_queued(struct session *s, size_t bytes)
+{
+    memmove(s->queue, s->queue + bytes, s->queued - bytes);
+    s->queued -= bytes;
+    s->out -= bytes;
 }
 
 /* Sends what can be sent now. Called with send_lock held. */
 static void flush_queue(struct session *s)
 {
-    size_t sent = 0;
-
-    while (sent < s->queued) {
-        ssize_t n = transport_try_send(s->transport, s->queue + sent, s->queued - sent);
+    while (s->transport && s->out < s->queued) {
+        ssize_t n = transport_try_send(s->transport, s->queue + s->out, s->queued - s->out);
         if (n == -EAGAIN)
             break;
+        if (n < 0 && s->keeps) {
+            transport_shutdown(s->transport); /* the loop finds it */
+            break;
+        }
         if (n < 0) {
             give_up(s);
             return;
         }
-        sent += (size_t)n;
+        s->out += (size_t)n;
     }
-    memmove(s->queue, s->queue + sent, s->queued - sent);
-    s->queued -= sent;
+    if (!s->keeps)
+        drop_queued(s, s->out);
+}
+
+/*
+ * The peer has received @count messages, of those that are sent: they are not kept any more, nor pings before
+ * the next one. Called with send_lock held. False: it cannot have.
+ */
+static bool confirm(struct session *s, uint64_t count)
+{
+    struct wire_message header;
+    struct message message;
+    struct error unused = {0};
+    size_t done = 0;
+
+    while (s->out - done >= sizeof(header)) {
+        memcpy(&header, s->queue + done, sizeof(header));
+        wire_message_decode(&header, &message, &unused);
+        if (s->out - done < sizeof(header) + message.length ||
+            (message.type != WIRE_PING && s->confirmed == count))
+            break;
+        s->confirmed += message.type != WIRE_PING;
+        done += sizeof(header) + message.length;
+    }
+    drop_queued(s, done);
+    return s->confirmed == count;
+}
+
+/* What the header of a message says of those that its sender has received. False: it makes no sense. */
+static bool hear_received(struct session *s, uint32_t received)
+{
+    if (!s->keeps)
+        return true;
+    SCOPED_LOCK(&s->send_lock);
+    uint32_t more = received - (uint32_t)s->confirmed;
+    /* One that was sent before a later one was heard of, and has been sent again. */
+    if (more > UINT32_MAX / 2)
+        return true;
+    return confirm(s, s->confirmed + more);
 }
 
 /* Called with send_lock held. */
@@ -125,7 +175,7 @@ void session_send(struct session *s, enum wire_message_type type, uint64_t id, c
 {
     struct wire_message header;
 
-    wire_message_encode(type, id, body, length, &header);
+    wire_message_encode_received(type, id, s->keeps ? atomic_load(&s->received) : 0, body, length, &header);
     SCOPED_LOCK(&s->send_lock);
     if (s->broken)
         return;
@@ -140,14 +190,48 @@ void session_send(struct session *s, enum wire_message_type type, uint64_t id, c
     atomic_fetch_add_explicit(&s->bytes_sent, sizeof(header) + length, memory_order_relaxed);
     flush_queue(s);
     /* The loop waits for room from now on. */
-    if (s->queued)
+    if (s->out < s->queued)
         session_wake(s);
 }
 
+/* Whether something is not sent yet. */
 static bool has_queued(struct session *s)
 {
     SCOPED_LOCK(&s->send_lock);
-    return s->queued > 0;
+    return s->out < s->queued;
+}
+
+void session_keep(struct session *s)
+{
+    s->keeps = true;
+}
+
+void session_lose(struct session *s)
+{
+    pthread_mutex_lock(&s->send_lock);
+    struct transport *transport = s->transport;
+    s->transport = NULL;
+    pthread_mutex_unlock(&s->send_lock);
+    transport_close(transport);
+    s->lost = false;
+}
+
+int session_renew(struct session *s, struct transport *transport, uint64_t confirmed, struct error *err)
+{
+    SCOPED_LOCK(&s->send_lock);
+    if (confirmed < s->confirmed || !confirm(s, confirmed))
+        return error_set(err, CAUSE_PROTOCOL, "the other side has received %llu messages, but not %llu",
+                         (unsigned long long)s->confirmed, (unsigned long long)confirmed);
+    s->transport = transport;
+    s->have = 0;
+    s->partial_since = 0;
+    s->unread = true;
+    s->heard = false;
+    s->out = 0;
+    s->last_heard = s->next_ping = clock_ms();
+    transport_set_timeout(transport, s->timeout_ms);
+    flush_queue(s);
+    return 0;
 }
 
 void session_wake(struct session *s)
@@ -174,10 +258,17 @@ static int dispatch(struct session *s,
         if (!wire_message_check(&header, body, message.length))
             return error_set(err, CAUSE_PROTOCOL, "a message arrived damaged");
         at += sizeof(header) + message.length;
+        s->heard = true;
+        if (!hear_received(s, message.received))
+            return error_set(err, CAUSE_PROTOCOL, "the other side has received more messages than were sent");
         if (message.type == WIRE_PING)
             continue;
         struct wire_reader reader = {.p = body, .left = message.length};
         ret = handle(arg, &message, &reader, err);
+        if (ret == 0) {
+            atomic_fetch_add(&s->received, 1);
+            s->unsaid += (uint32_t)sizeof(header) + message.length;
+        }
     }
     memmove(s->buffer, s->buffer + at, s->have - at);
     s->have -= at;
@@ -186,6 +277,12 @@ static int dispatch(struct session *s,
     else if (at || !s->partial_since)
         s->partial_since = clock_ms();
     return ret;
+}
+
+static bool is_broken(struct session *s)
+{
+    SCOPED_LOCK(&s->send_lock);
+    return s->broken;
 }
 
 /* Reads some of what is there, and dispatches it. */
@@ -198,6 +295,8 @@ static int receive(struct session *s,
     s->unread = n > 0;
     if (n == -EAGAIN || n == -EINTR)
         return 0;
+    if (n <= 0)
+        s->lost = !is_broken(s);
     if (n == 0)
         return error_set(err, CAUSE_RESET, "the other side has closed the connection");
     if (n < 0) {
@@ -209,11 +308,34 @@ static int receive(struct session *s,
     return dispatch(s, handle, arg, err);
 }
 
+/* There is no connection: waits for a wake-up. */
+static int await_wake(struct session *s, int64_t deadline_ms, struct error *err)
+{
+    struct pollfd fd = {.fd = s->wake_fd, .events = POLLIN};
+    eventfd_t drained;
+
+    if (poll(&fd, 1, clock_poll_timeout(deadline_ms)) < 0 && errno != EINTR)
+        return error_set_errno(err, errno, "poll");
+    eventfd_read(s->wake_fd, &drained);
+    return 0;
+}
+
+/* The peer keeps what it does not know to be received. */
+static void say_received(struct session *s)
+{
+    if (!s->keeps || s->unsaid < UNSAID_MAX)
+        return;
+    s->unsaid = 0;
+    session_send(s, WIRE_PING, 0, NULL, 0);
+}
+
 int session_step(struct session *s, int64_t deadline_ms,
                  int (*handle)(void *arg, const struct message *message, struct wire_reader *body,
                                struct error *err),
                  void *arg, struct error *err)
 {
+    if (!s->transport)
+        return await_wake(s, deadline_ms, err);
     struct pollfd fds[2] = {
         {.fd = transport_pollfd(s->transport), .events = POLLIN | (has_queued(s) ? POLLOUT : 0)},
         {.fd = s->wake_fd, .events = POLLIN},
@@ -241,9 +363,12 @@ int session_step(struct session *s, int64_t deadline_ms,
         flush_queue(s);
     }
     int ret = receive(s, handle, arg, err);
+    say_received(s);
     now = clock_ms();
-    if (ret == 0 && now - s->last_heard >= s->timeout_ms)
+    if (ret == 0 && now - s->last_heard >= s->timeout_ms) {
+        s->lost = true;
         ret = error_set(err, CAUSE_TIMEOUT, "the other side has been silent for %d ms", s->timeout_ms);
+    }
     /* A damaged length would swallow all that follows, heartbeats and all. */
     if (ret == 0 && s->partial_since && now - s->partial_since >= s->timeout_ms)
         ret = error_set(err, CAUSE_PROTOCOL, "a message that does not end within %d ms", s->timeout_ms);
@@ -270,7 +395,7 @@ void session_linger(struct session *s, int timeout_ms)
     char rest[4096];
     bool finished = false;
 
-    while (clock_ms() < deadline) {
+    while (s->transport && clock_ms() < deadline) {
         bool queued = has_queued(s);
         struct pollfd fd = {.fd = transport_pollfd(s->transport), .events = POLLIN | (queued ? POLLOUT : 0)};
         if (!queued && !finished) {

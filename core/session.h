@@ -9,6 +9,13 @@
  * ever blocks here, whatever the peer does. A peer that does not read until the
  * queue is full, or a failure to send, ends the connection.
  *
+ * A session can outlive its connection (session_keep()). Then each message stays in the
+ * queue until the peer has said, in the header of a message of its own, how many it has
+ * received; a message counts when it has been handled as a whole. After session_lose()
+ * messages are queued and nothing is sent; session_renew() takes another connection, over
+ * which the peer has said once more how many it has, and sends the rest again. So each
+ * message is handled once, whatever becomes of the connections.
+ *
  * session.send_lock guards the queue. It is a leaf lock.
  */
 #ifndef MIGFS_SESSION_H
@@ -36,10 +43,19 @@ struct session {
     bool unread; /* the loop's thread: there can be bytes that the descriptor does not tell of */
     /* the loop's thread: when the unfinished message in the buffer began; 0: there is none */
     int64_t partial_since;
+    bool heard;      /* the loop's thread: a message has come over this connection */
+    bool lost;       /* the loop's thread: the connection is gone, but the session could go on */
+    bool keeps;      /* what is sent is kept until the peer has it; constant once others send */
+    uint32_t unsaid; /* the loop's thread: bytes of messages that the peer does not know to be received */
+    _Atomic uint64_t
+        received; /* messages that were handled, pings not counted; written by the loop's thread */
 
     pthread_mutex_t send_lock; /* guards what follows */
     uint8_t *queue;
     size_t queued, queue_size;
+    size_t out; /* bytes at the start of the queue that are sent, and kept */
+    uint64_t
+        confirmed; /* messages that the peer has received, pings not counted; they are not in the queue */
     /* for a queue that is longer than SESSION_QUEUE; NULL: nobody counts; constant */
     struct budget *budget;
     bool broken;                 /* nothing more can be sent */
@@ -70,6 +86,26 @@ void session_end(struct session *s);
 void session_send(struct session *s, enum wire_message_type type, uint64_t id, const void *body,
                   uint32_t length);
 
+/** session_keep - the session is to outlive its connection; before anything is sent */
+void session_keep(struct session *s);
+
+/**
+ * session_lose - the connection is lost: close it; the loop's thread
+ *
+ * What is sent from now on waits for session_renew(). session_step() waits for its deadline, or a wake-up.
+ */
+void session_lose(struct session *s);
+
+/**
+ * session_renew - go on over another connection, whose handshake is done; after session_lose(), the loop's
+ * thread
+ * @transport: the session's from now on, on success
+ * @confirmed: how many messages the peer has received
+ *
+ * Return: 0; negative with CAUSE_PROTOCOL: the peer cannot have received so many, or has forgotten some.
+ */
+int session_renew(struct session *s, struct transport *transport, uint64_t confirmed, struct error *err);
+
 /** session_wake - make session_step() return; any thread */
 void session_wake(struct session *s);
 
@@ -80,7 +116,7 @@ void session_wake(struct session *s);
  *
  * Sends the heartbeat when it is due, and what is queued. Return: 0; negative
  * with CAUSE_TIMEOUT, CAUSE_RESET (the peer has closed), CAUSE_PROTOCOL, or what
- * @handle said.
+ * @handle said. Where the connection is gone, and nothing else is wrong, s->lost is set.
  */
 int session_step(struct session *s, int64_t deadline_ms,
                  int (*handle)(void *arg, const struct message *message, struct wire_reader *body,

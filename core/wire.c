@@ -25,7 +25,9 @@ void wire_hello_encode(const struct hello *hello, struct wire_hello *out)
     out->kind = htole16((uint16_t)hello->kind);
     out->channel = htole16((uint16_t)hello->channel);
     out->channels = htole16((uint16_t)hello->channels);
-    out->features = htole64(hello->features);
+    out->features = htole64(hello->kind == WIRE_HELLO_MAIN_AGAIN ? hello->received : hello->features);
+    if (hello->kind == WIRE_HELLO_MAIN && hello->features & WIRE_FEATURE_RESUME)
+        out->channel = htole16((uint16_t)((hello->resume_ms + 999) / 1000));
     memcpy(out->session, hello->session, sizeof(out->session));
     out->page_size = htole32(hello->page_size);
     out->stripe_size = htole32(hello->stripe_size);
@@ -52,13 +54,20 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     }
     if (wire->check != check_of(wire, sizeof(*wire)))
         return error_set(err, CAUSE_PROTOCOL, "a hello arrived damaged");
-    if (le16toh(wire->kind) > WIRE_HELLO_QUERY)
+    if (le16toh(wire->kind) > WIRE_HELLO_DATA_AGAIN)
         return error_set(err, CAUSE_PROTOCOL, "a hello of unknown kind %u", le16toh(wire->kind));
     hello.kind = le16toh(wire->kind);
     hello.channel = le16toh(wire->channel);
     hello.channels = le16toh(wire->channels);
     hello.device_channels = le16toh(wire->device_channels);
-    hello.features = le64toh(wire->features);
+    if (hello.kind == WIRE_HELLO_MAIN_AGAIN)
+        hello.received = le64toh(wire->features);
+    else
+        hello.features = le64toh(wire->features);
+    if (hello.kind == WIRE_HELLO_MAIN && hello.features & WIRE_FEATURE_RESUME) {
+        hello.resume_ms = hello.channel * 1000;
+        hello.channel = 0;
+    }
     memcpy(hello.session, wire->session, sizeof(hello.session));
     hello.page_size = le32toh(wire->page_size);
     hello.stripe_size = le32toh(wire->stripe_size);
@@ -74,6 +83,10 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     if (hello.features & ~WIRE_FEATURES)
         return error_set(err, CAUSE_PROTOCOL, "features asked for that this migfs does not know: %#llx",
                          (unsigned long long)(hello.features & ~WIRE_FEATURES));
+    if (hello.kind == WIRE_HELLO_MAIN && hello.features & WIRE_FEATURE_RESUME &&
+        (hello.resume_ms == 0 || hello.resume_ms > WIRE_RESUME_MAX * 1000))
+        return error_set(err, CAUSE_PROTOCOL, "connections that are made again for %u s",
+                         hello.resume_ms / 1000);
     if (hello.page_size != WIRE_PAGE_SIZE || hello.stripe_size != WIRE_STRIPE_SIZE)
         return error_set(err, CAUSE_PROTOCOL, "pages of %u and stripes of %u bytes; this migfs has %u and %u",
                          hello.page_size, hello.stripe_size, WIRE_PAGE_SIZE, WIRE_STRIPE_SIZE);
@@ -97,6 +110,7 @@ void wire_hello_reply_encode(const struct hello_reply *reply, struct wire_hello_
     out->max_device = htole64(reply->max_device);
     out->max_devices = htole32(reply->max_devices);
     out->timeout_ms = htole32(reply->timeout_ms);
+    out->received = htole64(reply->received);
     memcpy(out->text, reply->text, strlen(reply->text));
     out->check = check_of(out, sizeof(*out));
 }
@@ -129,6 +143,7 @@ int wire_hello_reply_decode(const struct wire_hello_reply *wire, struct hello_re
     reply.max_device = le64toh(wire->max_device);
     reply.max_devices = le32toh(wire->max_devices);
     reply.timeout_ms = le32toh(wire->timeout_ms);
+    reply.received = le64toh(wire->received);
     *out = reply;
     return 0;
 }
@@ -140,15 +155,22 @@ static uint64_t message_check(const struct wire_message *wire, const void *body,
     return htole64(length ? check ^ XXH3_64bits(body, length) : check);
 }
 
-void wire_message_encode(enum wire_message_type type, uint64_t id, const void *body, uint32_t length,
-                         struct wire_message *out)
+void wire_message_encode_received(enum wire_message_type type, uint64_t id, uint64_t received,
+                                  const void *body, uint32_t length, struct wire_message *out)
 {
     memset(out, 0, sizeof(*out));
     out->magic = htole32(MESSAGE_MAGIC);
     out->type = htole16((uint16_t)type);
     out->length = htole32(length);
+    out->received = htole32((uint32_t)received);
     out->id = htole64(id);
     out->check = message_check(out, body, length);
+}
+
+void wire_message_encode(enum wire_message_type type, uint64_t id, const void *body, uint32_t length,
+                         struct wire_message *out)
+{
+    wire_message_encode_received(type, id, 0, body, length, out);
 }
 
 int wire_message_decode(const struct wire_message *wire, struct message *out, struct error *err)
@@ -166,6 +188,7 @@ int wire_message_decode(const struct wire_message *wire, struct message *out, st
     out->type = type;
     out->id = le64toh(wire->id);
     out->length = length;
+    out->received = le32toh(wire->received);
     out->check = wire->check;
     return 0;
 }

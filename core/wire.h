@@ -41,12 +41,17 @@
 /* packets of RAM carry a checksum of their payload; those of devices always do */
 #define WIRE_FEATURE_CHECKSUM (1ull << 0)
 #define WIRE_FEATURE_ZSTD     (1ull << 1) /* payloads may be compressed */
-#define WIRE_FEATURES         (WIRE_FEATURE_CHECKSUM | WIRE_FEATURE_ZSTD)
+#define WIRE_FEATURE_RESUME   (1ull << 2) /* a lost connection can be made again */
+#define WIRE_FEATURES         (WIRE_FEATURE_CHECKSUM | WIRE_FEATURE_ZSTD | WIRE_FEATURE_RESUME)
+#define WIRE_RESUME_MAX       3600u /* seconds */
 
 enum wire_hello_kind {
     WIRE_HELLO_MAIN = 0,  /* starts a migration */
     WIRE_HELLO_DATA = 1,  /* a data channel of a migration whose main channel is there */
     WIRE_HELLO_QUERY = 2, /* asks what became of a migration; the reply is all */
+    /* The connections of a migration that is active, made again after they were lost: */
+    WIRE_HELLO_MAIN_AGAIN = 3,
+    WIRE_HELLO_DATA_AGAIN = 4,
 };
 
 /* What a destination says of a migration that is asked for. */
@@ -102,8 +107,8 @@ enum wire_packet_type {
 #define WIRE_PACKET_PARTIAL 4
 
 /*
- * On a channel that places, the destination tells, as 8 bytes each time, how many packets it has applied,
- * after such as the source must not place over before.
+ * On a channel that places, or that can be made again, the destination tells, as 8 bytes each time, how many
+ * packets it has applied, after such as the source must not place over before, or has to keep until then.
  */
 #define WIRE_APPLIED_SIZE 8
 
@@ -111,9 +116,9 @@ struct wire_hello {
     char magic[8];
     uint16_t version;
     uint16_t kind;
-    uint16_t channel;
+    uint16_t channel; /* WIRE_HELLO_MAIN, with WIRE_FEATURE_RESUME: seconds */
     uint16_t channels;
-    uint64_t features;
+    uint64_t features; /* WIRE_HELLO_MAIN_AGAIN: messages received from the destination */
     uint8_t session[16];
     uint32_t page_size;
     uint32_t stripe_size;
@@ -151,7 +156,7 @@ struct wire_hello_reply {
     uint32_t max_devices;
     uint32_t timeout_ms;
     char text[256];
-    uint64_t reserved;
+    uint64_t received; /* WIRE_HELLO_MAIN_AGAIN: messages; WIRE_HELLO_DATA_AGAIN: bytes */
     uint64_t check;
 };
 static_assert(offsetof(struct wire_hello_reply, magic) == 0, "wire layout");
@@ -165,7 +170,7 @@ static_assert(offsetof(struct wire_hello_reply, max_device) == 32, "wire layout"
 static_assert(offsetof(struct wire_hello_reply, max_devices) == 40, "wire layout");
 static_assert(offsetof(struct wire_hello_reply, timeout_ms) == 44, "wire layout");
 static_assert(offsetof(struct wire_hello_reply, text) == 48, "wire layout");
-static_assert(offsetof(struct wire_hello_reply, reserved) == 304, "wire layout");
+static_assert(offsetof(struct wire_hello_reply, received) == 304, "wire layout");
 static_assert(offsetof(struct wire_hello_reply, check) == 312, "wire layout");
 static_assert(sizeof(struct wire_hello_reply) == 320, "wire layout");
 
@@ -174,7 +179,8 @@ struct wire_message {
     uint16_t type;
     uint16_t reserved;
     uint32_t length; /* of the body that follows */
-    uint32_t reserved2;
+    /* Where connections can be made again: messages received so far, pings not counted, modulo 2^32 */
+    uint32_t received;
     uint64_t id;
     uint64_t check; /* of the header before it, and the body */
 };
@@ -182,7 +188,7 @@ static_assert(offsetof(struct wire_message, magic) == 0, "wire layout");
 static_assert(offsetof(struct wire_message, type) == 4, "wire layout");
 static_assert(offsetof(struct wire_message, reserved) == 6, "wire layout");
 static_assert(offsetof(struct wire_message, length) == 8, "wire layout");
-static_assert(offsetof(struct wire_message, reserved2) == 12, "wire layout");
+static_assert(offsetof(struct wire_message, received) == 12, "wire layout");
 static_assert(offsetof(struct wire_message, id) == 16, "wire layout");
 static_assert(offsetof(struct wire_message, check) == 24, "wire layout");
 static_assert(sizeof(struct wire_message) == 32, "wire layout");
@@ -225,6 +231,8 @@ struct hello {
     unsigned channels;
     unsigned device_channels; /* the last so many of them carry devices alone; 0: all carry everything */
     uint64_t features;
+    uint32_t resume_ms; /* how long the source tries to make a lost connection again; 0: not at all */
+    uint64_t received;  /* WIRE_HELLO_MAIN_AGAIN, which has neither of these: messages from the destination */
     uint8_t session[16];
     uint32_t page_size, stripe_size, timeout_ms;
     char name[WIRE_NAME_SIZE];
@@ -237,12 +245,14 @@ struct hello_reply {
     uint64_t features;
     uint64_t max_ram, max_device; /* bytes */
     uint32_t max_devices, timeout_ms;
+    uint64_t received; /* to WIRE_HELLO_MAIN_AGAIN: messages; to WIRE_HELLO_DATA_AGAIN: bytes */
 };
 
 struct message {
     enum wire_message_type type;
     uint64_t id;
     uint32_t length;
+    uint32_t received; /* by who sends this */
     uint64_t check;
 };
 
@@ -280,6 +290,9 @@ int wire_hello_reply_decode(const struct wire_hello_reply *wire, struct hello_re
 /** wire_message_encode - the header of a message whose body is @body */
 void wire_message_encode(enum wire_message_type type, uint64_t id, const void *body, uint32_t length,
                          struct wire_message *out);
+/** wire_message_encode_received - the same, of one who has received so many messages */
+void wire_message_encode_received(enum wire_message_type type, uint64_t id, uint64_t received,
+                                  const void *body, uint32_t length, struct wire_message *out);
 int wire_message_decode(const struct wire_message *wire, struct message *out, struct error *err);
 /** wire_message_check - whether header and body are what was sent */
 bool wire_message_check(const struct wire_message *wire, const void *body, uint32_t length);

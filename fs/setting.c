@@ -86,6 +86,21 @@ static void format_timeout(const struct settings *settings, char *out, size_t si
     snprintf(out, size, "%u", settings->timeout_ms / 1000);
 }
 
+static int parse_resume(struct settings *settings, const char *text, struct error *err)
+{
+    unsigned long value = 0;
+
+    if (parse_number(text, "seconds", 0, WIRE_RESUME_MAX, &value, err) < 0)
+        return -EIO;
+    settings->resume_ms = (uint32_t)value * 1000;
+    return 0;
+}
+
+static void format_resume(const struct settings *settings, char *out, size_t size)
+{
+    snprintf(out, size, "%u", settings->resume_ms / 1000);
+}
+
 static int parse_device_channels(struct settings *settings, const char *text, struct error *err)
 {
     unsigned long value = 0;
@@ -358,6 +373,7 @@ const struct setting settings_table[] = {
     {"max-rounds", parse_max_rounds, format_max_rounds, SETTING_LIVE_OUTGOING},
     {"rdma-chunk", parse_rdma_chunk, format_rdma_chunk, SETTING_FIXED},
     {"rdma-pin", parse_rdma_pin, format_rdma_pin, SETTING_FIXED},
+    {"resume", parse_resume, format_resume, SETTING_FIXED},
     {"splice", parse_splice, format_splice, SETTING_FIXED},
     {"tls-hostname", parse_tls_hostname, format_tls_hostname, SETTING_FIXED},
     {"verify", parse_verify, format_verify, SETTING_FIXED},

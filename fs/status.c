@@ -131,6 +131,8 @@ static void put_times(struct writer *w, const struct migration_snapshot *s, uint
     put_number(w, "downtime", s->state == STATE_COMPLETED ? span(s->times.switchover, s->times.ended) : 0);
     put_number(w, "complete-time",
                s->state == STATE_COMPLETED ? span(s->times.completing, s->times.ended) : 0);
+    put_number(w, "pauses", s->pauses);
+    put_number(w, "paused-time", s->paused_ms);
     put_decimal(w, "mbps", moving ? (double)transferred * 8 / 1000 / (double)moving : 0);
 }
 
@@ -320,11 +322,13 @@ char *status_text(struct migration *m, bool json, size_t *size, uint64_t *genera
     }
     if (json)
         fputc('{', w.out);
-    put_text(&w, "status", state_names[s.state]);
+    put_text(&w, "status", s.paused ? "paused" : state_names[s.state]);
     put_text(&w, "role", s.role);
     put_text(&w, "name", m->name);
     if (error_is_set(&s.failure) && (s.state == STATE_FAILED || s.state == STATE_CANCELLED))
         put_text(&w, "error-desc", s.failure.message);
+    if (s.paused)
+        put_text(&w, "pause-reason", s.pause_reason.message);
     if (*s.warning)
         put_text(&w, "warning", s.warning);
     put_uris(&w, &s);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define RESUME_SLACK_MS     1000
 #define SUSPECT_MS          1000 /* how long a broken data channel waits for the main channel to say why */
 #define SESSION_DESCRIPTORS 2    /* a connection and an eventfd */
 
@@ -94,13 +95,17 @@ void inbound_fini(struct inbound *in)
  */
 
 int inbound_open(struct inbound *in, struct transport *transport, uint32_t timeout_ms,
-                 uint32_t peer_timeout_ms, uint32_t patience_ms, struct error *err)
+                 uint32_t peer_timeout_ms, uint32_t patience_ms, uint32_t resume_ms, struct error *err)
 {
     if (session_init(&in->session, transport, timeout_ms, peer_timeout_ms) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
     in->session.budget = &in->account->memory;
     in->has_session = true;
     in->patience_ms = patience_ms;
+    in->resume_ms = resume_ms;
+    in->reception.resumes = resume_ms > 0;
+    if (resume_ms)
+        session_keep(&in->session);
     stall_init(&in->watch, patience_ms, in->session.ping_ms);
     return 0;
 }
@@ -118,16 +123,99 @@ int inbound_attach(struct inbound *in, unsigned channel, unsigned channels, stru
     if (channels != in->channel_count)
         return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels,
                          in->channel_count);
-    if (in->receivers[channel].transport)
+    struct receiver *r = &in->receivers[channel];
+    if (r->transport && (!in->resume_ms || in->started))
         return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
     transport_set_timeout(transport, (int)timeout_ms);
     wire_hello_reply_encode(reply, &wire);
     if (transport_send_now(transport, &wire, sizeof(wire)) < 0)
         return error_set(err, CAUSE_RESET, "channel %u takes no welcome", channel);
-    in->receivers[channel].transport = transport;
-    if (++in->attached == in->channel_count)
+    bool is_new = !r->transport;
+    /* The source has not heard that the first one was welcome. */
+    transport_close(r->transport);
+    r->transport = transport;
+    if (is_new && ++in->attached == in->channel_count)
         session_wake(&in->session);
     return 0;
+}
+
+int inbound_attach_again(struct inbound *in, int channel, uint64_t received, struct transport *transport,
+                         struct error *err)
+{
+    if (!in->resume_ms || in->ending)
+        return error_set(err, CAUSE_STATE, "its connections are not made again");
+    if (channel >= (int)in->channel_count)
+        return error_set(err, CAUSE_PROTOCOL, "channel %d of %u", channel, in->channel_count);
+    struct transport **next = channel < 0 ? &in->next_main : &in->receivers[channel].next;
+    struct transport *now = channel < 0 ? in->session.transport : in->receivers[channel].transport;
+    bool is_lost = channel < 0 ? in->main_is_lost : in->receivers[channel].is_lost;
+    /* An attempt that the source has given up. */
+    transport_close(*next);
+    *next = transport;
+    if (channel < 0)
+        in->next_received = received;
+    if (!is_lost)
+        transport_shutdown(now);
+    session_wake(&in->session);
+    return 0;
+}
+
+void inbound_lose(struct inbound *in, const struct error *reason)
+{
+    if (in->lost++)
+        return;
+    in->lost_since = clock_ms();
+    in->lost_reason = *reason;
+}
+
+void inbound_find_again(struct inbound *in)
+{
+    in->lost--;
+}
+
+/* Welcomes who has come to take the place of a lost connection. */
+static void welcome(struct transport *t, struct hello_reply *reply, uint64_t received)
+{
+    struct wire_hello_reply wire;
+
+    reply->received = received;
+    wire_hello_reply_encode(reply, &wire);
+    if (transport_send_now(t, &wire, sizeof(wire)) < 0)
+        transport_shutdown(t); /* then it is lost again */
+}
+
+bool inbound_renew(struct inbound *in, unsigned channel, struct hello_reply *reply)
+{
+    struct receiver *r = &in->receivers[channel];
+
+    if (!r->next)
+        return false;
+    transport_close(r->transport);
+    r->transport = r->next;
+    r->next = NULL;
+    transport_set_timeout(r->transport, in->session.timeout_ms);
+    welcome(r->transport, reply, counter_get(&r->wire_bytes));
+    return true;
+}
+
+int inbound_renew_main(struct inbound *in, struct hello_reply *reply, struct error *err)
+{
+    struct transport *t = in->next_main;
+
+    if (!t)
+        return 0;
+    in->next_main = NULL;
+    welcome(t, reply, atomic_load(&in->session.received));
+    if (session_renew(&in->session, t, in->next_received, err) == 0)
+        return 1;
+    transport_close(t);
+    return -EIO;
+}
+
+int64_t inbound_deadline(const struct inbound *in)
+{
+    /* The source, which knows more, gives up first. */
+    return in->lost ? in->lost_since + in->resume_ms + in->resume_ms / 4 + RESUME_SLACK_MS : INT64_MAX;
 }
 
 bool inbound_is_whole(const struct inbound *in)
@@ -146,6 +234,7 @@ int inbound_start(struct inbound *in, struct error *err)
     exposures_init(&in->exposures, places, in->reception.max_ram);
     if (in->reception.share)
         intake_share_open(in->reception.share);
+    in->started = true;
     for (unsigned c = 0; c < in->channel_count; c++) {
         if (receiver_start(&in->receivers[c], err) < 0)
             return -EIO;
@@ -197,6 +286,11 @@ bool inbound_uses(const struct inbound *in, const struct file *file)
 bool inbound_look_is_due(const struct inbound *in)
 {
     return stall_is_due(&in->watch, clock_ms());
+}
+
+void inbound_rest(struct inbound *in)
+{
+    stall_init(&in->watch, in->patience_ms, in->session.ping_ms);
 }
 
 int inbound_look(struct inbound *in, uint64_t work, struct error *err)
@@ -263,6 +357,8 @@ void inbound_end(struct inbound *in)
         receiver_join(&in->receivers[c]);
     exposures_fini(&in->exposures);
     release_channels(in);
+    transport_close(in->next_main);
+    in->next_main = NULL;
     for (unsigned c = 0; in->receivers && c < in->channel_count; c++)
         receiver_close(&in->receivers[c]);
 }

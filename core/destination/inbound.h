@@ -36,9 +36,10 @@ struct inbound {
     struct session session;
     bool holds_channels, holds_session; /* what they need is charged; the reader's */
     uint32_t patience_ms;               /* how long what a barrier waits for may stand still; constant */
-    struct stall_watch watch;           /* the reader's */
-    bool peer_aborted;                  /* the reader's */
-    struct exposures exposures;         /* the reader's */
+    uint32_t resume_ms;         /* how long a lost connection may be made again; 0: it may not; constant */
+    struct stall_watch watch;   /* the reader's */
+    bool peer_aborted;          /* the reader's */
+    struct exposures exposures; /* the reader's */
 
     /* The reader's, and written with the owner's lock held; others look with it. */
     struct receiver *receivers; /* NULL when it is over */
@@ -47,6 +48,15 @@ struct inbound {
     /* Guarded by the owner's lock: */
     bool has_session;
     unsigned attached; /* receivers that have a connection */
+    bool started;      /* there are receivers */
+    bool ending;       /* no connection is waited for any more */
+    /* The main channel's, that is to take the place of its connection, and what the source has received. */
+    struct transport *next_main;
+    uint64_t next_received;
+    bool main_is_lost;
+    unsigned lost;      /* connections, the main one among them */
+    int64_t lost_since; /* the first of them */
+    struct error lost_reason;
     /*
      * Why the first receiver has ended, and until when the main channel may say more of it. Written once,
      * with the lock held: a thread that has seen with it that there is a suspicion can read it without.
@@ -76,9 +86,10 @@ void inbound_fini(struct inbound *in);
  * @timeout_ms: how long the source may be silent
  * @peer_timeout_ms: how long the source lets this side be silent
  * @patience_ms: how long what a barrier waits for may stand still
+ * @resume_ms: how long a lost connection may be made again; 0: it may not
  */
 int inbound_open(struct inbound *in, struct transport *transport, uint32_t timeout_ms,
-                 uint32_t peer_timeout_ms, uint32_t patience_ms, struct error *err);
+                 uint32_t peer_timeout_ms, uint32_t patience_ms, uint32_t resume_ms, struct error *err);
 /** inbound_give_back - nobody reads the main channel: it is the caller's again */
 void inbound_give_back(struct inbound *in);
 
@@ -92,6 +103,43 @@ void inbound_give_back(struct inbound *in);
  */
 int inbound_attach(struct inbound *in, unsigned channel, unsigned channels, struct transport *transport,
                    uint32_t timeout_ms, const struct hello_reply *reply, struct error *err);
+
+/**
+ * inbound_attach_again - take over a connection that is to take the place of another one, which may be lost
+ * without this side having noticed; the owner's lock is held
+ * @channel: a data channel; -1: the main one
+ * @received: -1: how many messages the source has received
+ * @transport: its own from now on, on success; it is welcomed by the thread that needs it
+ */
+int inbound_attach_again(struct inbound *in, int channel, uint64_t received, struct transport *transport,
+                         struct error *err);
+
+/**
+ * inbound_lose, inbound_find_again - note that a connection is lost, or not any more; the owner's lock is
+ * held
+ */
+void inbound_lose(struct inbound *in, const struct error *reason);
+void inbound_find_again(struct inbound *in);
+
+/**
+ * inbound_renew - give a receiver the connection that has come for it, if one has, and welcome it
+ * @reply: the welcome, but for what has been applied
+ *
+ * In the receiver's thread, with the owner's lock held. Return: whether one has.
+ */
+bool inbound_renew(struct inbound *in, unsigned channel, struct hello_reply *reply);
+
+/**
+ * inbound_renew_main - the same for the main channel, which session_lose() was called for; the reader, with
+ * the owner's lock held
+ *
+ * Return: 1; 0: none has come; negative with @err: the source makes no sense.
+ */
+int inbound_renew_main(struct inbound *in, struct hello_reply *reply, struct error *err);
+
+/** inbound_deadline - until when a lost connection may be made again; none is lost: INT64_MAX; the owner's
+ * lock is held */
+int64_t inbound_deadline(const struct inbound *in);
 
 /** inbound_is_whole - whether all data channels are there; the owner's lock is held */
 bool inbound_is_whole(const struct inbound *in);
@@ -114,6 +162,9 @@ bool inbound_uses(const struct inbound *in, const struct file *file);
 /** inbound_look_is_due - whether to call inbound_look() again; the reader */
 bool inbound_look_is_due(const struct inbound *in);
 
+/** inbound_rest - what stands still has a reason: nothing has been looked at; the reader */
+void inbound_rest(struct inbound *in);
+
 /**
  * inbound_look - tell the source what has arrived, and see whether all stands still that a barrier waits for
  * @work: grows with what else is done for the source
@@ -133,7 +184,8 @@ uint64_t inbound_barrier_ns(const struct inbound *in);
 /**
  * inbound_end - wait until nothing more is applied, and close the data channels; can be called again
  *
- * No more of them are attached: all are there, or the owner has ceased to take any, with its lock held.
+ * No more of them are attached: all are there, or the owner has ceased to take any, with its lock held. Where
+ * connections can be made again, it has set `ending` before, and woken those who wait for another one.
  */
 void inbound_end(struct inbound *in);
 

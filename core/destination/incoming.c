@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "host.h"
 #include "inbound.h"
+#include "interruption.h"
 #include "log.h"
 #include "preallocation.h"
 #include "refusal.h"
@@ -54,6 +55,13 @@ static void channel_failed(void *arg, unsigned channel, const struct error *reas
     session_wake(&in->inbound.session);
 }
 
+static int channel_lost(void *arg, unsigned channel, const struct error *reason)
+{
+    struct incoming *in = arg;
+
+    return interruption_of_channel(in->m, &in->inbound, channel, reason);
+}
+
 static void channel_reached(void *arg)
 {
     struct incoming *in = arg;
@@ -75,6 +83,7 @@ static const struct answers_operations answers_operations;
 
 static const struct receiver_events receiver_events = {
     .failed = channel_failed,
+    .lost = channel_lost,
     .reached = channel_reached,
     .applied = packet_applied,
 };
@@ -316,6 +325,7 @@ static void end_receivers(struct migration *m)
 {
     struct incoming *in = m->in;
 
+    interruption_end(m, &in->inbound);
     inbound_end(&in->inbound);
     preallocation_end(&in->preallocation);
     announced_bury(&in->announced);
@@ -527,6 +537,17 @@ static int handle_message(void *arg, const struct message *message, struct wire_
  * The thread
  */
 
+/* Tells the source what has arrived, and looks whether anything still does. */
+static int look(struct incoming *in, struct error *err)
+{
+    struct inbound *inbound = &in->inbound;
+
+    if (!interruption_is_there(in->m, inbound))
+        return inbound_look(inbound, catalog_work(&in->catalog) + intake_share_held_ns(&in->share), err);
+    inbound_rest(inbound);
+    return 0;
+}
+
 /* One turn of the loop. Negative: it is over, and why. */
 static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
 {
@@ -538,14 +559,23 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
     bool suspected = error_is_set(&inbound->suspect);
     unsigned attached = inbound->attached;
     int64_t deadline = suspected ? inbound->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
+    int64_t pause_deadline = inbound_deadline(inbound);
     pthread_mutex_unlock(&m->lock);
     if (activate(in, err) < 0)
         return -EIO;
-    int ret = session_step(&inbound->session, deadline, handle_message, in, err);
+    int ret = session_step(&inbound->session, deadline < pause_deadline ? deadline : pause_deadline,
+                           handle_message, in, err);
+    if (ret < 0 && inbound->session.lost && inbound->resume_ms && !state_is_final(in->m->state)) {
+        interruption_of_main(in->m, inbound, err);
+        *err = (struct error){0};
+        ret = 0;
+    }
+    if (ret == 0)
+        ret = interruption_check(in->m, inbound, err);
     if (ret == 0 && !setup)
         ret = arrival_check(&in->arrival, err);
     if (ret == 0 && in->m->state == STATE_ACTIVE && inbound_look_is_due(inbound))
-        ret = inbound_look(inbound, catalog_work(&in->catalog) + intake_share_held_ns(&in->share), err);
+        ret = look(in, err);
     if (ret == 0 && setup && clock_ms() >= setup_deadline && attached < inbound->channel_count)
         ret = error_set(err, CAUSE_TIMEOUT, "only %u of %u channels have arrived", attached,
                         inbound->channel_count);
@@ -645,7 +675,8 @@ int incoming_begin(struct migration *m, struct transport *transport, uint32_t pe
     uint32_t longer =
         m->host->limits.timeout_ms > peer_timeout_ms ? m->host->limits.timeout_ms : peer_timeout_ms;
     uint32_t patience = PATIENCE * (longer < TIMEOUT_MAX ? longer : TIMEOUT_MAX);
-    if (inbound_open(&in->inbound, transport, m->settings.timeout_ms, peer_timeout_ms, patience, err) < 0)
+    if (inbound_open(&in->inbound, transport, m->settings.timeout_ms, peer_timeout_ms, patience,
+                     m->settings.resume_ms, err) < 0)
         return -EIO;
     if (migration_start_thread(m, mig_in, err) < 0) {
         inbound_give_back(&in->inbound);
@@ -665,10 +696,20 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
      * the source's next message comes. It never blocks.
      */
     SCOPED_LOCK(&m->lock);
+    /* The source has not heard that it was welcome. */
+    if (m->state == STATE_ACTIVE && m->settings.resume_ms)
+        return interruption_attach(m, &m->in->inbound, (int)channel, 0, transport, err);
     if (m->state != STATE_SETUP)
         return error_set(err, CAUSE_STATE, "channel %u came when the migration was %s", channel,
                          state_names[m->state]);
     return inbound_attach(&m->in->inbound, channel, channels, transport, m->settings.timeout_ms, reply, err);
+}
+
+int incoming_attach_again(struct migration *m, int channel, uint64_t received, struct transport *transport,
+                          struct error *err)
+{
+    SCOPED_LOCK(&m->lock);
+    return interruption_attach(m, &m->in->inbound, channel, received, transport, err);
 }
 
 enum wire_outcome incoming_decide(struct migration *m)

@@ -83,6 +83,15 @@ int incoming_attach(struct migration *m, unsigned channel, unsigned channels, st
                     const struct hello_reply *reply, struct error *err);
 
 /**
+ * incoming_attach_again - hand over a connection that takes the place of one that is lost
+ * @channel: a data channel; -1: the main one
+ * @received: -1: how many messages the source has received
+ * @transport: the migration's from now on, on success; it is welcomed later
+ */
+int incoming_attach_again(struct migration *m, int channel, uint64_t received, struct transport *transport,
+                          struct error *err);
+
+/**
  * incoming_decide - what becomes of it, for a source that has lost it: a migration that still runs is failed,
  * so that the answer stays true
  */

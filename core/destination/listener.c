@@ -123,7 +123,7 @@ static void account_name(const struct transport *t, char out[TRANSPORT_ADDRESS_M
         snprintf(out + 2 * i, 3, "%02x", t->identity.digest[i]);
 }
 
-/* The three kinds of hello. On success the connection has found its owner and p->transport is NULL. */
+/* The kinds of hello. On success the connection has found its owner and p->transport is NULL. */
 
 static int accept_main(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
@@ -163,6 +163,24 @@ static int accept_data(struct listener *l, struct pending *p, const struct hello
     return ret;
 }
 
+static int accept_again(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
+{
+    struct migration *m =
+        registry_find_session(l->registry, hello->name, hello->session, member(l, p->transport));
+    int channel = hello->kind == WIRE_HELLO_MAIN_AGAIN ? -1 : (int)hello->channel;
+
+    if (!m)
+        return error_set(
+            err, CAUSE_NOT_FOUND,
+            "'%.64s' cannot go on here: this daemon has been started again since, or has given it up",
+            hello->name);
+    int ret = incoming_attach_again(m, channel, hello->received, p->transport, err);
+    if (ret == 0)
+        p->transport = NULL;
+    migration_put(m);
+    return ret;
+}
+
 static void answer_query(struct listener *l, struct pending *p, const struct hello *hello)
 {
     struct hello_reply reply = welcome(&l->registry->host);
@@ -194,6 +212,10 @@ static void decide(struct listener *l, struct pending *p)
             break;
         case WIRE_HELLO_QUERY:
             answer_query(l, p, &hello);
+            break;
+        case WIRE_HELLO_MAIN_AGAIN:
+        case WIRE_HELLO_DATA_AGAIN:
+            accept_again(l, p, &hello, &err);
             break;
         }
     }

@@ -37,6 +37,22 @@ static int lost(struct receiver *r, int code, struct error *err)
     return error_set_errno(err, code, "the connection is lost");
 }
 
+/* Receiving has said @n. Whether the connection is lost, and another one has come, so that it can be tried
+ * again. */
+static bool goes_on(struct receiver *r, ssize_t n)
+{
+    struct error reason = {0};
+
+    if (n > 0 || n == -EFAULT || n == -EBADFD || !r->reception->resumes)
+        return false;
+    if (n == 0)
+        error_set(&reason, CAUSE_RESET, "the source has closed the connection");
+    else
+        lost(r, (int)n, &reason);
+    r->telling_left = 0;
+    return r->reception->events->lost(r->reception->owner, r->index, &reason) == 0;
+}
+
 /* Reads at most @most more into the buffer. 0; 1 at the end of the stream; negative with @err. */
 static int fill(struct receiver *r, size_t most, struct error *err)
 {
@@ -48,7 +64,11 @@ static int fill(struct receiver *r, size_t most, struct error *err)
         r->start = 0;
     }
     size_t room = RECEIVER_BUFFER - r->end;
-    ssize_t n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
+    ssize_t n;
+
+    do
+        n = transport_recv(r->transport, r->buffer + r->end, room < most ? room : most, 0);
+    while (goes_on(r, n));
     if (n < 0)
         return lost(r, (int)n, err);
     r->end += (size_t)n;
@@ -144,8 +164,11 @@ static void check_window(void *arg)
 static ssize_t receive_in_place(struct receiver *r, struct file *file, uint8_t *to, size_t len, bool checksum,
                                 struct error *err)
 {
-    ssize_t n = transport_recv(r->transport, to, len, 0);
+    ssize_t n;
 
+    do
+        n = transport_recv(r->transport, to, len, 0);
+    while (goes_on(r, n));
     if (n == -EFAULT)
         return went_away(file, err);
     if (n < 0)
@@ -164,9 +187,12 @@ static ssize_t receive_in_file(struct receiver *r, const struct sink *sink, uint
                                struct error *err)
 {
     int code = 0;
-    ssize_t n = transport_recv_fd(r->transport, image_descriptor(&sink->file->image),
-                                  (off_t)(sink->offset + at), len, &code);
+    ssize_t n;
 
+    do
+        n = transport_recv_fd(r->transport, image_descriptor(&sink->file->image), (off_t)(sink->offset + at),
+                              len, &code);
+    while (goes_on(r, n));
     if (n == -EBADFD)
         return error_set_errno(err, code, "cannot store what arrived");
     if (n < 0)
@@ -469,7 +495,11 @@ static int scatter_receive(struct receiver *r, struct scatter *s, bool checksum,
 
     for (unsigned i = s->next; i < s->count; i++)
         parts[n++] = (struct iovec){s->runs[i].window, s->runs[i].len};
-    ssize_t got = transport_recv_parts(r->transport, parts, n);
+    ssize_t got;
+
+    do
+        got = transport_recv_parts(r->transport, parts, n);
+    while (goes_on(r, got));
     if (got == -EFAULT)
         return 1;
     if (got < 0)
@@ -696,19 +726,46 @@ static int apply_to(struct receiver *r, struct file *file, struct packet *packet
     }
 }
 
+/* Sends what is left of a count. Whether all of it is sent. */
+static bool tell_rest(struct receiver *r)
+{
+    ssize_t n =
+        transport_try_send(r->transport, r->telling + sizeof(r->telling) - r->telling_left, r->telling_left);
+
+    if (n > 0)
+        r->telling_left -= (size_t)n;
+    return r->telling_left == 0;
+}
+
+/* Says how many packets are applied; false: there is no room to say it now. */
+static bool tell(struct receiver *r, uint64_t sequence)
+{
+    uint64_t count = htole64(sequence);
+
+    if (r->telling_left && !tell_rest(r))
+        return false;
+    memcpy(r->telling, &count, sizeof(count));
+    r->telling_left = sizeof(count);
+    if (tell_rest(r))
+        return true;
+    /* What has not begun need not be said. */
+    if (r->telling_left == sizeof(count))
+        r->telling_left = 0;
+    return false;
+}
+
 /*
- * The source places nothing over what may not be applied, and waits for no word of it: it is told when there
- * is nothing more to apply at the moment, or after a while. A channel that has no room is told later.
+ * The source places nothing over what may not be applied, keeps what is not, and waits for no word of it: it
+ * is told when there is nothing more to apply at the moment, or after a while.
  */
 static void tell_applied(struct receiver *r, const struct file *file, const struct packet *packet,
                          uint64_t sequence)
 {
-    uint64_t count = htole64(sequence);
-
-    r->untold |= file->id == WIRE_RAM && (!(packet->flags & WIRE_PACKET_PLACED) || r->reception->checked);
+    r->untold |= r->reception->resumes ||
+                 (file->id == WIRE_RAM && (!(packet->flags & WIRE_PACKET_PLACED) || r->reception->checked));
     if (!r->untold || (r->start != r->end && sequence - r->told < TELL_EVERY))
         return;
-    if (transport_try_send(r->transport, &count, sizeof(count)) != sizeof(count))
+    if (!tell(r, sequence))
         return;
     r->told = sequence;
     r->untold = false;
@@ -727,7 +784,7 @@ static void publish(struct receiver *r, struct file *file, const struct packet *
     uint64_t target = atomic_load(&r->target);
     if (target && sequence >= target && atomic_compare_exchange_strong(&r->target, &target, 0))
         tell_reached(r);
-    if (r->transport->traits.places)
+    if (r->transport->traits.places || r->reception->resumes)
         tell_applied(r, file, packet, sequence);
     r->reception->events->applied(r->reception->owner);
 }
@@ -825,7 +882,8 @@ void receiver_close(struct receiver *r)
         budget_release(r->reception->descriptors, PIPE_DESCRIPTORS);
     r->has_pipe = false;
     transport_close(r->transport);
-    r->transport = NULL;
+    transport_close(r->next);
+    r->transport = r->next = NULL;
     free(r->buffer);
     r->buffer = NULL;
     XXH3_freeState(r->checker);

@@ -14,6 +14,9 @@
  * belongs: into a window of the memory, by the transport into the file, or through a buffer. A way
  * that brings payloads by itself replaces the second part and keeps the first.
  *
+ * Where connections can be made again, a receiver outlives its own: it waits for another one, over which the
+ * stream goes on with the next byte, be it in the middle of a packet.
+ *
  * A receiver knows the files by their numbers, and what it may take; it knows no migration.
  */
 #ifndef MIGFS_RECEIVER_H
@@ -40,6 +43,11 @@ struct receiver_events {
     /* Nothing more comes on this channel, and why; the last thing that is told. CAUSE_RESET: the connection
      * has ended. */
     void (*failed)(void *owner, unsigned channel, const struct error *reason);
+    /*
+     * The connection is lost. Waits for another one; 0: receiver.transport is that one; negative: there is
+     * none, and `failed` follows. NULL: there never is.
+     */
+    int (*lost)(void *owner, unsigned channel, const struct error *reason);
     /* The count that receiver_aim() has set is applied. Must not wait. */
     void (*reached)(void *owner);
     /* A packet is applied. On the data path. */
@@ -55,6 +63,7 @@ struct reception {
     struct intake_share *share;   /* of what may be received; NULL: nothing bounds it */
     struct budget *descriptors;   /* a receiver that receives into files has a pipe, if this allows it */
     uint64_t max_ram, max_device; /* the largest size of a file */
+    bool resumes;                 /* connections can be made again */
     bool compressed;              /* payloads may be */
     bool checked;                 /* those of RAM have a checksum; those of devices always do */
 };
@@ -63,10 +72,15 @@ struct reception {
 struct receiver {
     const struct reception *reception; /* constant */
     unsigned index;                    /* of the channel; constant */
-    struct transport
-        *transport;   /* set before the thread is made, by its maker, whose lock guards it till then */
-    pthread_t thread; /* its maker's, like the next one */
-    bool running;     /* the thread exists */
+    /*
+     * Set before the thread is made, by its maker, whose lock guards it till then. `lost` changes it, in the
+     * thread, with that lock held.
+     */
+    struct transport *transport;
+    struct transport *next; /* that is to take its place; guarded by the owner's lock */
+    bool is_lost;           /* the connection; guarded by the owner's lock */
+    pthread_t thread;       /* its maker's, like the next one */
+    bool running;           /* the thread exists */
     /*
      * Packets applied, and the count that is awaited (0: none). Both sequentially consistent: the receiver
      * publishes its count and then looks at the target, receiver_aim() sets the target and then looks at the
@@ -80,8 +94,10 @@ struct receiver {
     uint8_t *packed;                   /* payloads that are needed whole; made when the first one arrives */
     struct decompressor *decompressor; /* while a packet is unpacked and stored */
     bool has_pipe, no_pipe;            /* a pipe has been charged, or there is nothing left to charge it to */
-    uint64_t told;                     /* of what is applied, the source knows so much, if it places */
-    bool untold;                   /* it must not place over something that it does not know to be applied */
+    uint64_t told; /* of what is applied, the source knows so much, if it places or keeps it */
+    bool untold;   /* it must not place over, or keeps, something that it does not know to be applied */
+    uint8_t telling[WIRE_APPLIED_SIZE]; /* the end of a count that is half said: so many bytes */
+    size_t telling_left;
     _Atomic uint64_t placed_bytes; /* the part of wire_bytes that the source has placed; relaxed */
     size_t start, end;             /* of what is in the buffer */
     size_t ahead;                  /* how much to read when a header is wanted */

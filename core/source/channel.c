@@ -9,23 +9,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* A write can alternate between small and large packets: a chunk serves as many slices as that. */
-#define SLICES 64
-
 /* How long the reaper asks before it looks whether it is interrupted, or the sender was told in its place. */
 #define REAP_MS 20
 
 /* How often the destination is listened to at once. */
 #define APPLIED_TURNS 64
-
-/* All of it is guarded by the channel's lock, but for the bytes of slices that are being sent. */
-struct channel_chunk {
-    struct channel_chunk *next_free;
-    uint32_t used;         /* bytes */
-    unsigned slices, live; /* cut, and not sent yet */
-    struct channel_entry slice[SLICES];
-    char data[CHANNEL_CHUNK];
-};
 
 void channel_init(struct channel *ch, unsigned index, struct transport *transport, struct gate *gate,
                   void (*failed)(void *arg, unsigned index, int code), void *failed_arg)
@@ -58,33 +46,15 @@ int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode)
     return mode == ZEROCOPY_REQUIRE ? ret : 0;
 }
 
+void channel_keep(struct channel *ch, uint64_t max)
+{
+    ch->keeps = ch->moved = true;
+    kept_init(&ch->kept, max);
+}
+
 int channel_set_placing(struct channel *ch)
 {
     return ch->places ? unapplied_init(&ch->unapplied) : 0;
-}
-
-/* Nothing is queued. */
-static void free_chunks(struct channel *ch)
-{
-    free(ch->chunk);
-    ch->chunk = NULL;
-    while (ch->free_chunks) {
-        struct channel_chunk *chunk = ch->free_chunks;
-        ch->free_chunks = chunk->next_free;
-        free(chunk);
-    }
-    ch->free_count = 0;
-}
-
-void channel_fini(struct channel *ch)
-{
-    assert(!ch->head && !ch->busy && !ch->in_flight);
-    transport_close(ch->transport);
-    free_chunks(ch);
-    unapplied_fini(&ch->unapplied);
-    pthread_cond_destroy(&ch->more);
-    pthread_cond_destroy(&ch->progress);
-    pthread_mutex_destroy(&ch->lock);
 }
 
 static void push(struct channel *ch, struct channel_entry *entry)
@@ -96,74 +66,18 @@ static void push(struct channel *ch, struct channel_entry *entry)
 
 int channel_reserve(struct channel *ch, unsigned packets, size_t bytes)
 {
-    size_t total = packets * sizeof(struct wire_packet) + bytes;
-    /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of
-     * its own. */
-    size_t worst = CHANNEL_CHUNK - ch->copy_max - sizeof(struct wire_packet);
-    size_t needed = packets ? total / worst + packets / SLICES + 2 : 0;
-
-    while (ch->free_count < needed) {
-        struct channel_chunk *chunk = malloc(sizeof(*chunk));
-        if (!chunk)
-            return -ENOMEM;
-        chunk->next_free = ch->free_chunks;
-        ch->free_chunks = chunk;
-        ch->free_count++;
-    }
-    return 0;
-}
-
-static void recycle(struct channel *ch, struct channel_chunk *chunk)
-{
-    if (ch->free_count >= CHANNEL_SPARE) {
-        free(chunk);
-        return;
-    }
-    chunk->next_free = ch->free_chunks;
-    ch->free_chunks = chunk;
-    ch->free_count++;
+    return chunk_reserve(&ch->chunks, packets, packets * sizeof(struct wire_packet) + bytes,
+                         ch->copy_max + sizeof(struct wire_packet));
 }
 
 /* The slice at the end of the queue, with room for @size bytes; chunks are reserved. */
 static struct channel_entry *slice_for(struct channel *ch, size_t size)
 {
-    struct channel_chunk *chunk = ch->chunk;
-    bool room = chunk && CHANNEL_CHUNK - chunk->used >= size;
-
-    if (ch->open_slice && room)
+    if (ch->open_slice && chunk_has_room(&ch->chunks, size))
         return ch->open_slice;
-    if (!room || chunk->slices == SLICES) {
-        struct channel_chunk *full = chunk;
-        chunk = ch->free_chunks;
-        assert(chunk);
-        ch->free_chunks = chunk->next_free;
-        ch->free_count--;
-        chunk->used = 0;
-        chunk->slices = chunk->live = 0;
-        ch->chunk = chunk;
-        if (full && full->live == 0)
-            recycle(ch, full);
-    }
-    struct channel_entry *slice = &chunk->slice[chunk->slices++];
-    chunk->live++;
-    *slice =
-        (struct channel_entry){.place = CHANNEL_SLICE, .chunk = chunk, .payload = chunk->data + chunk->used};
-    push(ch, slice);
-    ch->open_slice = slice;
-    return slice;
-}
-
-/* A slice has been sent or dropped. */
-static void retire_slice(struct channel *ch, struct channel_chunk *chunk)
-{
-    if (--chunk->live > 0)
-        return;
-    if (chunk == ch->chunk) {
-        chunk->used = 0;
-        chunk->slices = 0;
-    } else {
-        recycle(ch, chunk);
-    }
+    ch->open_slice = chunk_cut(&ch->chunks, size);
+    push(ch, ch->open_slice);
+    return ch->open_slice;
 }
 
 /* Fixes the packet's place in the order. */
@@ -182,12 +96,10 @@ uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const voi
     number(ch, packet);
     uint64_t check = wire_packet_encode(packet, &header);
     struct channel_entry *slice = slice_for(ch, size);
-    char *to = ch->chunk->data + ch->chunk->used;
+    char *to = chunk_take(&ch->chunks, slice, size);
     memcpy(to, &header, sizeof(header));
     if (packet->length)
         memcpy(to + sizeof(header), payload, packet->length);
-    ch->chunk->used += size;
-    slice->length += size;
     slice->bytes += bytes;
     slice->last_sequence = packet->sequence;
     return check;
@@ -209,6 +121,15 @@ uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payl
         .place = CHANNEL_MEMORY, .payload = payload, .length = packet->length, .bytes = bytes};
     push_own(ch, packet, entry);
     return wire_packet_encode(packet, &entry->header);
+}
+
+uint64_t channel_add_staying(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
+                             struct channel_entry *entry)
+{
+    uint64_t check = channel_add(ch, packet, payload, bytes, entry);
+
+    entry->stays = true;
+    return check;
 }
 
 uint64_t channel_add_parts(struct channel *ch, struct packet *packet, const struct iovec *parts,
@@ -248,6 +169,24 @@ uint64_t channel_made(const struct packet *packet, const void *payload, struct c
     return wire_packet_encode(packet, &entry->header);
 }
 
+/* Reads a count of what the destination has applied, or a part of it. 1 and *@count, when it is whole; 0; or
+ * a negative errno. */
+static int read_count(struct channel *ch, int flags, uint64_t *count)
+{
+    ssize_t n = transport_recv(ch->transport, ch->applied + ch->applied_have,
+                               sizeof(ch->applied) - ch->applied_have, flags);
+
+    if (n <= 0)
+        return n < 0 ? (int)n : -ECONNRESET;
+    ch->applied_have += (size_t)n;
+    if (ch->applied_have < sizeof(ch->applied))
+        return 0;
+    ch->applied_have = 0;
+    memcpy(count, ch->applied, sizeof(*count));
+    *count = le64toh(*count);
+    return 1;
+}
+
 /*
  * Reads what the destination says that it has applied. Called with the lock held; so one that goes on saying
  * it is not listened to for long.
@@ -255,18 +194,11 @@ uint64_t channel_made(const struct packet *packet, const void *payload, struct c
 static void read_applied(struct channel *ch)
 {
     for (unsigned turn = 0; ch->transport && turn < APPLIED_TURNS; turn++) {
-        uint64_t count;
-        ssize_t n = transport_recv(ch->transport, ch->applied + ch->applied_have,
-                                   sizeof(ch->applied) - ch->applied_have, TRANSPORT_NOWAIT);
-        if (n <= 0)
+        uint64_t count = 0;
+        int ret = read_count(ch, TRANSPORT_NOWAIT, &count);
+        if (ret < 0)
             return;
-        ch->applied_have += (size_t)n;
-        if (ch->applied_have < sizeof(ch->applied))
-            continue;
-        ch->applied_have = 0;
-        memcpy(&count, ch->applied, sizeof(count));
-        count = le64toh(count);
-        if (count <= ch->last_sequence)
+        if (ret > 0 && count <= ch->last_sequence)
             unapplied_pass(&ch->unapplied, count);
     }
 }
@@ -290,50 +222,18 @@ void channel_note_unapplied(struct channel *ch, uint64_t offset, uint64_t len)
     unapplied_add(&ch->unapplied, ch->last_sequence, offset, len);
 }
 
-/* Whether there is something to send. */
+/* Whether there is something to send, or to drop. */
 static bool can_send(const struct channel *ch)
 {
-    return ch->head && !ch->head->unmade;
+    if (!ch->head || ch->head->unmade)
+        return false;
+    return !ch->keeps || ch->closed == CHANNEL_DEAD || (!ch->down && !kept_is_full(&ch->kept));
 }
 
 /* Whether a payload is worth being sent without a copy. */
 static bool is_large(const struct channel *ch, const struct channel_entry *entry)
 {
     return entry->place == CHANNEL_MEMORY && !entry->placed && !channel_copies(ch, entry->length);
-}
-
-/* What is sent in one go; made by take_batch(). */
-struct batch {
-    struct channel_entry *entries;
-    struct iovec iov[TRANSPORT_IOV_MAX];
-    int n;
-    uint64_t bytes, large; /* that are copied: of iov, and of large payloads in it */
-    uint64_t uncopied;     /* of other payloads */
-    uint64_t placed;       /* of payloads that are placed, and not in iov */
-    /* One of them, or none: the payload of the last entry, which is not in iov. */
-    const struct channel_entry *piped;
-    struct channel_entry *zerocopy;
-};
-
-static void batch_add(struct batch *batch, const void *buf, size_t len)
-{
-    batch->iov[batch->n++] = (struct iovec){(void *)(uintptr_t)buf, len};
-    batch->bytes += len;
-}
-
-static void batch_add_parts(struct batch *batch, const struct channel_entry *entry)
-{
-    memcpy(batch->iov + batch->n, entry->parts, entry->part_count * sizeof(*entry->parts));
-    batch->n += (int)entry->part_count;
-    batch->bytes += entry->length;
-}
-
-/* Whether the parts of one more entry fit. */
-static bool has_room(const struct batch *batch, const struct channel_entry *entry)
-{
-    int parts = entry->place == CHANNEL_PARTS ? 1 + (int)entry->part_count : 2;
-
-    return batch->n + parts <= TRANSPORT_IOV_MAX;
 }
 
 /*
@@ -344,29 +244,14 @@ static void take_batch(struct channel *ch, struct batch *batch)
 {
     struct channel_entry *last = NULL;
 
-    batch->entries = ch->head;
-    batch->n = 0;
-    batch->bytes = batch->large = batch->uncopied = batch->placed = 0;
-    batch->piped = NULL;
-    batch->zerocopy = NULL;
-    while (can_send(ch) && has_room(batch, ch->head) && batch->bytes + batch->placed < CHANNEL_BATCH &&
+    batch_begin(batch, ch->head);
+    while (can_send(ch) && batch_has_room(batch, ch->head) && batch->bytes + batch->placed < CHANNEL_BATCH &&
            !batch->piped && !batch->zerocopy) {
         struct channel_entry *entry = ch->head;
         bool zerocopy = is_large(ch, entry) && zerocopy_may(&ch->zerocopy);
         if (zerocopy && batch->n)
             break;
-        if (entry->place != CHANNEL_SLICE)
-            batch_add(batch, &entry->header, sizeof(entry->header));
-        if (zerocopy)
-            batch->zerocopy = entry;
-        else if (entry->place == CHANNEL_PIPE)
-            batch->piped = entry;
-        else if (entry->place == CHANNEL_PARTS)
-            batch_add_parts(batch, entry);
-        else if (entry->placed)
-            batch->placed += entry->length;
-        else if (entry->length)
-            batch_add(batch, entry->payload, entry->length);
+        batch_add(batch, entry, zerocopy);
         if (is_large(ch, entry) && !zerocopy)
             batch->large += entry->length;
         ch->head = entry->next;
@@ -388,7 +273,9 @@ static uint64_t retire(struct channel *ch, struct channel_entry *entry)
     if (entry->placed && !ch->lost)
         ch->placed_bytes += entry->length;
     if (entry->place == CHANNEL_SLICE) {
-        retire_slice(ch, entry->chunk);
+        chunk_retire(&ch->chunks, entry);
+    } else if (entry->orphan) {
+        free(entry);
     } else {
         entry->done = true;
         if (entry->waiting)
@@ -421,14 +308,42 @@ static uint64_t retire_returned(struct channel *ch)
     return bytes;
 }
 
-/* A batch has been sent or dropped: wakes its owners, and returns what the gate is due. */
-static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
+/* An entry has been sent, or the connection was lost meanwhile: keeps it, or the copy that was made of it. */
+static uint64_t keep(struct channel *ch, struct channel_entry *entry)
+{
+    struct channel_entry *kept = kept_add(&ch->kept, entry);
+
+    if (kept == entry)
+        return 0;
+    /* Without a copy there was no memory for one, and the channel is about to be dead. */
+    if (kept)
+        entry->bytes = 0; /* the copy has them now */
+    return retire(ch, entry);
+}
+
+/* What is applied need not be kept. Returns what the gate is due. */
+static uint64_t drop_applied(struct channel *ch)
+{
+    struct channel_entry *entry;
+    uint64_t bytes = 0;
+
+    while (ch->keeps && (entry = kept_take_applied(&ch->kept)))
+        bytes += retire(ch, entry);
+    return bytes;
+}
+
+/*
+ * A batch has been sent or dropped, or is to be sent again (@keeps): wakes its owners, and returns what the
+ * gate is due.
+ */
+static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry, bool keeps)
 {
     uint64_t bytes = 0;
 
     while (entry) {
         struct channel_entry *next = entry->next;
-        ch->left_sequence = entry->last_sequence;
+        if (ch->left_sequence < entry->last_sequence)
+            ch->left_sequence = entry->last_sequence;
         if (entry->ticket) {
             entry->in_flight = true;
             entry->next = NULL;
@@ -437,11 +352,11 @@ static uint64_t retire_batch(struct channel *ch, struct channel_entry *entry)
             if (entry->waiting && !ch->reaping)
                 pthread_cond_signal(&entry->wake);
         } else {
-            bytes += retire(ch, entry);
+            bytes += keeps ? keep(ch, entry) : retire(ch, entry);
         }
         entry = next;
     }
-    return bytes + retire_returned(ch);
+    return bytes + drop_applied(ch) + retire_returned(ch);
 }
 
 /* Called with the lock held, which is given up meanwhile: declares the channel dead, and tells of it once. */
@@ -621,6 +536,40 @@ static void keep_pace(struct channel *ch, const struct batch *batch)
     ch->paced = false;
 }
 
+/* Called with the lock held. */
+static void lose(struct channel *ch)
+{
+    if (ch->down)
+        return;
+    ch->down = true;
+    transport_shutdown(ch->transport);
+}
+
+/* Whether sending failed for want of the connection, and not of what was to be sent. */
+static bool is_loss(int code)
+{
+    return code < 0 && code != -EFAULT && code != -ENOMEM && code != -ENODATA;
+}
+
+/* Called with the lock held: the batch that was in hand is not any more. Returns what the gate is due. */
+static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, int ret)
+{
+    if (ret == 0) {
+        ch->wire_bytes += batch->bytes + batch->uncopied + batch->placed;
+        ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
+        zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
+    } else if (keeps && is_loss(ret)) {
+        lose(ch);
+    } else {
+        ch->lost = true;
+    }
+    uint64_t bytes = retire_batch(ch, batch->entries, keeps);
+    ch->in_hand = false;
+    if (ch->flushers)
+        pthread_cond_broadcast(&ch->progress);
+    return bytes;
+}
+
 /*
  * The sender's work; called and left with the lock held, ch->busy set at first.
  * @mine: the caller's own packet, or NULL when it was copied.
@@ -639,6 +588,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         struct batch batch;
         bool dead = ch->closed == CHANNEL_DEAD;
         take_batch(ch, &batch);
+        ch->in_hand = true;
         ch->paced = !dead && ch->pace && pace_is_on(ch->pace);
         bool paced = ch->paced;
         pthread_mutex_unlock(&ch->lock);
@@ -646,22 +596,17 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
             keep_pace(ch, &batch);
 
         int ret = dead ? -ECONNRESET : send_batch(ch, &batch);
+        bool keeps = ch->keeps && !dead;
+        int copied = keeps ? kept_copy(batch.entries) : 0;
 
         pthread_mutex_lock(&ch->lock);
-        if (ret == 0) {
-            ch->wire_bytes += batch.bytes + batch.uncopied + batch.placed;
-            ch->spliced_bytes += batch.piped ? batch.uncopied : 0;
-            zerocopy_copied(&ch->zerocopy, batch.bytes, batch.large);
-        } else {
-            ch->lost = true;
-        }
-        uint64_t bytes = retire_batch(ch, batch.entries);
-        if (ch->flushers)
-            pthread_cond_broadcast(&ch->progress);
+        uint64_t bytes = put_down(ch, &batch, keeps, copied < 0 ? copied : ret);
         pthread_mutex_unlock(&ch->lock);
         gate_leave(ch->gate, bytes);
         pthread_mutex_lock(&ch->lock);
-        if (ret < 0)
+        if (copied < 0)
+            fail(ch, copied);
+        else if (ret < 0 && !(keeps && is_loss(ret)))
             fail(ch, ret);
     }
     ch->busy = false;
@@ -810,6 +755,87 @@ void channel_close(struct channel *ch, enum channel_closed closed)
         ch->closed = closed;
     pthread_cond_broadcast(&ch->progress);
     pthread_cond_signal(&ch->more);
+    /* Nobody may be there to drop what waited for a connection. */
+    if (ch->keeps && closed == CHANNEL_DEAD)
+        send_if_idle(ch);
+}
+
+void channel_end(struct channel *ch)
+{
+    channel_close(ch, CHANNEL_DEAD);
+    SCOPED_LOCK(&ch->lock);
+    if (ch->transport)
+        transport_shutdown(ch->transport);
+}
+
+int channel_hear(struct channel *ch)
+{
+    uint64_t count = 0;
+    int ret = read_count(ch, 0, &count);
+
+    if (ret <= 0)
+        return ret == -EINTR ? 0 : ret;
+    pthread_mutex_lock(&ch->lock);
+    bool valid = count >= ch->kept.applied && count <= ch->last_sequence;
+    if (valid) {
+        ch->moved |= count > ch->kept.applied;
+        ch->kept.applied = count;
+    }
+    uint64_t bytes = drop_applied(ch);
+    pthread_mutex_unlock(&ch->lock);
+    gate_leave(ch->gate, bytes);
+    channel_send_copied(ch);
+    return valid ? 0 : -EPROTO;
+}
+
+bool channel_is_dead(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    return ch->closed == CHANNEL_DEAD;
+}
+
+void channel_lose(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    lose(ch);
+}
+
+int channel_renew(struct channel *ch, struct transport *transport, uint64_t received)
+{
+    pthread_mutex_lock(&ch->lock);
+    ch->flushers++;
+    while (ch->in_hand)
+        pthread_cond_wait(&ch->progress, &ch->lock);
+    ch->flushers--;
+    int ret = ch->closed == CHANNEL_DEAD ? -ECANCELED : 0;
+    if (ret == 0 && !kept_has_sent(&ch->kept, received))
+        ret = -EPROTO;
+    if (ret < 0) {
+        pthread_mutex_unlock(&ch->lock);
+        return ret;
+    }
+    struct transport *old = ch->transport;
+    struct channel_entry *entry;
+    uint64_t bytes = 0;
+    ch->transport = transport;
+    ch->applied_have = 0;
+    ch->moved = received > ch->renewed_at;
+    ch->renewed_at = received;
+    while ((entry = kept_take_received(&ch->kept, received)))
+        bytes += retire(ch, entry);
+    kept_put_back(&ch->kept, &ch->head, &ch->tail);
+    ch->down = false;
+    pthread_mutex_unlock(&ch->lock);
+    transport_close(old);
+    gate_leave(ch->gate, bytes);
+    channel_send_copied(ch);
+    return 0;
+}
+
+bool channel_has_moved(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    return ch->moved || ch->kept.applied == ch->left_sequence;
 }
 
 void channel_reopen(struct channel *ch)
@@ -825,6 +851,13 @@ void channel_kick(struct channel *ch)
     pthread_cond_broadcast(&ch->progress);
 }
 
+/* It is over: nothing is kept any more. Returns what the gate is due. */
+static uint64_t drop_kept(struct channel *ch)
+{
+    ch->kept.applied = UINT64_MAX;
+    return drop_applied(ch);
+}
+
 void channel_disconnect(struct channel *ch)
 {
     pthread_mutex_lock(&ch->lock);
@@ -835,10 +868,24 @@ void channel_disconnect(struct channel *ch)
     ch->figures.registered_bytes = 0;
     struct transport *transport = ch->transport;
     ch->transport = NULL;
+    uint64_t bytes = drop_kept(ch);
     pthread_mutex_unlock(&ch->lock);
+    gate_leave(ch->gate, bytes);
     /* That may take its time, in which the figures are asked for. */
     transport_close(transport);
     SCOPED_LOCK(&ch->lock);
-    free_chunks(ch);
+    chunk_fini(&ch->chunks);
     unapplied_fini(&ch->unapplied);
+}
+
+void channel_fini(struct channel *ch)
+{
+    assert(!ch->head && !ch->busy && !ch->in_flight);
+    drop_kept(ch);
+    transport_close(ch->transport);
+    chunk_fini(&ch->chunks);
+    unapplied_fini(&ch->unapplied);
+    pthread_cond_destroy(&ch->more);
+    pthread_cond_destroy(&ch->progress);
+    pthread_mutex_destroy(&ch->lock);
 }

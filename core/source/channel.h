@@ -27,6 +27,15 @@
  *   dead channel its owner waits for the transport, which after transport_shutdown()
  *   does not take long, and the connection is closed when nothing is in flight.
  *
+ *   A channel can outlive its connection (channel_keep()). Then what has been sent is kept
+ *   until the destination has applied it, and somebody else's thread, its listener, hears that
+ *   (channel_hear()). What is kept is a copy, since its owner goes on, or what stays where it is:
+ *   a page of RAM by reference is sent again as it is then, which is no older. When the
+ *   connection is lost (channel_lose()), nothing is sent, and packets get their places as before,
+ *   as long as there is room. The stream of packets goes on over the next connection
+ *   (channel_renew()) with the byte that the destination has not received: what is kept from
+ *   there on is the first of what is queued.
+ *
  * Locks
  *   channel.lock, many of them in the order of their index. Nothing of core/ but
  *   placing.lock is taken while one is held. Never held while sending.
@@ -34,8 +43,11 @@
 #ifndef MIGFS_CHANNEL_H
 #define MIGFS_CHANNEL_H
 
+#include "batch.h"
+#include "chunk.h"
 #include "gate.h"
 #include "interrupt.h"
+#include "kept.h"
 #include "pace.h"
 #include "transport.h"
 #include "unapplied.h"
@@ -49,8 +61,6 @@
 #define CHANNEL_COPY_MAX                                                                                     \
     (16u << 10) /* no larger packet is copied, whatever the transport says: chunks hold several */
 #define CHANNEL_PARTS_MAX (TRANSPORT_IOV_MAX - 1) /* of a payload */
-#define CHANNEL_CHUNK     (64u << 10)             /* small packets travel together in buffers of this size */
-#define CHANNEL_SPARE     4                       /* chunks that a channel keeps for the next time */
 #define CHANNEL_ENOUGH    (48u << 10)             /* nobody lingers for more */
 #define CHANNEL_LINGER_US 1000
 #define CHANNEL_BATCH     (256u << 10) /* one send takes packets until it has this much */
@@ -59,46 +69,6 @@ enum channel_closed {
     CHANNEL_OPEN,
     CHANNEL_SEALED, /* `complete` has counted: what was accepted goes out, nothing more comes in */
     CHANNEL_DEAD,   /* the connection is gone: what is queued is dropped */
-};
-
-struct channel_chunk;
-
-/* Where the bytes are that an entry sends. */
-enum channel_place {
-    CHANNEL_MEMORY, /* the header in the entry, the payload in its owner's buffer */
-    CHANNEL_SLICE,  /* in a chunk, headers and all; nobody owns the entry */
-    CHANNEL_PIPE,   /* the header in the entry, the payload in a pipe */
-    CHANNEL_PARTS,  /* the header in the entry, the payload in parts of its owner's */
-};
-
-/*
- * A place in the queue. A large packet's entry lives on its owner's stack until
- * channel_finish_entry(). Small packets that follow one another are a slice of a chunk,
- * which has the entries of its slices.
- */
-struct channel_entry {
-    struct channel_entry *next;
-    enum channel_place place;
-    struct wire_packet header;   /* of a large packet */
-    struct channel_chunk *chunk; /* CHANNEL_SLICE */
-    const void *payload;         /* CHANNEL_MEMORY, and the bytes of a CHANNEL_SLICE */
-    int pipe;                    /* CHANNEL_PIPE */
-    const struct iovec *parts;   /* CHANNEL_PARTS: so many */
-    unsigned part_count;
-    bool placed;              /* CHANNEL_MEMORY: the payload is placed, and then the header is sent */
-    struct transport_key key; /* where, if it is: @key_offset bytes into what it stands for */
-    uint64_t key_offset;
-    uint32_t length;        /* of the payload, or of the slice */
-    uint64_t bytes;         /* what the gate is given back when it is sent */
-    uint64_t last_sequence; /* of its last packet */
-    /* Guarded by channel.lock: */
-    bool unmade;         /* its owner still makes the payload: nothing from here on is sent */
-    bool in_flight;      /* sent, but for the buffer, which is not back */
-    uint64_t ticket;     /* with which it comes back; 0: it is not out */
-    bool done;           /* sent and back, or dropped */
-    bool waiting;        /* the owner sleeps on wake */
-    bool chosen;         /* the owner is the sender now */
-    pthread_cond_t wake; /* initialised while waiting */
 };
 
 struct channel {
@@ -122,17 +92,21 @@ struct channel {
     bool lingering;      /* somebody does, and will send what is queued */
     bool hurry;          /* somebody waits for what is queued */
     enum channel_closed closed;
-    bool busy;                                         /* somebody is the sender */
-    bool paced;                                        /* and waits until it may send */
-    bool lost;                                         /* something was dropped */
-    bool reaping;                                      /* somebody asks the transport what is back */
+    bool busy;    /* somebody is the sender */
+    bool paced;   /* and waits until it may send */
+    bool lost;    /* something was dropped */
+    bool keeps;   /* what is sent is kept until it is applied; constant once there are packets */
+    bool down;    /* the connection is lost */
+    bool in_hand; /* the sender has taken a batch off the queue */
+    struct kept kept;
+    uint64_t renewed_at; /* of the stream: what the destination had received at the last channel_renew() */
+    bool moved;          /* something was received or applied since channel_renew(), as far as it is known */
+    bool reaping;        /* somebody asks the transport what is back */
     struct channel_entry *in_flight, **in_flight_tail; /* sent, in their order */
     struct zerocopy zerocopy;
     struct channel_entry *head, **tail;
     struct channel_entry *open_slice; /* the last entry, if it is a slice that nobody sends yet */
-    struct channel_chunk *chunk;      /* where the next slice is cut from, or NULL */
-    struct channel_chunk *free_chunks;
-    unsigned free_count;
+    struct chunk_pool chunks;
     uint64_t last_sequence;           /* given to a packet */
     uint64_t left_sequence;           /* everything up to here has been sent */
     uint64_t sent_sequence;           /* and its buffers are free */
@@ -142,9 +116,9 @@ struct channel {
     uint64_t drains;                  /* flushes that waited for what was in flight */
     struct transport_figures figures; /* the transport's, when it has been closed */
     uint64_t returned;                /* the last ticket that is back */
-    /* Where the transport places: what the destination may not have applied, and the start of a count of it
-     */
+    /* Where the transport places: what the destination may not have applied */
     struct unapplied unapplied;
+    /* The start of a count of what is; the listener's, where there is one */
     uint8_t applied[WIRE_APPLIED_SIZE];
     size_t applied_have;
 };
@@ -170,6 +144,40 @@ int channel_set_zerocopy(struct channel *ch, enum zerocopy_mode mode);
  * Return: 0 or -ENOMEM.
  */
 int channel_set_placing(struct channel *ch);
+
+/**
+ * channel_keep - what is sent is kept until it is applied; before the first packet
+ * @max: bytes, headers and all; nothing more is sent when there are so many
+ *
+ * Nothing is sent without a copy, placed, or out of a pipe.
+ */
+void channel_keep(struct channel *ch, uint64_t max);
+
+/**
+ * channel_hear - wait for what the destination says that it has applied; the listener
+ *
+ * Return: 0; a negative errno when the connection is lost; -EPROTO: it makes no sense.
+ */
+int channel_hear(struct channel *ch);
+
+/** channel_is_dead - whether nothing goes over it any more */
+bool channel_is_dead(struct channel *ch);
+
+/** channel_lose - the connection is lost; the sender and the listener soon find it so. Any thread */
+void channel_lose(struct channel *ch);
+
+/**
+ * channel_renew - after channel_lose(): go on over another connection; the listener
+ * @transport: the channel's from now on, on success
+ * @received: how many bytes of the stream the destination has received
+ *
+ * Return: 0; -EPROTO: that makes no sense; -ECANCELED: the channel is dead.
+ */
+int channel_renew(struct channel *ch, struct transport *transport, uint64_t received);
+
+/** channel_has_moved - whether something was applied since channel_renew(), or nothing was due; the listener
+ */
+bool channel_has_moved(struct channel *ch);
 
 /** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
 void channel_fini(struct channel *ch);
@@ -212,6 +220,10 @@ uint64_t channel_add_copied(struct channel *ch, struct packet *packet, const voi
  */
 uint64_t channel_add(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
                      struct channel_entry *entry);
+
+/** channel_add_staying - the same with a payload that stays where it is as long as the channel is not dead */
+uint64_t channel_add_staying(struct channel *ch, struct packet *packet, const void *payload, uint64_t bytes,
+                             struct channel_entry *entry);
 
 /**
  * channel_add_parts - the same with a payload in parts
@@ -302,6 +314,9 @@ void channel_figures(struct channel *ch, struct transport_figures *out, uint64_t
 
 /** channel_close - seal the channel, or declare it dead and wake everybody; a dead channel stays dead */
 void channel_close(struct channel *ch, enum channel_closed closed);
+
+/** channel_end - declare it dead, and shut its connection down, if it has one */
+void channel_end(struct channel *ch);
 
 /** channel_reopen - undo a seal */
 void channel_reopen(struct channel *ch);

@@ -6,13 +6,16 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
-#define SUSPECT_MS 1000 /* how long a broken data channel waits for the main channel to say why */
-#define LINGER_MS  2000 /* how long the peer has to read a goodbye */
+#define RETRY_MS   20
+#define SUSPECT_MS 1000       /* how long a broken data channel waits for the main channel to say why */
+#define KEPT_MIN   (4u << 20) /* bytes that a channel can always keep until they are applied */
+#define LINGER_MS  2000       /* how long the peer has to read a goodbye */
 
 /* channel.failed */
 static void channel_failed(void *arg, unsigned index, int code)
@@ -115,7 +118,7 @@ static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned ch
                  const struct transport_wait *wait, struct transport **transport, struct hello_reply *reply,
                  struct error *err)
 {
-    bool is_data = kind == WIRE_HELLO_DATA;
+    bool is_data = kind == WIRE_HELLO_DATA || kind == WIRE_HELLO_DATA_AGAIN;
     const struct uri *uri = &conn->uris.uri[is_data ? channel % conn->uris.count : 0];
     struct hello hello = conn->hello;
     struct wire_hello wire;
@@ -125,6 +128,7 @@ static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned ch
 
     hello.kind = kind;
     hello.channel = channel;
+    hello.received = atomic_load(&conn->main.received);
     if (reach(conn, uri, is_data ? channel + 1 : 0, wait, &t, err) < 0)
         return -EIO;
     wire_hello_encode(&hello, &wire);
@@ -149,7 +153,41 @@ static int greet(struct connection *conn, enum wire_hello_kind kind, unsigned ch
     return 0;
 }
 
-/* The connection without its channels, and with a session id of its own. */
+static int new_session(struct connection *conn, struct error *err)
+{
+    if (getrandom(conn->hello.session, sizeof(conn->hello.session), 0) != sizeof(conn->hello.session))
+        return error_set_errno(err, errno, "no random numbers");
+    static_assert(sizeof(conn->group.id) == sizeof(conn->hello.session), "a group's id is the session's");
+    memcpy(conn->group.id, conn->hello.session, sizeof(conn->group.id));
+    return 0;
+}
+
+/*
+ * The same for the first time. A connection that is lost before the destination has answered is made again,
+ * too, where that is done at all; the destination may have heard of the main one, so the next is of a session
+ * of its own.
+ */
+static int greet_first(struct connection *conn, enum wire_hello_kind kind, unsigned channel, int cancel_fd,
+                       struct transport **transport, struct hello_reply *reply, struct error *err)
+{
+    struct pollfd fd = {.fd = cancel_fd, .events = POLLIN};
+    int64_t deadline = clock_ms() + conn->hello.resume_ms;
+
+    for (;;) {
+        struct transport_wait wait = wait_of(conn, cancel_fd);
+        if (kind == WIRE_HELLO_MAIN && new_session(conn, err) < 0)
+            return -EIO;
+        *reply = (struct hello_reply){0};
+        if (greet(conn, kind, channel, &wait, transport, reply, err) == 0)
+            return 0;
+        if (err->cause != CAUSE_RESET || reply->cause != CAUSE_NONE || clock_ms() >= deadline)
+            return -EIO;
+        *err = (struct error){0};
+        poll(&fd, 1, RETRY_MS);
+    }
+}
+
+/* The connection without its channels. */
 static struct connection *new_attempt(const struct connection_config *config, struct error *err)
 {
     struct connection *conn = calloc(1, sizeof(*conn));
@@ -171,19 +209,15 @@ static struct connection *new_attempt(const struct connection_config *config, st
         .page_size = WIRE_PAGE_SIZE,
         .stripe_size = WIRE_STRIPE_SIZE,
         .timeout_ms = config->timeout_ms,
+        .resume_ms = config->resume_ms,
     };
     strcpy(conn->hello.name, config->name);
     conn->zero_copy = config->zero_copy;
     conn->failed = config->failed;
+    conn->lost = config->lost;
+    conn->found_again = config->found_again;
     conn->failed_arg = config->arg;
-    if (getrandom(conn->hello.session, sizeof(conn->hello.session), 0) != sizeof(conn->hello.session)) {
-        error_set_errno(err, errno, "no random numbers");
-        free(conn);
-        return NULL;
-    }
     conn->group.chunk = config->rdma_chunk;
-    static_assert(sizeof(conn->group.id) == sizeof(conn->hello.session), "a group's id is the session's");
-    memcpy(conn->group.id, conn->hello.session, sizeof(conn->group.id));
     gate_init(&conn->gate, config->write_behind);
     pace_init(&conn->pace, config->max_bandwidth);
     return conn;
@@ -191,12 +225,13 @@ static struct connection *new_attempt(const struct connection_config *config, st
 
 static int open_main(struct connection *conn, const struct connection_config *config, struct error *err)
 {
-    struct transport_wait wait = wait_of(conn, config->cancel_fd);
     struct transport *t;
 
-    if (greet(conn, WIRE_HELLO_MAIN, 0, &wait, &t, &conn->limits, err) < 0)
+    if (greet_first(conn, WIRE_HELLO_MAIN, 0, config->cancel_fd, &t, &conn->limits, err) < 0)
         return -EIO;
     if (session_init(&conn->main, t, config->timeout_ms, conn->limits.timeout_ms) == 0) {
+        if (config->resume_ms)
+            session_keep(&conn->main);
         placing_init(&conn->placing, &conn->main, conn->group.chunk);
         return 0;
     }
@@ -204,18 +239,28 @@ static int open_main(struct connection *conn, const struct connection_config *co
     return error_set(err, CAUSE_NO_MEMORY, "out of memory");
 }
 
+/* Of a channel, that has been sent and is not known to be applied: all of them together what the gate lets
+ * in. */
+static uint64_t kept_max(const struct connection_config *config)
+{
+    uint64_t share = config->write_behind / config->channels;
+
+    return share > KEPT_MIN ? share : KEPT_MIN;
+}
+
 static int open_channel(struct connection *conn, const struct connection_config *config, struct error *err)
 {
-    struct transport_wait wait = wait_of(conn, config->cancel_fd);
     unsigned c = conn->channel_count;
     struct hello_reply reply;
     struct transport *t;
 
-    if (greet(conn, WIRE_HELLO_DATA, c, &wait, &t, &reply, err) < 0)
+    if (greet_first(conn, WIRE_HELLO_DATA, c, config->cancel_fd, &t, &reply, err) < 0)
         return -EIO;
     transport_set_timeout(t, (int)config->timeout_ms);
     channel_init(&conn->channels[c], c, t, &conn->gate, channel_failed, conn);
     conn->channels[c].pace = &conn->pace;
+    if (config->resume_ms)
+        channel_keep(&conn->channels[c], kept_max(config));
     conn->channel_count = c + 1;
     conn->channels[c].of_group = conn->channels[c].places && !conn->places;
     conn->places |= conn->channels[c].places;
@@ -223,7 +268,8 @@ static int open_channel(struct connection *conn, const struct connection_config 
         conn->copy_max = conn->channels[c].copy_max;
     if (channel_set_placing(&conn->channels[c]) < 0)
         return error_set(err, CAUSE_NO_MEMORY, "out of memory");
-    int ret = channel_set_zerocopy(&conn->channels[c], config->zero_copy);
+    /* A copy is made in any case of what may have to be sent again. */
+    int ret = channel_set_zerocopy(&conn->channels[c], config->resume_ms ? ZEROCOPY_OFF : config->zero_copy);
     if (ret == -EOPNOTSUPP && conn->peer.name[0])
         return error_set(err, CAUSE_UNSUPPORTED,
                          "zero-copy is required, but what goes by TLS has to be encrypted first");
@@ -251,7 +297,7 @@ static int open_channels(struct connection *conn, const struct connection_config
     if (conn->peer.name[0] && config->splice == CONNECTION_SPLICE_ALWAYS)
         return error_set(err, CAUSE_UNSUPPORTED,
                          "splice is on, but what goes by TLS has to be encrypted first");
-    conn->splices = config->splice != CONNECTION_SPLICE_NEVER;
+    conn->splices = config->splice != CONNECTION_SPLICE_NEVER && !config->resume_ms;
     for (unsigned c = 0; c < conn->channel_count && config->splice == CONNECTION_SPLICE_AUTO; c++)
         conn->splices &= channel_splices(&conn->channels[c]);
     return 0;
@@ -417,12 +463,33 @@ int connection_ask(struct connection *conn, const struct transport_wait *wait, e
     return 0;
 }
 
+bool connection_shake(struct connection *conn)
+{
+    uint64_t applied = 1;
+
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        applied += conn->progress.channel[c].applied;
+    if (!connection_resumes(conn) || applied == conn->shaken_at)
+        return false;
+    conn->shaken_at = applied;
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_lose(&conn->channels[c]);
+    connection_watch(conn);
+    return true;
+}
+
+int connection_greet_again(struct connection *conn, int index, const struct transport_wait *wait,
+                           struct transport **out, struct hello_reply *reply, struct error *err)
+{
+    if (index < 0)
+        return greet(conn, WIRE_HELLO_MAIN_AGAIN, 0, wait, out, reply, err);
+    return greet(conn, WIRE_HELLO_DATA_AGAIN, (unsigned)index, wait, out, reply, err);
+}
+
 void connection_break(struct connection *conn)
 {
-    for (unsigned c = 0; c < conn->channel_count; c++) {
-        channel_close(&conn->channels[c], CHANNEL_DEAD);
-        transport_shutdown(conn->channels[c].transport);
-    }
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_end(&conn->channels[c]);
     placing_close(&conn->placing);
     pace_close(&conn->pace);
     gate_close(&conn->gate);

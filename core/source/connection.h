@@ -59,12 +59,19 @@ struct connection_config {
     const char *tls_name;   /* the host that the peer has to prove to be; empty: that of the URI */
     bool insecure;          /* what cannot be protected goes all the same */
     uint64_t max_bandwidth; /* bytes a second; 0: as fast as can be */
+    uint32_t resume_ms;     /* how long a lost connection is tried to be made again; 0: not at all */
     int cancel_fd; /* what waits gives up when it is readable; stays open as long as connection_open() runs */
     /*
      * A channel is broken. With no lock held, by the thread that noticed. The main channel usually says why
      * a moment later: unless it does within @delay_ms, this is the reason.
      */
     void (*failed)(void *arg, const struct error *reason, int64_t delay_ms);
+    /*
+     * One of its connections is lost, and is being made again; one has been. Where that is done, both are
+     * there. As @failed.
+     */
+    void (*lost)(void *arg, const struct error *reason);
+    void (*found_again)(void *arg);
     void *arg;
 };
 
@@ -97,6 +104,8 @@ struct connection {
     struct compressor *compressor; /* NULL: nothing is compressed */
     bool splices;                  /* what comes in a pipe and is not looked at goes out of it */
     void (*failed)(void *arg, const struct error *reason, int64_t delay_ms);
+    void (*lost)(void *arg, const struct error *reason);
+    void (*found_again)(void *arg);
     void *failed_arg;
 
     struct session main;
@@ -104,12 +113,14 @@ struct connection {
     struct placing placing; /* if they can: what of the peer's RAM is exposed */
     struct pace pace;
     struct gate gate;         /* apart from what is constant: all who write change it */
+    atomic_bool committed;    /* the peer has been told to complete, and needs no data channels any more */
     _Atomic uint64_t last_id; /* of a message that has an answer */
 
     /* The reader's: */
     struct progress progress;
     struct stall_watch watch;
-    bool peer_aborted; /* the peer has said why it gives up: it needs no goodbye */
+    uint64_t shaken_at; /* how many packets had been applied at the last connection_shake(), and one */
+    bool peer_aborted;  /* the peer has said why it gives up: it needs no goodbye */
 };
 
 /**
@@ -182,6 +193,28 @@ bool connection_look(struct connection *conn, bool answer_due, struct error *rea
  */
 int connection_ask(struct connection *conn, const struct transport_wait *wait, enum wire_outcome *outcome,
                    struct error *err);
+
+/**
+ * connection_shake - what stands still may do so because of its connections: have them made again
+ * Return: false: they are not, or they were, and nothing has moved since. The reader's.
+ */
+bool connection_shake(struct connection *conn);
+
+/**
+ * connection_greet_again - connect once more, in the place of a connection that is lost
+ * @index: of the data channel; -1: the main one
+ * @reply: filled in as far as the peer has answered
+ *
+ * Any thread.
+ */
+int connection_greet_again(struct connection *conn, int index, const struct transport_wait *wait,
+                           struct transport **out, struct hello_reply *reply, struct error *err);
+
+/** connection_resumes - whether its connections are made again when they are lost */
+static inline bool connection_resumes(const struct connection *conn)
+{
+    return conn->hello.resume_ms > 0;
+}
 
 /** connection_break - it is over: nobody waits for room or for a channel any more, and nothing more is
  * accepted */

@@ -148,6 +148,7 @@ static void commit(struct handover *handover, struct connection *conn, uint64_t 
 
     error_set(&silent, CAUSE_TIMEOUT, "the destination does not confirm that it has completed");
     handover->commit_id = id;
+    atomic_store(&conn->committed, true);
     source_doom(handover->source, &silent, handover->source->m->settings.timeout_ms);
     session_send(&conn->main, WIRE_COMMIT, id, NULL, 0);
 }
@@ -191,6 +192,15 @@ int handover_complete(struct handover *handover, const struct interrupt *interru
 bool handover_is_committing(const struct handover *handover)
 {
     return handover->commit_id && handover->source->m->state == STATE_COMPLETING;
+}
+
+void handover_delay(struct handover *handover)
+{
+    struct source *source = handover->source;
+
+    SCOPED_LOCK(&source->m->lock);
+    if (handover_is_committing(handover))
+        source->doom_at = clock_ms() + source->m->settings.timeout_ms;
 }
 
 /* Asks until there is an answer, or no time. */

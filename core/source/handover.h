@@ -41,6 +41,9 @@ int handover_complete(struct handover *handover, const struct interrupt *interru
  * migration.lock */
 bool handover_is_committing(const struct handover *handover);
 
+/** handover_delay - the main channel has been made again: the destination has its time to answer once more */
+void handover_delay(struct handover *handover);
+
 /**
  * handover_resolve - the connection was lost after the commit: ask the destination what became of the
  * migration, and end it

@@ -296,8 +296,20 @@ static int handle_message(void *arg, const struct message *message, struct wire_
 static int step(void *role, struct connection *conn, int64_t deadline_ms, struct error *err)
 {
     struct reader reader = {role, conn};
+    struct outgoing *out = role;
+    struct error failure = {0};
 
-    return session_step(&conn->main, deadline_ms, handle_message, &reader, err);
+    if (session_step(&conn->main, deadline_ms, handle_message, &reader, err) == 0)
+        return 0;
+    if (!conn->main.lost || !connection_resumes(conn) || !state_is_running(out->source.m->state))
+        return -EIO;
+    if (again_main(&out->source.again, conn, out->source.cancel_fd, err, &failure) < 0) {
+        *err = failure;
+        return -EIO;
+    }
+    *err = (struct error){0};
+    handover_delay(&out->handover);
+    return 0;
 }
 
 static void lost_connection(struct migration *m, struct connection *conn, const struct error *reason)
@@ -330,7 +342,11 @@ static void look_for_stall(struct migration *m, struct connection *conn)
     bool due = is_answer_due(m->out);
     pthread_mutex_unlock(&m->lock);
     due = due || placing_is_answer_due(&conn->placing);
-    if (!connection_look(conn, due, &reason))
+    if (migration_is_paused(m)) {
+        connection_watch(conn);
+        return;
+    }
+    if (!connection_look(conn, due, &reason) || connection_shake(conn))
         return;
     SCOPED_LOCK(&m->lock);
     if (!handover_is_committing(&m->out->handover))
@@ -358,6 +374,19 @@ static void settle(struct migration *m)
     source_close_cancel(&out->source);
 }
 
+/* What the migration is lost for, and when, unless something else comes before. */
+struct fate {
+    struct error doom;
+    int64_t at;
+    bool confirming; /* the destination has been told to complete */
+};
+
+static struct fate fate_of(struct outgoing *out)
+{
+    SCOPED_LOCK(&out->source.m->lock);
+    return (struct fate){out->source.doom, out->source.doom_at, handover_is_committing(&out->handover)};
+}
+
 static void *mig_out(void *arg)
 {
     struct migration *m = arg;
@@ -371,25 +400,24 @@ static void *mig_out(void *arg)
     struct connection *conn = source_connection(&out->source);
     while (!state_is_final(m->state)) {
         struct error err = {0};
-        pthread_mutex_lock(&m->lock);
-        struct error doom = out->source.doom;
-        int64_t deadline = error_is_set(&doom) ? out->source.doom_at : clock_ms() + 60000;
-        bool confirming = handover_is_committing(&out->handover);
-        pthread_mutex_unlock(&m->lock);
-        int ret = step(out, conn, deadline, &err);
+        struct fate before = fate_of(out);
+        int ret = step(out, conn, error_is_set(&before.doom) ? before.at : clock_ms() + 60000, &err);
         if (stall_is_due(&conn->watch, clock_ms()))
             look_for_stall(m, conn);
-        bool doomed = error_is_set(&doom) && clock_ms() >= deadline;
+        struct fate fate = fate_of(out); /* it may have been put off */
+        bool doomed = error_is_set(&before.doom) && clock_ms() >= fate.at;
         if (ret == 0 && !doomed)
             continue;
         /* The first sign of trouble says more than what followed from it, unless the peer itself says why. */
-        if (doomed || (error_is_set(&doom) && !confirming && !conn->peer_aborted))
-            err = doom;
+        if (doomed || (error_is_set(&fate.doom) && !fate.confirming && !conn->peer_aborted))
+            err = fate.doom;
         lost_connection(m, conn, &err);
     }
     if (m->state != STATE_COMPLETED && !conn->peer_aborted)
         session_goodbye(&conn->main, &m->failure);
+    again_stop(&out->source.again);
     connection_break(conn);
+    again_join(&out->source.again);
     if (out->source.reference) {
         reference_stop(out->source.reference);
         pthread_mutex_lock(&m->lock);

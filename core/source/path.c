@@ -77,7 +77,8 @@ const struct path path_kept = {add_kept, path_nothing_to_make, path_nothing_to_r
 static void add_mapped(struct channel *ch, struct file *file, struct packet *packet,
                        const struct path_bytes *bytes, uint64_t share, struct path_piece *piece)
 {
-    path_count(ch, file, packet, channel_add(ch, packet, bytes->map + packet->offset, share, &piece->entry));
+    path_count(ch, file, packet,
+               channel_add_staying(ch, packet, bytes->map + packet->offset, share, &piece->entry));
 }
 
 const struct path path_mapped = {add_mapped, path_nothing_to_make, path_nothing_to_release};

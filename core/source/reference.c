@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define TOGETHER CHANNEL_CHUNK /* packets that are copied wait for one another up to this many bytes */
+#define TOGETHER CHUNK_SIZE /* packets that are copied wait for one another up to this many bytes */
 
 /* A channel's thread. Its own, but for what is marked. */
 struct reference_scanner {

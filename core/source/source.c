@@ -13,6 +13,7 @@ void source_init(struct source *source, struct migration *m)
 {
     source->m = m;
     source->cancel_fd = -1;
+    again_init(&source->again);
 }
 
 void source_fini(struct source *source)

@@ -9,6 +9,7 @@
 #ifndef MIGFS_SOURCE_H
 #define MIGFS_SOURCE_H
 
+#include "again.h"
 #include "connection.h"
 #include "migration.h"
 #include "plan.h"
@@ -28,6 +29,8 @@ struct source {
     struct reference *_Atomic reference;
     /* Of the RAM, or NULL: it is not compared. Made by `start`, and there until the next one. */
     struct tracking *tracking;
+    struct again
+        again; /* of the connection that there is, or opens; who opens it, and then its reader, has it */
 
     /* Guarded by migration.lock: */
     bool sized_by_reference; /* the size of RAM is its file's, nobody has declared it */

@@ -23,6 +23,22 @@ void start_init(struct start *start, struct source *source, struct streams *stre
  * From the settings to setup
  */
 
+/* Whether what the connections carry can be kept, and sent again over others. */
+static int may_resume(const struct settings *settings, struct error *err)
+{
+    for (unsigned i = 0; i < settings->uris.count; i++) {
+        if (settings->uris.uri[i].inner == URI_RDMA)
+            return error_set(err, CAUSE_UNSUPPORTED,
+                             "resume is not possible by RDMA: what a card has placed cannot be placed again");
+    }
+    if (settings->zero_copy == ZEROCOPY_REQUIRE)
+        return error_set(err, CAUSE_UNSUPPORTED,
+                         "zero-copy is required, but with resume what is sent has to be kept");
+    if (settings->splice == CHOICE_ON)
+        return error_set(err, CAUSE_UNSUPPORTED, "splice is on, but with resume what is sent has to be kept");
+    return 0;
+}
+
 static int may_start(struct source *source, struct error *err)
 {
     struct migration *m = source->m;
@@ -44,6 +60,8 @@ static int may_start(struct source *source, struct error *err)
         return error_set(
             err, CAUSE_UNSUPPORTED,
             "splice is on, but this daemon cannot have pipes that are large enough (fs.pipe-max-size)");
+    if (settings->resume_ms && may_resume(settings, err) < 0)
+        return -EIO;
     return source->reference ? ram_check_file(source, source->reference, err) : 0;
 }
 
@@ -135,6 +153,17 @@ static void connection_failed(void *arg, const struct error *reason, int64_t del
     source_doom(source, reason, delay_ms);
 }
 
+/* connection_config.lost, connection_config.found_again */
+static void connection_lost(void *arg, const struct error *reason)
+{
+    migration_lose(((struct source *)arg)->m, reason);
+}
+
+static void connection_found_again(void *arg)
+{
+    migration_find_again(((struct source *)arg)->m);
+}
+
 /* A buffer that has to be kept for the kernel is not in a pipe. */
 static enum connection_splice splice_of(const struct migration *m)
 {
@@ -156,8 +185,9 @@ static int connect_to(struct source *source, struct connection **conn, struct er
         .channels = settings->channels,
         .device_channels = settings->device_channels,
         .timeout_ms = settings->timeout_ms,
-        .features =
-            (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) | (settings->compress ? WIRE_FEATURE_ZSTD : 0),
+        .features = (settings->checksum ? WIRE_FEATURE_CHECKSUM : 0) |
+                    (settings->compress ? WIRE_FEATURE_ZSTD : 0) |
+                    (settings->resume_ms ? WIRE_FEATURE_RESUME : 0),
         .zero_copy = settings->zero_copy,
         .splice = splice_of(m),
         .compress = settings->compress,
@@ -169,8 +199,11 @@ static int connect_to(struct source *source, struct connection **conn, struct er
         .tls_name = settings->tls_name,
         .insecure = m->host->limits.insecure,
         .max_bandwidth = settings->max_bandwidth,
+        .resume_ms = settings->resume_ms,
         .cancel_fd = source->cancel_fd,
         .failed = connection_failed,
+        .lost = connection_lost,
+        .found_again = connection_found_again,
         .arg = source,
     };
 
@@ -264,6 +297,8 @@ static int connect_all(struct start *start, const struct interrupt *interrupt, s
     pthread_mutex_lock(&m->lock);
     source->opening = conn;
     pthread_mutex_unlock(&m->lock);
+    if (connection_resumes(conn) && again_start(&source->again, conn, err) < 0)
+        return -EIO;
     streams_number(start->streams);
     for (uint32_t i = 0; i < m->file_count; i++) {
         struct file *file = m->files[i];
@@ -295,6 +330,10 @@ static void leave_setup(struct start *start, struct error *failure, struct error
     /* A goodbye tells the peer more than a closed connection. */
     if (source->opening && !source->opening->peer_aborted)
         session_goodbye(&source->opening->main, failure);
+    again_stop(&source->again);
+    if (source->opening)
+        connection_break(source->opening);
+    again_join(&source->again);
     pthread_mutex_lock(&m->lock);
     source->starter = NULL;
     streams_forget_answer(start->streams);

@@ -475,7 +475,7 @@ Test(channel, copies_pile_up)
     cr_expect(eq(int, channel_flush(&b.ch, N, NULL), 0));
     cr_expect(eq(uint, parse_valve(&b, &parser, marks, N), N));
     cr_expect(eq(str, marks, want));
-    cr_expect(le(uint, b.ch.free_count, CHANNEL_SPARE));
+    cr_expect(le(uint, b.ch.chunks.free_count, CHUNK_SPARE));
     bench_fini(&b);
 }
 

@@ -72,7 +72,7 @@ static struct transport *open_main(struct inbound *one, uint32_t patience_ms)
     struct link link;
 
     link_pair(&link);
-    CHECK_OK(inbound_open(one, link.b, LONG_MS, LONG_MS, patience_ms, &err));
+    CHECK_OK(inbound_open(one, link.b, LONG_MS, LONG_MS, patience_ms, 0, &err));
     return link.a;
 }
 
@@ -172,7 +172,7 @@ Test(inbound, given_back)
     char c;
 
     link_pair(&link);
-    CHECK_OK(inbound_open(&in, link.b, LONG_MS, LONG_MS, LONG_MS, &err));
+    CHECK_OK(inbound_open(&in, link.b, LONG_MS, LONG_MS, LONG_MS, 0, &err));
     inbound_give_back(&in);
     inbound_fini(&in);
     cr_assert(zero(int, link_send(link.b, "x", 1)));

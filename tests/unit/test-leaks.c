@@ -161,7 +161,7 @@ static void fill_channel(void)
     }
     pthread_mutex_unlock(&ch.lock);
     channel_send_copied(&ch);
-    cr_expect(le(uint, ch.free_count, 40));
+    cr_expect(le(uint, ch.chunks.free_count, 40));
     channel_close(&ch, CHANNEL_DEAD);
     channel_fini(&ch);
     gate_fini(&gate);

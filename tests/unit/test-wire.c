@@ -142,7 +142,7 @@ static const struct change hello_changes[] = {
     {"version 0", FIELD(wire_hello, version), 0, false},
     {"version 1", FIELD(wire_hello, version), 1, false},
     {"version 65535", FIELD(wire_hello, version), 65535, false},
-    {"kind 3", FIELD(wire_hello, kind), 3, false},
+    {"kind 5", FIELD(wire_hello, kind), 5, false},
     {"kind 65535", FIELD(wire_hello, kind), 65535, false},
     {"no channels", FIELD(wire_hello, channels), 0, false},
     {"128 channels", FIELD(wire_hello, channels), 128, true},

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Connections that are made again; see again.h. */
+#include "again.h"
+#include "clock.h"
+#include "connection.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define BACKOFF_MS       20 /* after the first attempt; doubles */
+#define BACKOFF_MAX_MS   1000
+#define BACKOFF_THERE_MS 100 /* the most where the destination has just been there */
+
+void again_init(struct again *again)
+{
+    *again = (struct again){.over_fd = -1};
+}
+
+/* Whether the destination will not think better of it. */
+static bool is_final(enum cause refusal)
+{
+    return refusal == CAUSE_NOT_FOUND || refusal == CAUSE_STATE || refusal == CAUSE_PROTOCOL ||
+           refusal == CAUSE_DENIED || refusal == CAUSE_UNSUPPORTED;
+}
+
+/* Waits before another attempt. False: there is none; with @err, if it is over. */
+static bool may_try(int cancel_fd, int64_t deadline_ms, int *backoff_ms, struct error *err)
+{
+    struct pollfd fd = {.fd = cancel_fd, .events = POLLIN};
+    int64_t left = deadline_ms - clock_ms();
+
+    if (left <= 0)
+        return false;
+    if (poll(&fd, 1, *backoff_ms < left ? *backoff_ms : (int)left) > 0) {
+        error_set(err, CAUSE_CANCELLED, "it is over");
+        return false;
+    }
+    *backoff_ms = *backoff_ms ? 2 * *backoff_ms : BACKOFF_MS;
+    if (*backoff_ms > BACKOFF_MAX_MS)
+        *backoff_ms = BACKOFF_MAX_MS;
+    return true;
+}
+
+/* What to connect for, and for whom. */
+struct attempt {
+    struct connection *conn;
+    int index;     /* of a data channel; -1: the main one */
+    int cancel_fd; /* gives up when it is readable */
+    /* Gives the connection to who needs it, or fails: then it is closed. */
+    int (*take)(void *arg, struct transport *t, const struct hello_reply *reply, struct error *err);
+    void *arg;
+};
+
+/* Connects until it is welcome. */
+static int reach_until(const struct attempt *attempt, int64_t deadline_ms, int *backoff_ms, struct error *err)
+{
+    struct connection *conn = attempt->conn;
+    struct error last = {0};
+
+    while (may_try(attempt->cancel_fd, deadline_ms, backoff_ms, err)) {
+        int64_t until = clock_ms() + conn->hello.timeout_ms;
+        struct transport_wait wait = {.cancel_fd = attempt->cancel_fd,
+                                      .deadline_ms = until < deadline_ms ? until : deadline_ms};
+        struct hello_reply reply = {0};
+        struct transport *t;
+        last = (struct error){0};
+        if (connection_greet_again(conn, attempt->index, &wait, &t, &reply, &last) == 0) {
+            if (attempt->take(attempt->arg, t, &reply, err) == 0)
+                return 0;
+            transport_close(t);
+            return -EIO;
+        }
+        if (is_final(reply.cause) || last.cause == CAUSE_DENIED) {
+            *err = last;
+            return -EIO;
+        }
+    }
+    if (error_is_set(err))
+        return -EIO;
+    return error_set(err, error_is_set(&last) ? last.cause : CAUSE_TIMEOUT,
+                     "it could not be made again within %u s: %s", conn->hello.resume_ms / 1000,
+                     error_is_set(&last) ? last.message : "there was no time");
+}
+
+/* @moved: something has, since the connection was made the last time, or nothing was due. */
+static int reach(const struct attempt *attempt, struct again_patience *patience, bool moved,
+                 struct error *err)
+{
+    int64_t begun = clock_ms();
+
+    if (moved)
+        *patience = (struct again_patience){.left_ms = attempt->conn->hello.resume_ms};
+    else if (patience->backoff_ms > BACKOFF_THERE_MS)
+        patience->backoff_ms = BACKOFF_THERE_MS;
+    int ret = reach_until(attempt, begun + patience->left_ms, &patience->backoff_ms, err);
+    patience->left_ms -= clock_ms() - begun;
+    return ret;
+}
+
+/*
+ * Data channels
+ */
+
+static int take_channel(void *arg, struct transport *t, const struct hello_reply *reply, struct error *err)
+{
+    struct again_listener *l = arg;
+
+    transport_set_timeout(t, (int)l->conn->hello.timeout_ms);
+    int ret = channel_renew(&l->conn->channels[l->index], t, reply->received);
+    if (ret == -ECANCELED)
+        return error_set(err, CAUSE_CANCELLED, "it is over");
+    if (ret < 0)
+        return error_set(err, CAUSE_PROTOCOL, "the destination has received %llu bytes, which cannot be",
+                         (unsigned long long)reply->received);
+    return 0;
+}
+
+/* The connection of a channel is lost: makes it again. False: it is over. */
+static bool renew(struct again_listener *l, int code)
+{
+    struct connection *conn = l->conn;
+    struct channel *ch = &conn->channels[l->index];
+    struct error reason = {0}, err = {0};
+
+    channel_lose(ch);
+    if (channel_is_dead(ch) || atomic_load(&conn->committed))
+        return false;
+    transport_explain(ch->transport, &reason);
+    error_set_errno(&reason, code, "the connection of channel %u", l->index);
+    conn->lost(conn->failed_arg, &reason);
+    const struct attempt attempt = {conn, (int)l->index, l->again->over_fd, take_channel, l};
+    if (reach(&attempt, &l->patience, channel_has_moved(ch), &err) == 0) {
+        conn->found_again(conn->failed_arg);
+        return true;
+    }
+    error_prefix(&err, "channel %u is lost (%s)", l->index, reason.message);
+    channel_close(ch, CHANNEL_DEAD);
+    if (err.cause != CAUSE_CANCELLED)
+        conn->failed(conn->failed_arg, &err, 0);
+    return false;
+}
+
+static void *mig_again(void *arg)
+{
+    struct again_listener *l = arg;
+    struct channel *ch = &l->conn->channels[l->index];
+    int ret = 0;
+
+    do {
+        while ((ret = channel_hear(ch)) == 0)
+            ;
+    } while (renew(l, ret));
+    return NULL;
+}
+
+int again_start(struct again *again, struct connection *conn, struct error *err)
+{
+    char name[24];
+
+    again->over_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (again->over_fd < 0)
+        return error_set_errno(err, errno, "cannot make an eventfd");
+    again->listeners = calloc(conn->channel_count, sizeof(*again->listeners));
+    if (!again->listeners)
+        return error_set(err, CAUSE_NO_MEMORY, "out of memory");
+    for (unsigned c = 0; c < conn->channel_count; c++) {
+        struct again_listener *l = &again->listeners[c];
+        l->again = again;
+        l->conn = conn;
+        l->index = c;
+        int code = pthread_create(&l->thread, NULL, mig_again, l);
+        if (code)
+            return error_set_errno(err, code, "cannot make a thread");
+        again->running = c + 1;
+        snprintf(name, sizeof(name), "mig-again-%u", c);
+        pthread_setname_np(l->thread, name);
+    }
+    return 0;
+}
+
+void again_stop(struct again *again)
+{
+    if (again->over_fd >= 0)
+        eventfd_write(again->over_fd, 1);
+}
+
+void again_join(struct again *again)
+{
+    for (unsigned i = 0; i < again->running; i++)
+        pthread_join(again->listeners[i].thread, NULL);
+    free(again->listeners);
+    if (again->over_fd >= 0)
+        close(again->over_fd);
+    again_init(again);
+}
+
+/*
+ * The main channel
+ */
+
+static int take_main(void *arg, struct transport *t, const struct hello_reply *reply, struct error *err)
+{
+    struct connection *conn = arg;
+
+    return session_renew(&conn->main, t, reply->received, err);
+}
+
+int again_main(struct again *again, struct connection *conn, int cancel_fd, const struct error *reason,
+               struct error *err)
+{
+    bool moved = conn->main.heard;
+
+    session_lose(&conn->main);
+    conn->lost(conn->failed_arg, reason);
+    const struct attempt attempt = {conn, -1, cancel_fd, take_main, conn};
+    if (reach(&attempt, &again->main, moved, err) == 0) {
+        conn->found_again(conn->failed_arg);
+        return 0;
+    }
+    error_prefix(err, "%s", reason->message);
+    return -EIO;
+}
