@@ -292,6 +292,8 @@ static void put_tls(struct writer *w, const struct migration_snapshot *s)
         return;
     put_text(w, "tls", on ? "on" : "off");
     if (on)
+        put_text(w, "tls-by", s->figures.peer.by_kernel ? "kernel" : "migfs");
+    if (on)
         put_text(w, "peer-identity", s->figures.peer.name);
     if (on && !s->incoming)
         put_text(w, "not-with-tls", "zero-copy splice");

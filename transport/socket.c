@@ -475,6 +475,7 @@ struct transport *socket_transport_new(int fd, bool tcp)
         .receives_to_file = true,
         .is_local = !tcp,
         .seals = tcp,
+        .is_tcp_socket = tcp,
     };
     s->pipe[0] = s->pipe[1] = -1;
     pthread_mutex_init(&s->completion_lock, NULL);

@@ -26,7 +26,12 @@
 #define HANDSHAKE 22 /* the types of the records that a peer can begin with */
 #define ALERT     21
 #define CONTEXT   "migfs"
-#define NAMES_MAX 64 /* of a certificate */
+/*
+ * An extension (of those for private use) with one byte: whether its sender cannot follow when the other one
+ * changes its key. A server answers a client's.
+ */
+#define KEEPS_KEYS 0xff4d
+#define NAMES_MAX  64 /* of a certificate */
 
 enum { CLIENT, SERVER };
 
@@ -43,6 +48,8 @@ struct tls_shake {
     SSL *ssl;
     struct transport *below;
     bool serves;
+    uint8_t keeps_keys;
+    bool peer_has_said, peer_keeps_keys;
     char name[256];
     const struct tls_user *user; /* whose key the client has shown */
     bool looked, is_plain;
@@ -277,8 +284,30 @@ static int find_key(SSL *ssl, const unsigned char *id, size_t id_len, SSL_SESSIO
     return *session != NULL;
 }
 
+static int say_keeps_keys(SSL *ssl, unsigned type, unsigned context, const unsigned char **out,
+                          size_t *out_len, X509 *certificate, size_t index, int *alert, void *arg)
+{
+    (void)type, (void)context, (void)certificate, (void)index, (void)alert, (void)arg;
+    *out = &shake_of(ssl)->keeps_keys;
+    *out_len = 1;
+    return 1;
+}
+
+static int hear_keeps_keys(SSL *ssl, unsigned type, unsigned context, const unsigned char *in, size_t len,
+                           X509 *certificate, size_t index, int *alert, void *arg)
+{
+    struct tls_shake *shake = shake_of(ssl);
+
+    (void)type, (void)context, (void)certificate, (void)index, (void)alert, (void)arg;
+    shake->peer_has_said = true;
+    shake->peer_keeps_keys = len != 1 || *in;
+    return 1;
+}
+
 void tls_set_up(SSL_CTX *ctx, bool has_keys)
 {
+    SSL_CTX_add_custom_ext(ctx, KEEPS_KEYS, SSL_EXT_CLIENT_HELLO | SSL_EXT_TLS1_3_ENCRYPTED_EXTENSIONS,
+                           say_keeps_keys, NULL, NULL, hear_keeps_keys, NULL);
     SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION);
     SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION);
     /* The first one is the fastest where the processor has AES. */
@@ -495,6 +524,8 @@ static int conclude(struct tls_shake *shake, struct tls_agreed *out)
     *out = (struct tls_agreed){.cipher = SSL_CIPHER_get_name(SSL_get_current_cipher(shake->ssl))};
     if (SSL_version(shake->ssl) != TLS1_3_VERSION || !proven || SSL_has_pending(shake->ssl))
         return error_set(&shake->why, CAUSE_PROTOCOL, "the TLS handshake has ended without a proof");
+    out->keeps_keys = shake->peer_keeps_keys;
+    out->renews_keys = !shake->peer_has_said;
     identify(shake, shake->set->users ? NULL : certificate, out);
     out->to_peer = tls_key_new(out->cipher, secrets[shake->serves].bytes, secrets[shake->serves].len, true);
     out->from_peer =
@@ -562,8 +593,9 @@ struct tls_shake *tls_shake_new(struct tls *tls, const char *name, struct error 
     return shake;
 }
 
-void tls_shake_over(struct tls_shake *shake, struct transport *below)
+void tls_shake_over(struct tls_shake *shake, struct transport *below, bool keeps_keys)
 {
+    shake->keeps_keys = keeps_keys;
     shake->below = below;
 }
 

@@ -13,7 +13,9 @@ struct tls_agreed {
     struct tls_key *to_peer, *from_peer; /* the caller's */
     const char *cipher;                  /* constant */
     struct transport_identity identity;
-    bool let_in; /* always at a client */
+    bool keeps_keys;  /* the peer cannot follow when this side changes its key */
+    bool renews_keys; /* the peer may change its key, whatever this side can */
+    bool let_in;      /* always at a client */
 };
 
 /**
@@ -22,8 +24,11 @@ struct tls_agreed {
  * @err: why not, when that is not for want of memory
  */
 struct tls_shake *tls_shake_new(struct tls *tls, const char *name, struct error *err);
-/** tls_shake_over - what it goes over; before the first step, and it stays until tls_shake_free() */
-void tls_shake_over(struct tls_shake *shake, struct transport *below);
+/**
+ * tls_shake_over - what it goes over; before the first step, and it stays until tls_shake_free()
+ * @keeps_keys: this side may not be able to follow when the peer changes its key; it is told so
+ */
+void tls_shake_over(struct tls_shake *shake, struct transport *below, bool keeps_keys);
 void tls_shake_free(struct tls_shake *shake);
 
 /**

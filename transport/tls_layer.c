@@ -14,12 +14,17 @@
  * Both can happen at the same time, in two threads, and share nothing but one flag. The memory of either can
  * go away (guard.h), at which nothing more is sent or received. Nothing is sent without a copy, and no pipe
  * is spliced: all of it has to be encrypted.
+ *
+ * Where the kernel has TLS it does all that in one direction or in both, and bytes pass through; only records
+ * that carry no data are looked at here. A socket that it receives from cannot be given up to us any more,
+ * and the key cannot change: see tls_kernel.h.
  */
 #include "tls.h"
 #include "clock.h"
 #include "dummy.h"
 #include "guard.h"
 #include "tls_handshake.h"
+#include "tls_kernel.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -49,6 +54,7 @@ enum stage {
 
 /* One thread at a time. */
 struct sending {
+    bool by_kernel; /* and nothing else of this is used but the code; constant once it is open */
     struct tls_key *key;
     uint8_t *buffer;
     size_t size;
@@ -59,6 +65,7 @@ struct sending {
 
 /* One thread at a time. */
 struct receiving {
+    bool by_kernel; /* and the key and the buffers are not used; constant once it is open */
     struct tls_key *key;
     uint8_t *buffer, *plain;
     size_t start, end;
@@ -73,6 +80,8 @@ struct tls_transport {
     /* Changes in the handshake, before there are two threads. */
     enum stage stage;
     struct tls_shake *shake; /* NULL when it is over */
+    bool kernel;             /* it can */
+    bool keeps_key;          /* the peer cannot follow another one */
     struct sending sending;
     struct receiving receiving;
     struct error why;       /* the receiving thread's */
@@ -115,6 +124,8 @@ static int renew_key(struct tls_transport *tls)
     struct iovec iov = {update, sizeof(update)};
     struct sending *s = &tls->sending;
 
+    if (tls->keeps_key)
+        return 0;
     if (tls_key_records(s->key) < tls_key_life &&
         !atomic_load_explicit(&tls->update_due, memory_order_relaxed))
         return 0;
@@ -132,7 +143,7 @@ static int ready_to_send(struct tls_transport *tls, size_t records)
 
     if (tls->stage != OPEN)
         return -ENOTCONN;
-    if (s->code || s->size >= size)
+    if (s->code || s->by_kernel || s->size >= size)
         return s->code;
     uint8_t *buffer = realloc(s->buffer, size);
     if (!buffer)
@@ -183,6 +194,8 @@ static int tls_send(struct transport *t, const struct iovec *iov, int n)
     struct cursor cursor = {.iov = iov, .n = n};
     int ret = ready_to_send(tls, RECORDS);
 
+    if (ret == 0 && s->by_kernel)
+        return s->code = transport_send(tls->below, iov, n);
     if (ret == 0)
         ret = send_records(tls);
     skip(&cursor, s->claimed);
@@ -230,6 +243,8 @@ static ssize_t tls_try_send(struct transport *t, const void *buf, size_t len)
     if (tls->stage == FAILED)
         return (ssize_t)len;
     int ret = ready_to_send(tls, 1);
+    if (ret == 0 && s->by_kernel)
+        return transport_try_send(tls->below, buf, len);
     if (ret == 0 && s->start == s->end) {
         struct iovec iov = {(void *)(uintptr_t)buf, len < TLS_CONTENT_MAX ? len : TLS_CONTENT_MAX};
         ret = renew_key(tls);
@@ -252,8 +267,10 @@ static void tls_finish(struct transport *t)
     uint8_t goodbye[] = {1, 0}; /* a warning: close_notify */
     struct iovec iov = {goodbye, sizeof(goodbye)};
 
-    if (ready_to_send(tls, 1) == 0 && try_records(tls) == 0 &&
-        add_record(tls, TLS_ALERT, &iov, 1, sizeof(goodbye)) == 0)
+    int ret = ready_to_send(tls, 1);
+    if (ret == 0 && tls->sending.by_kernel)
+        tls_kernel_send(transport_pollfd(tls->below), TLS_ALERT, goodbye, sizeof(goodbye));
+    else if (ret == 0 && try_records(tls) == 0 && add_record(tls, TLS_ALERT, &iov, 1, sizeof(goodbye)) == 0)
         try_records(tls);
     tls->sending.code = tls->sending.code ? tls->sending.code : -EPIPE;
     transport_finish(tls->below);
@@ -284,6 +301,8 @@ static int take_messages(struct tls_transport *tls, const uint8_t *p, size_t len
         bool updates = *p == KEY_UPDATE && size == 1 && p[MESSAGE_HEADER] <= 1 && len == MESSAGE_HEADER + 1;
         if (*p != TICKET && !updates)
             break;
+        if (updates && r->by_kernel)
+            return fail(tls, -EPROTO, "the peer has changed its key, which the kernel's TLS cannot follow");
         if (updates && p[MESSAGE_HEADER])
             atomic_store_explicit(&tls->update_due, true, memory_order_relaxed);
         if (updates && tls_key_update(r->key) < 0)
@@ -407,11 +426,46 @@ static ssize_t fill(struct tls_transport *tls, int flags)
     return n;
 }
 
+/* A record that carries no data is next. 0: it has been taken; a negative errno. */
+static int take_from_kernel(struct tls_transport *tls)
+{
+    uint8_t content[PLAIN];
+    enum tls_content type;
+    ssize_t n = tls_kernel_receive(transport_pollfd(tls->below), &type, content, sizeof(content));
+
+    if (n < 0)
+        return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
+    if (n == 0 || type == TLS_DATA)
+        return -EIO;
+    return take_other(tls, type, content, (size_t)n);
+}
+
+/* What the kernel gives. The count, 0 at the end, or a negative errno. @n: 1: @flags count */
+static ssize_t receive_parts(struct tls_transport *tls, const struct iovec *iov, int n, int flags)
+{
+    struct receiving *r = &tls->receiving;
+    ssize_t got = -EIO;
+
+    while (got == -EIO && !r->code && !r->ended) {
+        got = n == 1 ? transport_recv(tls->below, iov->iov_base, iov->iov_len, flags)
+                     : transport_recv_parts(tls->below, iov, n);
+        if (got == -EIO && !r->code)
+            r->code = take_from_kernel(tls);
+    }
+    if (got == -EBADMSG)
+        fail(tls, -EBADMSG, "a TLS record arrived damaged, or the memory that it was for has gone");
+    if (got > 0)
+        r->idle = 0;
+    return r->code ? r->code : r->ended ? 0 : got;
+}
+
 static ssize_t receive(struct tls_transport *tls, void *buf, size_t len, int flags)
 {
     struct receiving *r = &tls->receiving;
     ssize_t n = 1;
 
+    if (r->by_kernel)
+        return receive_parts(tls, &(struct iovec){buf, len}, 1, flags);
     if (!r->buffer && !(r->buffer = malloc(BUFFER)))
         return -ENOMEM;
     if (!r->plain && !(r->plain = malloc(PLAIN)))
@@ -434,6 +488,8 @@ static ssize_t tls_recv_parts(struct transport *t, const struct iovec *iov, int 
 
     if (tls->stage != OPEN)
         return tls_recv(t, iov[0].iov_base, iov[0].iov_len, 0);
+    if (tls->receiving.by_kernel)
+        return receive_parts(tls, iov, n, 0);
     for (int i = 0; i < n; i++) {
         for (size_t done = 0; done < iov[i].iov_len;) {
             uint8_t *to = (uint8_t *)iov[i].iov_base + done;
@@ -451,6 +507,16 @@ static ssize_t tls_recv_parts(struct transport *t, const struct iovec *iov, int 
 /*
  * The handshake
  */
+
+/* Has the kernel do what it can. */
+static void hand_to_kernel(struct tls_transport *tls, const struct tls_agreed *agreed)
+{
+    int fd = transport_pollfd(tls->below);
+
+    tls->sending.by_kernel = tls_kernel_take(fd, agreed->to_peer) == 0;
+    /* It may be that only one of them is there. */
+    tls->receiving.by_kernel = !agreed->renews_keys && tls_kernel_take(fd, agreed->from_peer) == 0;
+}
 
 /* A step of it. 0: it is over, and well; -EAGAIN, -ENOBUFS: tls_shake_step(); another negative errno. */
 static int shake(struct transport *t)
@@ -470,6 +536,10 @@ static int shake(struct transport *t)
     t->traits.seals = false;
     tls->sending.key = agreed.to_peer;
     tls->receiving.key = agreed.from_peer;
+    tls->keeps_key = agreed.keeps_keys;
+    if (tls->kernel)
+        hand_to_kernel(tls, &agreed);
+    t->identity.by_kernel = tls->sending.by_kernel && tls->receiving.by_kernel;
     if (agreed.let_in)
         return 0;
     error_set(&tls->why, CAUSE_DENIED, "'%.128s' is not let in here", t->identity.name);
@@ -599,7 +669,8 @@ static int put_on(struct tls *credentials, struct transport *t, const char *name
         free(tls);
         return out_of_memory ? -ENOMEM : -EIO;
     }
-    tls_shake_over(tls->shake, tls->below);
+    tls->kernel = tls->below->traits.is_tcp_socket && tls_kernel_attach(transport_pollfd(tls->below));
+    tls_shake_over(tls->shake, tls->below, tls->kernel);
     return 0;
 }
 

@@ -30,10 +30,11 @@ uint64_t tls_key_life = 1u << 23;
 static const struct suite {
     const char *name, *cipher, *hash;
     size_t key_size, hash_size;
+    enum tls_cipher number;
 } suites[] = {
-    {"TLS_AES_128_GCM_SHA256", "AES-128-GCM", "SHA256", 16, 32},
-    {"TLS_AES_256_GCM_SHA384", "AES-256-GCM", "SHA384", 32, 48},
-    {"TLS_CHACHA20_POLY1305_SHA256", "ChaCha20-Poly1305", "SHA256", 32, 32},
+    {"TLS_AES_128_GCM_SHA256", "AES-128-GCM", "SHA256", 16, 32, TLS_AES_128},
+    {"TLS_AES_256_GCM_SHA384", "AES-256-GCM", "SHA384", 32, 48, TLS_AES_256},
+    {"TLS_CHACHA20_POLY1305_SHA256", "ChaCha20-Poly1305", "SHA256", 32, 32, TLS_CHACHA20},
 };
 
 struct tls_key {
@@ -133,6 +134,13 @@ int tls_key_update(struct tls_key *key)
     memcpy(key->secret, next, sizeof(next));
     OPENSSL_cleanse(next, sizeof(next));
     return begin(key);
+}
+
+int tls_key_material(const struct tls_key *key, struct tls_material *out)
+{
+    *out = (struct tls_material){.cipher = key->suite->number, .seals = key->seals};
+    memcpy(out->iv, key->iv, sizeof(out->iv));
+    return expand(key->suite, key->secret, "key", out->key, key->suite->key_size);
 }
 
 uint64_t tls_key_records(const struct tls_key *key)

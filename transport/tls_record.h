@@ -31,6 +31,16 @@ enum tls_content {
 
 struct tls_key;
 
+enum tls_cipher { TLS_AES_128, TLS_AES_256, TLS_CHACHA20 };
+
+/* What a key is made of, for another one who makes the records. */
+struct tls_material {
+    enum tls_cipher cipher;
+    uint8_t key[32]; /* 16 bytes of it with TLS_AES_128 */
+    uint8_t iv[12];
+    bool seals;
+};
+
 /*
  * How many records one key is for: AES-GCM allows 2^24.5 (RFC 8446, section 5.5). For tests to change, before
  * there are connections.
@@ -51,6 +61,9 @@ void tls_key_free(struct tls_key *key);
 
 /** tls_key_update - go on with the next secret (section 7.2), from record 0. 0 or -EIO */
 int tls_key_update(struct tls_key *key);
+
+/** tls_key_material - what it is made of, for the caller to wipe; it has not been used. 0 or -EIO */
+int tls_key_material(const struct tls_key *key, struct tls_material *out);
 
 /** tls_key_records - how many records it has been used for */
 uint64_t tls_key_records(const struct tls_key *key);

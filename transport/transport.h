@@ -185,13 +185,15 @@ struct transport_traits {
     /* What is sent does not leave the machine, and the kernel has made sure who may connect; layers keep it.
      */
     bool is_local;
-    bool seals; /* a layer can keep it from others (tls.h); layers keep it, until one has */
+    bool seals;         /* a layer can keep it from others (tls.h); layers keep it, until one has */
+    bool is_tcp_socket; /* @pollfd is the socket, and there is no layer on it */
 };
 
 /* Who is at the other end, when the transport has made sure of it. */
 struct transport_identity {
     char name[TRANSPORT_NAME_MAX]; /* for people; empty: nobody has */
     uint8_t digest[32];            /* the same for all connections of one peer, and of no other one */
+    bool by_kernel;                /* the kernel encrypts what is sent to it, and decrypts what it sends */
 };
 
 /*

@@ -13,6 +13,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/tls.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <poll.h>
@@ -20,6 +23,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* The directories of the two ends, and those who sign for them. */
 static char here[96], there[96];
@@ -702,6 +708,63 @@ Test(tls, keys_change)
     cr_expect(zero(int, link_send(m.link.b, "back", 4)));
     char got[4];
     cr_expect(zero(int, transport_recv_all(m.link.a, got, 4, &link_forever)));
+    part(&m);
+}
+
+/*
+ * A kernel that says of one socket that it has TLS, and takes it over to receive with it: it does not, so the
+ * records can be looked at.
+ */
+static int lying_fd = -1;
+
+int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
+{
+    bool ulp = level == IPPROTO_TCP && name == TCP_ULP, key = level == SOL_TLS;
+
+    if (fd != lying_fd || (!ulp && !key))
+        return (int)syscall(SYS_setsockopt, fd, level, name, value, len);
+    if (ulp || name == TLS_RX)
+        return 0;
+    errno = ENOPROTOOPT;
+    return -1;
+}
+
+static void be_kernel_client(void *arg)
+{
+    struct meeting *m = arg;
+
+    cr_expect(zero(int, tls_client(m->client, m->link.a, "dst.example", &link_forever, &m->client_err)));
+    cr_expect(zero(int, link_send(m->link.a, "hello", 5)));
+}
+
+Test(tls, keys_that_a_kernel_could_not_follow)
+{
+    enum { RECORDS = 10, SIZE = 100, OVERHEAD = 22 };
+    struct meeting m = {.client = certificates(here, NULL), .server = certificates(there, NULL)};
+    uint8_t got[RECORDS * (SIZE + OVERHEAD)], bytes[SIZE] = {0};
+
+    tls_key_life = 3;
+    m.link.listener = link_listen("tcp:127.0.0.1:0");
+    m.link.a = link_connect(m.link.listener, "", 0);
+    m.link.b = link_accept(m.link.listener);
+    lying_fd = transport_pollfd(m.link.a);
+    cr_assert(zero(int, tls_server(m.server, m.link.b)));
+    worker_start(&m.worker, be_kernel_client, &m);
+    cr_assert(zero(int, transport_recv_all(m.link.b, bytes, 5, NULL)));
+    worker_join(&m.worker);
+    for (int i = 0; i < RECORDS; i++)
+        cr_assert(zero(int, link_send(m.link.b, bytes, SIZE)));
+    cr_assert(zero(int, transport_recv_all(m.link.a, got, sizeof(got), NULL)));
+    for (int i = 0; i < RECORDS; i++) {
+        cr_expect(eq(int, got[i * (SIZE + OVERHEAD)], 23));
+        cr_expect(eq(int, got[i * (SIZE + OVERHEAD) + 4], SIZE + OVERHEAD - 5), "record %d", i);
+    }
+    cr_expect(eq(long, transport_recv(m.link.a, got, 1, TRANSPORT_NOWAIT), -EAGAIN));
+    /* The other direction is as always. */
+    for (int i = 0; i < RECORDS; i++) {
+        cr_assert(zero(int, link_send(m.link.a, "abc", 3)));
+        cr_assert(zero(int, transport_recv_all(m.link.b, bytes, 3, NULL)));
+    }
     part(&m);
 }
 
