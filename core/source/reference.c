@@ -23,7 +23,8 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
-#define TOGETHER CHUNK_SIZE /* packets that are copied wait for one another up to this many bytes */
+#define TOGETHER         CHUNK_SIZE /* packets that are copied wait for one another up to this many bytes */
+#define UNMAPPED_AT_ONCE (8u << 20)
 
 /* A channel's thread. Its own, but for what is marked. */
 struct reference_scanner {
@@ -533,6 +534,16 @@ int reference_pin(struct reference *ref, struct error *err)
                    : 0;
 }
 
+/* Gives up the page table entries, and lets those in between who wait for the daemon's map of its memory. */
+static void let_go(const struct reference *ref)
+{
+    for (uint64_t at = 0; at < ref->mapped; at += UNMAPPED_AT_ONCE) {
+        uint64_t left = ref->mapped - at;
+        madvise((void *)(uintptr_t)(ref->map + at), left < UNMAPPED_AT_ONCE ? left : UNMAPPED_AT_ONCE,
+                MADV_DONTNEED);
+    }
+}
+
 void reference_stop(struct reference *ref)
 {
     pthread_mutex_lock(&ref->lock);
@@ -543,6 +554,8 @@ void reference_stop(struct reference *ref)
         pthread_join(ref->scanners[i].thread, NULL);
         free_scanner(&ref->scanners[i]);
     }
+    if (ref->map)
+        let_go(ref);
     /* A thread that looks at what remains holds the lock. */
     SCOPED_LOCK(&ref->lock);
     ref->count = 0;
