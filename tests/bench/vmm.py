@@ -5,6 +5,7 @@ import argparse
 import glob
 import json
 import os
+import re
 import select
 import socket
 import statistics
@@ -86,10 +87,13 @@ class Monitor:
 class Guest:
     """One QEMU."""
 
-    def __init__(self, which, name, size, ram, *more, start=True):
+    def __init__(self, which, name, size, ram, *more, start=True, prealloc=False):
         self.name, self.path = name, os.path.join(machine.work, name)
-        memory = ["-object", f"memory-backend-file,id=ram,share=on,mem-path={ram},size={size}",
-                  "-machine", "pc,memory-backend=ram"] if ram else ["-machine", "pc"]
+        # The id is that of RAM which nobody has asked for by a backend.
+        memory = ["-object", f"memory-backend-file,id=pc.ram,share=on,mem-path={ram},size={size}",
+                  "-machine", "pc,memory-backend=pc.ram"] if ram else ["-machine", "pc"]
+        if prealloc:
+            memory = ["-object", f"memory-backend-ram,id=pc.ram,size={size},prealloc=on", "-machine", "pc,memory-backend=pc.ram"]
         self.argv = which["argv"] + [
             "-accel", "tcg", "-m", f"{size >> 20}M", *memory, "-nodefaults", "-no-user-config", "-display", "none",
             "-name", f"{name},debug-threads=on", "-drive", f"if=floppy,format=raw,readonly=on,file={machine.work}/guest.img",
@@ -115,10 +119,11 @@ class Guest:
         """Seconds of its threads that are not the guest."""
         clock = time.clock_gettime((~self.pid << 3) | 2)
         for comm in glob.glob(f"/proc/{self.pid}/task/*/comm"):
-            with open(comm) as name:
-                if name.read().startswith("CPU "):
-                    with open(os.path.join(os.path.dirname(comm), "schedstat")) as stat:
-                        clock -= int(stat.read().split()[0]) / 1e9
+            try:
+                with open(comm) as name, open(os.path.join(os.path.dirname(comm), "schedstat")) as stat:
+                    clock -= int(stat.read().split()[0]) / 1e9 if name.read().startswith("CPU ") else 0
+            except OSError:
+                pass            # it has ended, and was none of the guest
         return clock
 
     def end(self):
@@ -168,43 +173,54 @@ def figures(begin, source, there, cpu, transferred, rounds, converged):
             "cpu": cpu, "bytes": int(transferred), "rounds": int(rounds), "converged": converged}
 
 
-def by_reference(which, size, ends):
-    ram = os.path.join(machine.work, "ram")
+def by_live_migrate(which, size, ends, *settings, mapped=False):
+    """Both ends by examples/live-migrate."""
+    ram = None if mapped else os.path.join(machine.work, "ram")
     with mount.Pair() as pair:
         source = boot(which, size, ram)
         ends.append(source)
-        there = Guest(which, "there", size, "{ram}", start=False)
+        there = Guest(which, "there", size, "{ram}" + (",offset={offset}" if mapped else ""), start=False)
         tool = os.path.join(machine.ROOT, "examples", "live-migrate")
         costs, before = pair.cost(), source.cpu()
         begin = time.time()
         receive = machine.spawn([tool, "receive", "--wait", pair.path("dst", "vm"), "--", *there.argv], log="receive.log", env=there.env)
         machine.wait_until("the migration is expected", lambda: os.path.isdir(pair.path("dst", "vm")), receive)
-        send = subprocess.Popen([tool, "send", "--anyway", "--uri", pair.uri, "--channels", str(CHANNELS), "--downtime-limit", str(LIMIT_MS),
-                                 "--qmp", source.path + ".tool", pair.path("src", "vm")], stdout=subprocess.PIPE, text=True)
+        send = subprocess.Popen([tool, "send", *(["--mapped-ram"] if mapped else []), "--anyway", "--uri", pair.uri, "--channels",
+                                 str(CHANNELS), "--downtime-limit", str(LIMIT_MS), *settings, "--qmp", source.path + ".tool",
+                                 pair.path("src", "vm")], stdout=subprocess.PIPE, text=True)
         there.start(receive)
         there.pid = int.from_bytes(there.qmp.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
         ends.append(there)
         said = send.communicate()[0]
         if send.returncode:
-            raise Failure(f"live-migrate: {said}")
+            raise Failure(f"live-migrate: {said} {machine.last_words('receive.log')}")
         there.qmp.until("RESUME")
         cpu = sum(cost.take()[0] for cost in costs) + source.cpu() - before + there.cpu()
         with open(pair.path("src", "vm", "status")) as lines:
             status = dict(line.rstrip("\n").split(" ", 1) for line in lines)
-        result = figures(begin, source, there, cpu, status["transferred"], int(status["precopy-rounds"]) + 1,
-                         "does not converge" not in said)
+        rounds = re.search(r": (\d+) rounds and the last one", said)[1]
+        result = figures(begin, source, there, cpu, status["transferred"], int(rounds) + 1, "does not converge" not in said)
         goes_on(there)
         for one in (there, source):
             ends.remove(one)
             one.end()
-    os.unlink(ram)
+    if ram:
+        os.unlink(ram)
     return result
+
+
+def by_reference(which, size, ends):
+    return by_live_migrate(which, size, ends)
+
+
+def in_place(which, size, ends):
+    return by_live_migrate(which, size, ends, mapped=True)
 
 
 def mapped_ram(which, size, ends):
     with mount.Pair() as pair:
         source = boot(which, size, None)
-        there = Guest(which, "there", size, None, "-incoming", "defer")
+        there = Guest(which, "there", size, None, "-incoming", "defer", prealloc=True)
         ends += [source, there]
         for one in (source, there):
             one.qmp.capabilities("mapped-ram", "multifd")
@@ -288,6 +304,7 @@ def main():
     parser.add_argument("-n", dest="runs", type=int, default=3)
     parser.add_argument("-s", dest="size", type=parse_size, default="1G")
     parser.add_argument("-r", dest="rates", default="idle,50,200,max")
+    parser.add_argument("-k", dest="only", type=re.compile, default=re.compile(""), metavar="REGEX", help="some of the ways")
     args = parser.parse_args()
     size = args.size if isinstance(args.size, int) else parse_size(args.size)
     machine.set_up()
@@ -297,7 +314,8 @@ def main():
     which = found.get("10") or next(iter(found.values()))
     ways = [("by reference, compare", by_reference), ("QEMU's multifd", multifd)]
     if int(which["version"].split(".")[0]) >= 9:
-        ways.insert(1, ("mapped-ram", mapped_ram))
+        ways[1:1] = [("mapped-ram, mapped there", in_place), ("mapped-ram, loaded there", mapped_ram)]
+    ways = [way for way in ways if args.only.search(way[0])]
     facts = machine.describe()
     print(f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, load at the start {facts['load']:.2f}; QEMU {which['version']}; "
           f"{size >> 30 or size / (1 << 30)} GiB; medians of {args.runs}.\n")

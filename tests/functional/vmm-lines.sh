@@ -66,7 +66,7 @@ done
 say "$ran lines"
 
 # The guests went on at the destination, with all of their memory.
-for name in there there2; do
+for name in there there2 there3; do
 	[ "$name" = there ] || [ -e newer ] || continue
 	grep -q 'good$' $name.serial || fail "the guest of $name does nothing: $(tail -n 3 $name.serial)"
 	not grep WRONG $name.serial
