@@ -561,3 +561,469 @@ Test(session, linger_ends_with_the_peer)
     session_fini(&a);
     session_fini(&b);
 }
+
+/*
+ * A session that outlives its connection
+ */
+
+/* Messages of @s that are in its queue, pings not counted, and pings. */
+static unsigned in_queue(const struct session *s, unsigned *pings)
+{
+    unsigned n = 0, heartbeats = 0;
+
+    for (size_t at = 0; at < s->queued;) {
+        struct wire_message header;
+        struct message message;
+        struct error err;
+        memcpy(&header, s->queue + at, sizeof(header));
+        CHECK_OK(wire_message_decode(&header, &message, &err));
+        at += sizeof(header) + message.length;
+        n += message.type != WIRE_PING;
+        heartbeats += message.type == WIRE_PING;
+    }
+    if (pings)
+        *pings = heartbeats;
+    return n;
+}
+
+static void open_kept(struct session *a, struct session *b)
+{
+    open_pair(a, b, LONG_MS);
+    session_keep(a);
+    session_keep(b);
+}
+
+/* What is there is read. */
+static void read_all(struct session *s, struct log *log)
+{
+    struct error err;
+
+    CHECK_OK(session_step(s, 0, note, log, &err));
+    CHECK_OK(session_step(s, 0, note, log, &err));
+}
+
+/* The peer, by hand, says something and has received so many. */
+static void say(struct transport *t, enum wire_message_type type, uint64_t received)
+{
+    struct wire_message header;
+
+    wire_message_encode_received(type, 0, received, NULL, 0, &header);
+    link_send(t, &header, sizeof(header));
+}
+
+/* The connection of both is lost, and they go on over another one, after what each says that it has. */
+static void reconnect(struct session *a, struct session *b, uint64_t a_has, uint64_t b_has)
+{
+    struct link link;
+    struct error err;
+
+    session_lose(a);
+    session_lose(b);
+    link_pair(&link);
+    CHECK_OK(session_renew(a, link.a, b_has, &err));
+    CHECK_OK(session_renew(b, link.b, a_has, &err));
+}
+
+Test(session, kept_until_the_peer_says_that_it_has_it)
+{
+    struct session a, b;
+    struct log log = {0};
+
+    open_kept(&a, &b);
+    session_send(&a, WIRE_SYNC, 1, "one", 3);
+    session_send(&a, WIRE_SYNC, 2, "two", 3);
+    cr_expect(eq(uint, in_queue(&a, NULL), 2));
+    cr_expect(eq(sz, a.out, a.queued), "it is sent");
+    step_until(&b, &log, 1);
+    cr_expect(eq(u64, atomic_load(&b.received), 2));
+    session_send(&b, WIRE_SYNC_ACK, 1, NULL, 0);
+    read_all(&a, &log);
+    cr_expect(zero(uint, in_queue(&a, NULL)), "the acknowledgement tells");
+    cr_expect(zero(sz, a.out));
+    cr_expect(eq(u64, a.confirmed, 2));
+    cr_expect(eq(uint, in_queue(&b, NULL), 1));
+    /* So does a ping, which is not counted itself. */
+    session_send(&a, WIRE_PING, 0, NULL, 0);
+    read_all(&b, &log);
+    cr_expect(eq(u64, atomic_load(&b.received), 2));
+    cr_expect(zero(uint, in_queue(&b, NULL)));
+    cr_expect(eq(u64, b.confirmed, 1));
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* Nothing is kept, and nobody counts, without session_keep(). */
+Test(session, not_kept)
+{
+    struct session a, b;
+    struct log log = {0};
+    struct message message;
+    struct wire_message header;
+
+    open_pair(&a, &b, LONG_MS);
+    session_send(&a, WIRE_SYNC, 1, NULL, 0);
+    cr_expect(zero(sz, a.queued));
+    step_until(&b, &log, 1);
+    session_send(&b, WIRE_SYNC_ACK, 1, NULL, 0);
+    cr_assert(zero(int, transport_recv_all(a.transport, &header, sizeof(header), NULL)));
+    cr_assert(zero(int, wire_message_decode(&header, &message, NULL)));
+    cr_expect(zero(u32, message.received));
+    /* And what a peer says of it is not looked at. */
+    say(b.transport, WIRE_SYNC_ACK, 77);
+    step_until(&a, &log, 2);
+    cr_expect(zero(u64, a.confirmed));
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* Pings go with what is before them, and those after the last message that is confirmed, too. */
+Test(session, pings_are_kept_for_nothing)
+{
+    struct session a;
+    struct link link;
+    struct log log = {0};
+    unsigned pings;
+
+    link_pair(&link);
+    cr_assert(zero(int, session_init(&a, link.a, LONG_MS, LONG_MS)));
+    session_keep(&a);
+    session_send(&a, WIRE_PING, 0, NULL, 0);
+    session_send(&a, WIRE_SYNC, 1, NULL, 0);
+    session_send(&a, WIRE_PING, 0, NULL, 0);
+    session_send(&a, WIRE_SYNC, 2, NULL, 0);
+    say(link.b, WIRE_PING, 0);
+    read_all(&a, &log);
+    cr_expect(eq(uint, in_queue(&a, &pings), 2));
+    cr_expect(eq(uint, pings, 1), "nothing is confirmed but what came before the first message");
+    say(link.b, WIRE_PING, 1);
+    read_all(&a, &log);
+    cr_expect(eq(uint, in_queue(&a, &pings), 1));
+    cr_expect(zero(uint, pings));
+    cr_expect(eq(u64, a.confirmed, 1));
+    session_fini(&a);
+    transport_close(link.b);
+}
+
+/* Numbers are modulo 2^32; one that was said before another one, and came once more, is no news. */
+Test(session, numbers_of_messages)
+{
+    struct session a;
+    struct link link;
+    struct log log = {0};
+    struct error err;
+
+    link_pair(&link);
+    cr_assert(zero(int, session_init(&a, link.a, LONG_MS, LONG_MS)));
+    session_keep(&a);
+    a.confirmed = 0x7ffffffffull;
+    for (unsigned i = 0; i < 3; i++)
+        session_send(&a, WIRE_SYNC, i, NULL, 0);
+    say(link.b, WIRE_PING, 0xffffffff);
+    say(link.b, WIRE_PING, 0xfffffff0);
+    say(link.b, WIRE_PING, 0x80000000);
+    read_all(&a, &log);
+    cr_expect(eq(uint, in_queue(&a, NULL), 3));
+    say(link.b, WIRE_PING, 1);
+    read_all(&a, &log);
+    cr_expect(eq(uint, in_queue(&a, NULL), 1));
+    cr_expect(eq(u64, a.confirmed, 0x800000001ull));
+    say(link.b, WIRE_PING, 3);
+    CHECK_FAILS(session_step(&a, INT64_MAX, note, &log, &err), CAUSE_PROTOCOL);
+    cr_expect(not(a.lost), "what makes no sense does so over any connection");
+    session_fini(&a);
+    transport_close(link.b);
+}
+
+/* Of what has not been sent as a whole, the peer cannot have received anything. */
+Test(session, confirmed_before_it_was_sent)
+{
+    struct session a, b;
+    struct log log = {0};
+    struct error err;
+    uint8_t *body = calloc(1, WIRE_BODY_MAX);
+    unsigned sent = 0;
+
+    open_kept(&a, &b);
+    do
+        session_send(&a, WIRE_SYNC, ++sent, body, WIRE_BODY_MAX);
+    while (a.out == a.queued);
+    say(b.transport, WIRE_PING, sent - 1);
+    read_all(&a, &log);
+    cr_expect(eq(uint, in_queue(&a, NULL), 1));
+    cr_expect(lt(sz, a.out, a.queued));
+    say(b.transport, WIRE_PING, sent);
+    CHECK_FAILS(session_step(&a, INT64_MAX, note, &log, &err), CAUSE_PROTOCOL);
+    session_fini(&a);
+    session_fini(&b);
+    free(body);
+}
+
+/* What the other side has not handled comes once more, as a whole, and the rest in its order. */
+Test(session, goes_on)
+{
+    struct session a, b;
+    struct log log = {0};
+    struct error err;
+
+    open_kept(&a, &b);
+    session_send(&a, WIRE_SYNC, 1, "one", 3);
+    step_until(&b, &log, 1);
+    session_send(&a, WIRE_SYNC, 2, "two", 3);
+    session_send(&a, WIRE_PING, 0, NULL, 0);
+    session_send(&a, WIRE_SYNC, 3, "three", 5);
+    transport_shutdown(a.transport);
+    session_send(&b, WIRE_SYNC_ACK, 1, NULL, 0);
+    CHECK_FAILS(session_step(&a, INT64_MAX, note, &log, &err), CAUSE_RESET);
+    cr_expect(a.lost);
+    session_lose(&a);
+    cr_expect(not(a.lost));
+    cr_expect(zero(ptr, a.transport));
+    session_send(&a, WIRE_SYNC, 4, "four", 4);
+    cr_expect(eq(uint, in_queue(&a, NULL), 4));
+    log.count = 0;
+    reconnect(&a, &b, 0, 1);
+    cr_expect(eq(u64, a.confirmed, 1));
+    step_until(&b, &log, 3);
+    for (unsigned i = 0; i < 3; i++)
+        cr_expect(eq(u64, log.entries[i].id, i + 2));
+    cr_expect(zero(int, memcmp(log.entries[2].body, "four", 4)));
+    cr_expect(eq(u64, atomic_load(&b.received), 4));
+    step_until(&a, &log, 4);
+    cr_expect(eq(int, log.entries[3].type, WIRE_SYNC_ACK));
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* A message of which only a part was received, or sent, comes as a whole. */
+Test(session, half_a_message)
+{
+    struct session a, b;
+    struct log log = {0};
+    uint8_t *body = malloc(WIRE_BODY_MAX);
+    unsigned sent = 0;
+
+    pattern(body, WIRE_BODY_MAX, 5);
+    open_kept(&a, &b);
+    do
+        session_send(&a, WIRE_SYNC, ++sent, body, WIRE_BODY_MAX);
+    while (a.out == a.queued);
+    /* One piece: the socket has less than a message. */
+    b.unread = true;
+    read_all(&b, &log);
+    unsigned had = log.count;
+    cr_assert(lt(uint, had, sent));
+    cr_assert(b.have > 0 && b.partial_since, "a part of the next one");
+    reconnect(&a, &b, 0, had);
+    cr_expect(zero(sz, b.have));
+    cr_expect(zero(i64, b.partial_since));
+    while (log.count < sent) {
+        read_all(&b, &log);
+        read_all(&a, &log);
+    }
+    for (unsigned i = 0; i < sent; i++) {
+        cr_expect(eq(u64, log.entries[i].id, i + 1));
+        cr_expect(eq(u32, log.entries[i].length, WIRE_BODY_MAX));
+        cr_expect(zero(int, memcmp(log.entries[i].body, body, 32)));
+    }
+    session_fini(&a);
+    session_fini(&b);
+    free(body);
+}
+
+/* The other side has forgotten messages, or has received some that were never sent. */
+Test(session, cannot_go_on)
+{
+    struct session a, b;
+    struct log log = {0};
+    struct error err;
+    struct link link;
+
+    open_kept(&a, &b);
+    for (unsigned i = 0; i < 3; i++)
+        session_send(&a, WIRE_SYNC, i, NULL, 0);
+    say(b.transport, WIRE_PING, 2);
+    read_all(&a, &log);
+    session_lose(&a);
+    link_pair(&link);
+    CHECK_FAILS(session_renew(&a, link.a, 1, &err), CAUSE_PROTOCOL);
+    cr_expect(not(zero(ptr, strstr(err.message, "2 messages, but not 1"))), "%s", err.message);
+    cr_expect(zero(ptr, a.transport), "it is the caller's");
+    CHECK_FAILS(session_renew(&a, link.a, 4, &err), CAUSE_PROTOCOL);
+    CHECK_OK(session_renew(&a, link.a, 3, &err));
+    session_fini(&a);
+    session_fini(&b);
+    transport_close(link.b);
+}
+
+/* Another connection begins as the first one did: with nothing heard, a heartbeat and time to answer. */
+Test(session, another_connection)
+{
+    struct session a, b;
+    struct log log = {0};
+
+    open_kept(&a, &b);
+    cr_expect(a.heard);
+    a.last_heard = 0;
+    a.next_ping = INT64_MAX;
+    a.unread = false;
+    reconnect(&a, &b, 0, 0);
+    cr_expect(not(a.heard));
+    cr_expect(a.unread);
+    cr_expect(lt(i64, clock_ms() - a.last_heard, LONG_MS));
+    cr_expect(le(i64, a.next_ping, clock_ms()));
+    uint64_t before = a.bytes_sent;
+    read_all(&a, &log);
+    cr_expect(eq(u64, a.bytes_sent, before + sizeof(struct wire_message)), "a ping");
+    cr_expect(not(a.heard));
+    read_all(&b, &log);
+    read_all(&a, &log);
+    cr_expect(b.heard, "a ping is enough");
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* A peer that sends much and is told nothing by the way is told by a ping. */
+Test(session, tells_after_a_while)
+{
+    struct session a, b;
+    struct log log = {0};
+    static uint8_t body[(32 << 10) - 3 * sizeof(struct wire_message)];
+
+    open_kept(&a, &b);
+    /* One byte less than it takes. */
+    session_send(&a, WIRE_SYNC, 1, body, sizeof(body) - 1);
+    session_send(&a, WIRE_SYNC, 2, NULL, 0);
+    step_until(&b, &log, 2);
+    uint64_t before = b.bytes_sent;
+    read_all(&b, &log);
+    cr_expect(eq(u64, b.bytes_sent, before));
+    session_send(&a, WIRE_SYNC, 3, body, 1);
+    step_until(&b, &log, 3);
+    cr_expect(eq(u64, b.bytes_sent, before + sizeof(struct wire_message)));
+    cr_expect(zero(u32, b.unsaid));
+    read_all(&a, &log);
+    cr_expect(eq(u64, a.confirmed, 3));
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* Without a connection a step waits for its deadline, or somebody; what is sent meanwhile waits. */
+Test(session, step_without_a_connection)
+{
+    struct session a, b;
+    static struct stepper stepper;
+    struct log log = {0};
+    struct error err;
+
+    open_kept(&a, &b);
+    session_lose(&a);
+    int64_t start = clock_ms();
+    CHECK_OK(session_step(&a, start + 30, note, &log, &err));
+    cr_expect(ge(i64, clock_ms() - start, 30));
+    stepper = (struct stepper){.s = &a};
+    worker_start(&stepper.worker, step_once, &stepper);
+    worker_await_sleep(&stepper.worker);
+    cr_expect(not(atomic_load(&stepper.worker.done)));
+    session_wake(&a);
+    worker_join(&stepper.worker);
+    cr_expect(zero(int, stepper.ret), "%s", stepper.err.message);
+    stepper = (struct stepper){.s = &a};
+    worker_start(&stepper.worker, step_once, &stepper);
+    worker_await_sleep(&stepper.worker);
+    cr_expect(not(atomic_load(&stepper.worker.done)), "a wake-up is one");
+    worker_interrupt(&stepper.worker);
+    worker_join(&stepper.worker);
+    cr_expect(zero(int, stepper.ret), "%s", stepper.err.message);
+    cr_expect(zero(u64, a.bytes_sent), "nobody pings");
+    session_fini(&a);
+    session_fini(&b);
+}
+
+Test(session, linger_without_a_connection)
+{
+    struct session a, b;
+
+    open_kept(&a, &b);
+    session_lose(&a);
+    session_linger(&a, 1 << 30);
+    cr_expect(a.broken);
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* A queue that is full is the end, whether there is a connection or not. */
+Test(session, kept_queue_is_bounded)
+{
+    for (int connected = 0; connected < 2; connected++) {
+        struct session a, b;
+        struct log log = {0};
+        struct error err;
+        uint8_t *body = calloc(1, WIRE_BODY_MAX);
+        struct link link;
+        open_kept(&a, &b);
+        if (!connected)
+            session_lose(&a);
+        for (int i = 0; i < 1000; i++)
+            session_send(&a, WIRE_SYNC, 1, body, WIRE_BODY_MAX);
+        cr_expect(le(sz, a.queue_size, 64u << 20));
+        cr_expect(a.broken);
+        if (!connected) {
+            link_pair(&link);
+            CHECK_FAILS(session_renew(&a, link.a, 5, &err), CAUSE_PROTOCOL);
+            transport_close(link.a);
+            transport_close(link.b);
+        } else {
+            CHECK_FAILS(session_step(&a, INT64_MAX, note, &log, &err), CAUSE_RESET);
+            cr_expect(not(a.lost), "another connection would not help");
+        }
+        session_fini(&a);
+        session_fini(&b);
+        free(body);
+    }
+}
+
+/* Sending fails first: the step finds it, and it is no more than a loss. */
+Test(session, lost_while_it_sends)
+{
+    struct session a, b;
+    struct log log = {0};
+    struct error err;
+
+    open_kept(&a, &b);
+    transport_close(b.transport);
+    b.transport = NULL;
+    for (int i = 0; i < 3; i++)
+        session_send(&a, WIRE_SYNC, 1, "x", 1);
+    cr_expect(not(a.broken));
+    cr_expect(eq(uint, in_queue(&a, NULL), 3));
+    CHECK_FAILS(session_step(&a, INT64_MAX, note, &log, &err), CAUSE_RESET);
+    cr_expect(a.lost);
+    session_fini(&a);
+    session_fini(&b);
+}
+
+/* What another connection would cure, and what not. */
+Test(session, what_is_a_loss)
+{
+    struct session a, b;
+    struct log log = {.answer = CAUSE_MISMATCH};
+    struct error err;
+
+    open_kept(&a, &b);
+    session_send(&a, WIRE_SYNC, 1, NULL, 0);
+    CHECK_FAILS(session_step(&b, INT64_MAX, note, &log, &err), CAUSE_MISMATCH);
+    cr_expect(not(b.lost));
+    cr_expect(zero(u64, atomic_load(&b.received)), "it was not handled");
+    link_send(a.transport, "this is no message, this is no message", 38);
+    CHECK_FAILS(session_step(&b, INT64_MAX, note, &log, &err), CAUSE_PROTOCOL);
+    cr_expect(not(b.lost));
+    session_fini(&a);
+    session_fini(&b);
+
+    open_kept(&a, &b);
+    b.last_heard -= LONG_MS;
+    CHECK_FAILS(session_step(&b, INT64_MAX, note, &log, &err), CAUSE_TIMEOUT);
+    cr_expect(b.lost, "silence");
+    session_fini(&a);
+    session_fini(&b);
+}
