@@ -369,9 +369,15 @@ int session_step(struct session *s, int64_t deadline_ms,
         s->lost = true;
         ret = error_set(err, CAUSE_TIMEOUT, "the other side has been silent for %d ms", s->timeout_ms);
     }
-    /* A damaged length would swallow all that follows, heartbeats and all. */
-    if (ret == 0 && s->partial_since && now - s->partial_since >= s->timeout_ms)
-        ret = error_set(err, CAUSE_PROTOCOL, "a message that does not end within %d ms", s->timeout_ms);
+    /*
+     * A damaged length would swallow all that follows, heartbeats and all. Where the message can come once
+     * more, the line may as well have gone dead in it.
+     */
+    if (ret == 0 && s->partial_since && now - s->partial_since >= s->timeout_ms) {
+        s->lost = s->keeps;
+        ret = error_set(err, s->keeps ? CAUSE_TIMEOUT : CAUSE_PROTOCOL,
+                        "a message that does not end within %d ms", s->timeout_ms);
+    }
     return ret;
 }
 

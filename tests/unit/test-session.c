@@ -1027,3 +1027,27 @@ Test(session, what_is_a_loss)
     session_fini(&a);
     session_fini(&b);
 }
+
+/* The line goes dead in a message that comes in several pieces: that is a loss, since it comes again. */
+Test(session, dead_in_a_message)
+{
+    struct session a, b;
+    struct wire_message header;
+    struct log log = {0};
+    struct error err;
+
+    for (int kept = 0; kept < 2; kept++) {
+        open_pair(&a, &b, LONG_MS);
+        if (kept)
+            session_keep(&b);
+        wire_message_encode(WIRE_SYNC, 1, "body", 4, &header);
+        link_send(a.transport, &header, 10);
+        read_all(&b, &log);
+        link_send(a.transport, (char *)&header + 10, 10);
+        b.partial_since -= LONG_MS;
+        CHECK_FAILS(session_step(&b, INT64_MAX, note, &log, &err), kept ? CAUSE_TIMEOUT : CAUSE_PROTOCOL);
+        cr_expect(eq(int, b.lost, kept));
+        session_fini(&a);
+        session_fini(&b);
+    }
+}
