@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The memory of small packets: when it is cut, used again, kept and freed. What is left is seen by leftovers.c. */
+/* The memory of small packets: when it is cut, used again, kept and freed. What is left is seen by
+ * leftovers.c. */
 #include "chunk.h"
 #include "check.h"
 
@@ -33,7 +34,8 @@ static void end(void)
 
 TestSuite(chunk, .fini = end);
 
-/* Enough for the worst case: each chunk is left when the largest packet does not fit, each packet is a slice. */
+/* Enough for the worst case: each chunk is left when the largest packet does not fit, each packet is a slice.
+ */
 Test(chunk, reserves)
 {
     static const struct {

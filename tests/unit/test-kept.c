@@ -32,11 +32,8 @@ static void send_bytes(const void *bytes, size_t len)
 static struct channel_entry owned(enum channel_place place, uint64_t sequence, const void *payload,
                                   uint32_t length)
 {
-    struct channel_entry entry = {.place = place,
-                                  .payload = payload,
-                                  .length = length,
-                                  .last_sequence = sequence,
-                                  .bytes = length};
+    struct channel_entry entry = {
+        .place = place, .payload = payload, .length = length, .last_sequence = sequence, .bytes = length};
 
     memset(&entry.header, (int)(0x80 + sequence), HEADER);
     return entry;
@@ -138,10 +135,9 @@ TestSuite(kept, .init = guard_setup);
 /* The connection is lost after each byte in turn. */
 Test(kept, cut_after_any_byte)
 {
-    static const uint64_t ends[] = {HEADER + 100, HEADER + 100 + sizeof(slice_bytes),
-                                    2 * HEADER + 180 + sizeof(slice_bytes),
-                                    3 * HEADER + 230 + sizeof(slice_bytes),
-                                    4 * HEADER + 230 + sizeof(slice_bytes)};
+    static const uint64_t ends[] = {
+        HEADER + 100, HEADER + 100 + sizeof(slice_bytes), 2 * HEADER + 180 + sizeof(slice_bytes),
+        3 * HEADER + 230 + sizeof(slice_bytes), 4 * HEADER + 230 + sizeof(slice_bytes)};
 
     for (uint64_t received = 0; received <= ends[4]; received++) {
         struct channel_entry *entry, *head = NULL, **tail = &head;
@@ -297,7 +293,8 @@ Test(kept, put_back)
     }
 }
 
-/* The memory of a payload has gone when it was to be copied: the owner's entry, too, is without a copy then. */
+/* The memory of a payload has gone when it was to be copied: the owner's entry, too, is without a copy then.
+ */
 Test(kept, nothing_to_copy)
 {
     long page = sysconf(_SC_PAGESIZE);
