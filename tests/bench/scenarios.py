@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 
+import live
 import machine
 import mount
 import peers
@@ -634,4 +635,5 @@ SCENARIOS = {
     "scattered": scattered_scenario,
     "scan": scan_scenario,
     "tls": tls_scenario,
+    "live": lambda size: live.scenario(QEMU, min(size, 4 << 30)),
 }

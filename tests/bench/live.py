@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to move a running QEMU guest, beside each other; started by tests/bench/vmm."""
+"""Scenario `live`: the ways to move a QEMU guest that runs and writes, beside each other."""
 
-import argparse
 import glob
 import json
 import os
 import re
 import select
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -16,12 +14,16 @@ import time
 import machine
 import mount
 import qemu
-from machine import Failure
+from machine import Failure, Skip
+from report import Scenario, plain
 
 CHANNELS = 4
 LIMIT_MS = 300
 PATIENCE = 20       # seconds that QEMU may take to converge; then its guest may be stopped for as long as it wants
 FIRST, BLOCK = 32 << 20, 8 << 20    # of guest.s
+RATES = {"idle": "idle", "50": "50 MB/s", "200": "200 MB/s", "max": "all it can"}
+# Whether each guest goes over all of its memory afterwards, not just over a part of it.
+WHOLE = os.environ.get("BENCH_WHOLE") == "1"
 
 
 class Monitor:
@@ -88,6 +90,7 @@ class Guest:
     """One QEMU."""
 
     def __init__(self, which, name, size, ram, *more, start=True, prealloc=False):
+        self.blocks = (size - FIRST) // BLOCK
         self.name, self.path = name, os.path.join(machine.work, name)
         # The id is that of RAM which nobody has asked for by a backend.
         memory = ["-object", f"memory-backend-file,id=pc.ram,share=on,mem-path={ram},size={size}",
@@ -173,7 +176,7 @@ def figures(begin, source, there, cpu, transferred, rounds, converged):
             "cpu": cpu, "bytes": int(transferred), "rounds": int(rounds), "converged": converged}
 
 
-def by_live_migrate(which, size, ends, *settings, mapped=False):
+def by_live_migrate(which, size, ends, zstd, mapped=False):
     """Both ends by examples/live-migrate."""
     ram = None if mapped else os.path.join(machine.work, "ram")
     with mount.Pair() as pair:
@@ -186,7 +189,7 @@ def by_live_migrate(which, size, ends, *settings, mapped=False):
         receive = machine.spawn([tool, "receive", "--wait", pair.path("dst", "vm"), "--", *there.argv], log="receive.log", env=there.env)
         machine.wait_until("the migration is expected", lambda: os.path.isdir(pair.path("dst", "vm")), receive)
         send = subprocess.Popen([tool, "send", *(["--mapped-ram"] if mapped else []), "--anyway", "--uri", pair.uri, "--channels",
-                                 str(CHANNELS), "--downtime-limit", str(LIMIT_MS), *settings, "--qmp", source.path + ".tool",
+                                 str(CHANNELS), "--downtime-limit", str(LIMIT_MS), *(["--set", "compression=zstd"] if zstd else []), "--qmp", source.path + ".tool",
                                  pair.path("src", "vm")], stdout=subprocess.PIPE, text=True)
         there.start(receive)
         there.pid = int.from_bytes(there.qmp.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
@@ -209,15 +212,15 @@ def by_live_migrate(which, size, ends, *settings, mapped=False):
     return result
 
 
-def by_reference(which, size, ends):
-    return by_live_migrate(which, size, ends)
+def by_reference(which, size, ends, zstd):
+    return by_live_migrate(which, size, ends, zstd)
 
 
-def in_place(which, size, ends):
-    return by_live_migrate(which, size, ends, mapped=True)
+def in_place(which, size, ends, zstd):
+    return by_live_migrate(which, size, ends, zstd, mapped=True)
 
 
-def mapped_ram(which, size, ends):
+def mapped_ram(which, size, ends, zstd):
     with mount.Pair() as pair:
         source = boot(which, size, None)
         there = Guest(which, "there", size, None, "-incoming", "defer", prealloc=True)
@@ -231,7 +234,8 @@ def mapped_ram(which, size, ends):
         os.mkdir(pair.path("src", "vm"))
         migration = type("Here", (), {"status": lambda side: dict(
             line.rstrip("\n").split(" ", 1) for line in open(pair.path(side, "vm", "status")))})
-        for name, value in (("uri", pair.uri), ("channels", CHANNELS), ("control", "start")):
+        for name, value in (("uri", pair.uri), ("channels", CHANNELS), ("compression", "zstd" if zstd else "none"),
+                            ("control", "start")):
             with open(pair.path("src", "vm", name), "w") as out:
                 out.write(str(value))
         source.qmp.execute("migrate", uri="file:" + pair.path("src", "vm", "ram"))
@@ -263,13 +267,14 @@ def finish(source):
     return False
 
 
-def multifd(which, size, ends):
+def multifd(which, size, ends, zstd):
     source = boot(which, size, None)
     there = Guest(which, "there", size, None, "-incoming", "defer")
     ends += [source, there]
     for one in (source, there):
         one.qmp.capabilities("multifd")
-        one.qmp.execute("migrate-set-parameters", multifd_channels=CHANNELS, max_bandwidth=10 ** 12, downtime_limit=LIMIT_MS)
+        one.qmp.execute("migrate-set-parameters", multifd_channels=CHANNELS, max_bandwidth=10 ** 12, downtime_limit=LIMIT_MS,
+                        multifd_compression="zstd" if zstd else "none")
     uri = f"tcp:127.0.0.1:{machine.free_port()}"
     before = source.cpu() + there.cpu()
     begin = time.time()
@@ -290,63 +295,53 @@ def multifd(which, size, ends):
 def goes_on(guest):
     """Over what it has written: a wrong word ends it, and is said()."""
     had = guest.said() if os.path.exists(guest.path + ".serial") else 0
-    end = time.monotonic() + 8
-    while time.monotonic() < end and guest.said() < had + 16:
+    blocks = guest.blocks if WHOLE else 16
+    end = time.monotonic() + (600 if WHOLE else 8)
+    while time.monotonic() < end and guest.said() <= had + blocks:
         time.sleep(0.1)
+    if WHOLE and guest.said() <= had + blocks:
+        raise Failure("the guest does not go over all of its memory")
 
 
-def parse_size(text):
-    return int(text.rstrip("MG")) << {"M": 20, "G": 30}[text[-1]]
+def move(way, which, size, rate, zstd, row):
+    ends = []
+    make_guest(size, rate)
+    try:
+        return {row: way(which, size, ends, zstd)}
+    finally:
+        for one in ends:
+            one.end()
+        for left in glob.glob(os.path.join(machine.work, "*.serial")):
+            os.unlink(left)
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="tests/bench/vmm")
-    parser.add_argument("-n", dest="runs", type=int, default=3)
-    parser.add_argument("-s", dest="size", type=parse_size, default="1G")
-    parser.add_argument("-r", dest="rates", default="idle,50,200,max")
-    parser.add_argument("-k", dest="only", type=re.compile, default=re.compile(""), metavar="REGEX", help="some of the ways")
-    args = parser.parse_args()
-    size = args.size if isinstance(args.size, int) else parse_size(args.size)
-    machine.set_up()
-    found = qemu.installed()
-    if not found:
-        sys.exit("there is no QEMU")
-    which = found.get("10") or next(iter(found.values()))
-    ways = [("by reference, compare", by_reference), ("QEMU's multifd", multifd)]
-    if int(which["version"].split(".")[0]) >= 9:
-        ways[1:1] = [("mapped-ram, mapped there", in_place), ("mapped-ram, loaded there", mapped_ram)]
-    ways = [way for way in ways if args.only.search(way[0])]
-    facts = machine.describe()
-    print(f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, load at the start {facts['load']:.2f}; QEMU {which['version']}; "
-          f"{size >> 30 or size / (1 << 30)} GiB; medians of {args.runs}.\n")
-    print("| guest writes | way | downtime, ms | (range) | total, s | rounds | sent, MB | CPU, s |\n|---|---|---|---|---|---|---|---|")
-    failed = False
-    for rate in args.rates.split(","):
-        make_guest(size, rate)
-        results = {name: [] for name, _ in ways}
-        for run in range(args.runs):
-            for name, way in ways if run % 2 == 0 else reversed(ways):
-                ends = []
-                try:
-                    results[name].append(way(which, size, ends))
-                except Failure as failure:
-                    failed = True
-                    print(f"{rate}, {name}: {failure}", file=sys.stderr)
-                finally:
-                    for one in ends:
-                        one.end()
-                    for left in glob.glob(os.path.join(machine.work, "*.serial")):
-                        os.unlink(left)
-        for name, runs in results.items():
-            if not runs:
-                continue
-            downtimes = [r["downtime"] for r in runs]
-            mid = {key: statistics.median(r[key] for r in runs) for key in ("downtime", "total", "rounds", "bytes", "cpu")}
-            note = "" if all(r["converged"] for r in runs) else " (stopped without converging)"
-            print(f"| {rate if rate in ('idle', 'max') else rate + ' MB/s'} | {name}{note} | {mid['downtime']:.0f} | "
-                  f"{min(downtimes):.0f} to {max(downtimes):.0f} | {mid['total']:.2f} | {mid['rounds']:.0f} | {mid['bytes'] / 1e6:.0f} | "
-                  f"{mid['cpu']:.2f} |", flush=True)
-    return failed
+def scenario(found, size):
+    """@found: qemu.installed()"""
+    s = Scenario("live", f"guests of {size >> 20} MiB that use all of their RAM and write, moved while they run", [
+        ("downtime, ms", plain("downtime"), ".0f"), ("total, s", plain("total"), ".2f"), ("rounds", plain("rounds"), ".0f"),
+        ("sent, MB", lambda figures: figures["bytes"] / 1e6, ".0f"), ("CPU s", plain("cpu"), ".2f"),
+        ("converges", plain("converged"), ".1f")], [
+        f"Guests of examples/guest.s in TCG; {CHANNELS} channels over loopback, downtime-limit {LIMIT_MS}. Downtime is from STOP at the "
+        "source to RESUME at the destination, QEMU's start apart; CPU that of all processes, without the guest's own.",
+        "\"by reference\" is `dirty-tracking compare`; \"mapped-ram, mapped\" maps the file that QEMU has written where it has arrived, "
+        "\"mapped-ram, loaded\" loads it into memory that is there. Both are by examples/live-migrate, but for the last.",
+        "Where it does not converge, the guest is stopped all the same, and \"converges\" is 0.",
+    ], smaller=True)
+    which = found.get("10") or next(iter(found.values()), None)
+    ways = [("migfs, by reference", by_reference), ("QEMU's multifd", multifd)]
+    has_mapped = which and int(which["version"].split(".")[0]) >= 9
+    ways[1:1] = [("migfs, mapped-ram, mapped", in_place), ("migfs, mapped-ram, loaded", mapped_ram)] if has_mapped else []
+    for rate, text in RATES.items():
+        for zstd in ("", ", zstd"):
+            for name, way in ways:
+                row = f"{text}, {name}{zstd}"
 
-
-sys.exit(main())
+                def run(check, way=way, rate=rate, zstd=zstd, row=row):
+                    if not which:
+                        raise Skip("there is no QEMU")
+                    return move(way, which, size, rate, zstd, row)
+                s.add(row, run)
+            for name, _ in ways[:-1]:
+                s.ratio(f"{text}{zstd}: {name} / QEMU's multifd", f"^{text}, {name}{zstd}$", f"^{text}, QEMU's multifd{zstd}$",
+                        "<= 1.0" if "reference" in name else "<= 1.15")
+    return s
