@@ -78,6 +78,8 @@ say "two daemons"
 daemons_move x509 "tls=$dir/x509-dst" "tls=$dir/x509-src"
 daemons_move psk "tls-psk=$dir/psk-dst/keys.psk" "tls-psk=$dir/psk-src/keys.psk"
 
+# The QEMUs are the same whatever this migfs is made of.
+[ -z "$MIGFS_SLOW" ] || exit 0
 qemu=(qemu-system-x86_64)
 say "two QEMUs: $("${qemu[@]}" --version | head -n 1)"
 qemus_move x509

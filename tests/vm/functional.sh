@@ -3,7 +3,7 @@
 # Functional tests under another kernel: a selection that does not take long there, in one guest.
 . "$(dirname "$0")/functions.sh"
 
-tests=(copy-dd barriers follow mount poll wait)
+tests=(tls-kernel copy-dd barriers follow mount poll wait)
 
 build_helpers
 mkdir results
