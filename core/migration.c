@@ -160,6 +160,7 @@ void migration_lose(struct migration *m, const struct error *reason)
     bool pauses = state_is_running(m->state) && m->lost++ == 0;
     if (pauses) {
         m->pause_reason = *reason;
+        m->pause_is_news = true;
         m->paused_since = clock_ms();
         m->pauses++;
         m->generation++;
@@ -252,8 +253,10 @@ void migration_note_error(struct migration *m, const struct error *err)
     pthread_mutex_lock(&m->lock);
     bool over = state_is_final(m->state) && error_is_set(&m->failure);
     bool same = !strcmp(m->failure.message, err->message);
-    if (!over)
+    if (!over) {
         m->last_error = *err;
+        m->pause_is_news = false;
+    }
     pthread_mutex_unlock(&m->lock);
     if (over && !same) {
         error_prefix(&refusal, "%s", m->name);
@@ -692,7 +695,7 @@ void migration_settings(struct migration *m, struct settings *out)
 void migration_last_error(struct migration *m, char out[ERROR_MESSAGE_MAX])
 {
     SCOPED_LOCK(&m->lock);
-    const struct error *shown = m->lost ? &m->pause_reason : &m->last_error;
+    const struct error *shown = m->lost && m->pause_is_news ? &m->pause_reason : &m->last_error;
     memcpy(out, shown->message, sizeof(shown->message));
 }
 

@@ -280,6 +280,7 @@ struct migration {
     struct milestones times;
     unsigned lost; /* connections that are lost and made again; while there are some, it is paused */
     struct error pause_reason;       /* why the first of them was lost */
+    bool pause_is_news;              /* nothing has failed since: `error` shows it */
     uint64_t pauses;                 /* so far, with this one */
     int64_t paused_since, paused_ms; /* this one; all that are over */
     bool stopped;                    /* `stop` has marked the switchover */

@@ -83,6 +83,8 @@ static void give_up(struct session *s)
 /* Takes bytes that are sent off the queue. Called with send_lock held. */
 static void drop_queued(struct session *s, size_t bytes)
 {
+    if (!bytes)
+        return;
     memmove(s->queue, s->queue + bytes, s->queued - bytes);
     s->queued -= bytes;
     s->out -= bytes;

@@ -821,6 +821,8 @@ int channel_renew(struct channel *ch, struct transport *transport, uint64_t rece
     ch->applied_have = 0;
     ch->moved = received > ch->renewed_at;
     ch->renewed_at = received;
+    /* What was lost on the way does not count: both sides have the same sum. */
+    ch->wire_bytes = ch->zerocopy.counters.copied_bytes = received;
     while ((entry = kept_take_received(&ch->kept, received)))
         bytes += retire(ch, entry);
     kept_put_back(&ch->kept, &ch->head, &ch->tail);

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Whatever can go wrong, in bulk: cuts at random bytes of any connection, damage, kills, full file systems, descriptors that
-# run out, and so on, with and without TLS: chaos.py says what must hold. MIGFS_FAULTS=10000 is the full run, MIGFS_SEED
+# run out, and so on, with and without TLS and `resume`: chaos.py says what must hold. MIGFS_FAULTS=10000 is the full run, MIGFS_SEED
 # chooses, MIGFS_FAULT=N has one of them again.
 [ -z "${MIGFS_FAULTS:-}" ] || export MIGFS_TEST_LIMIT=${MIGFS_TEST_LIMIT:-$((MIGFS_FAULTS / 2 + 400))}
 . "$(dirname "$0")/functions.sh"

@@ -913,8 +913,10 @@ static void check_counters(const char *state, const char *when)
     uint64_t existing = 0;
     char key[64];
 
-    status_read(source, &here);
-    status_read(destination, &there);
+    do {
+        status_read(source, &here);
+        status_read(destination, &there);
+    } while (!strcmp(status_text(&here, "status"), "paused") || !strcmp(status_text(&there, "status"), "paused"));
     if (strcmp(status_text(&here, "status"), state) || strcmp(status_text(&there, "status"), state))
         die("%s: the source is %s, the destination %s", when, status_text(&here, "status"), status_text(&there, "status"));
     check_sums(&here, "source", when);
@@ -1163,7 +1165,8 @@ static void *watch(void *arg)
             if (fd < 0)
                 continue;
             off_t at = (off_t)draw(w, config.limit);
-            if (pread(fd, w->buf, 1 + draw(w, STRIPE), kind == 4 ? 0 : at) < 0 && errno != EAGAIN)
+            /* It may have been removed meanwhile. */
+            if (pread(fd, w->buf, 1 + draw(w, STRIPE), kind == 4 ? 0 : at) < 0 && errno != EAGAIN && errno != ESTALE)
                 die("watching %s: %s", name, strerror(errno));
             lseek(fd, at, draw(w, 2) ? SEEK_DATA : SEEK_HOLE);
             close(fd);
