@@ -59,6 +59,9 @@ int interruption_attach(struct migration *m, struct inbound *in, int channel, ui
     /* The news that all channels are there may not have been heard yet. */
     if (m->state == STATE_SETUP)
         return error_set(err, CAUSE_AGAIN, "the migration is still starting");
+    /* What it said of that itself was lost with the main channel. */
+    if (error_is_set(&m->failure))
+        return error_set(err, CAUSE_STATE, "the migration has been given up there: %s", m->failure.message);
     if (m->state != STATE_ACTIVE)
         return error_set(err, CAUSE_STATE, "a connection was made again when the migration was %s",
                          state_names[m->state]);

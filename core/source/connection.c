@@ -14,7 +14,7 @@
 
 #define RETRY_MS   20
 #define SUSPECT_MS 1000       /* how long a broken data channel waits for the main channel to say why */
-#define KEPT_MIN   (4u << 20) /* bytes that a channel can always keep until they are applied */
+#define KEPT_MIN   (2u << 20) /* bytes that a channel can always keep until they are applied */
 #define LINGER_MS  2000       /* how long the peer has to read a goodbye */
 
 /* channel.failed */
