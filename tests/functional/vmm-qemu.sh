@@ -143,13 +143,16 @@ for ((round = 1; round <= rounds; round++)); do
 	forget dst/vm
 done
 
-say "and it can be migrated"
-begin
+say "and it can be migrated, over connections that are cut again and again"
+outgoing vm 4 "faulty:cut=$(scaled 9000001 5000001):$uri"
+expect ok write src/vm/resume 30
+tell src/vm start
 qmp source migrate-set-parameters '{"max-bandwidth": 1000000000000}'
 qmp source migrate "{\"uri\": \"file:$dir/src/vm/ram\"}"
 eventually "QEMU has written all of it" migrating source completed
 tell src/vm complete
 reaches dst/vm completed
+expect_status src/vm pauses -gt 0
 before=$(counter source)
 boot destination -incoming defer
 qmp destination migrate-incoming "{\"uri\": \"file:$dir/dst/vm/ram\"}"
