@@ -137,6 +137,11 @@ static bool renew(struct again_listener *l, int code)
         conn->found_again(conn->failed_arg);
         return true;
     }
+    /* Meanwhile the destination was told to complete: it needs the channel no more, and refuses it. */
+    if (atomic_load(&conn->committed)) {
+        conn->found_again(conn->failed_arg);
+        return false;
+    }
     error_prefix(&err, "channel %u is lost (%s)", l->index, reason.message);
     channel_close(ch, CHANNEL_DEAD);
     if (err.cause != CAUSE_CANCELLED)

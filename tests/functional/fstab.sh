@@ -3,6 +3,7 @@
 # Lines of fstab: `mount -a` again and again mounts once, whatever the source is called, and never hides what runs; the
 # options that are meant for mount(8) are no mistakes; remount, and a mount point that is taken, get a sentence.
 . "$(dirname "$0")/functions.sh"
+[ -z "$MIGFS_SLOW" ] || skip "what a line of fstab is is no matter of a sanitizer"
 requires_root
 requires unshare setpriv mount.fuse3 fusermount3
 

@@ -3,6 +3,7 @@
 # Every tool that copies, and what it must give: an image written to `ram` by each of them, a file to device-state/, and what
 # has arrived read by each. Those that cannot work are in the table, with what they say.
 . "$(dirname "$0")/functions.sh"
+[ -z "$MIGFS_SLOW" ] || skip "what the tools ask for, other tests ask for, too, with a sanitizer"
 
 size=$((9 << 20))
 random image 5M
