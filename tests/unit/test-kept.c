@@ -73,9 +73,9 @@ static void keep_all(void)
 {
     struct iovec parts[] = {{five[0], 40}, {five[1], 1}, {five[2], 39}};
     struct channel_entry first = owned(CHANNEL_MEMORY, 1, one, sizeof(one)),
-                         fifth = owned(CHANNEL_PARTS, 5, NULL, 80),
+                         fifth = owned(CHANNEL_PARTS, 5, one, 80),
                          sixth = owned(CHANNEL_MEMORY, 6, six, sizeof(six)),
-                         last = owned(CHANNEL_MEMORY, 7, NULL, 0);
+                         last = owned(CHANNEL_MEMORY, 7, one, 0);
 
     memset(one, 'a', sizeof(one));
     memset(slice_bytes, 'b', sizeof(slice_bytes));
