@@ -119,6 +119,16 @@ static int take_channel(void *arg, struct transport *t, const struct hello_reply
     return 0;
 }
 
+/* The channel cannot go on. Who is told to complete does not need it. */
+static void give_up(struct again_listener *l, const struct error *why)
+{
+    struct connection *conn = l->conn;
+
+    channel_close(&conn->channels[l->index], CHANNEL_DEAD);
+    if (why->cause != CAUSE_CANCELLED && !atomic_load(&conn->committed))
+        conn->failed(conn->failed_arg, why, 0);
+}
+
 /* The connection of a channel is lost: makes it again. False: it is over. */
 static bool renew(struct again_listener *l, int code)
 {
@@ -143,9 +153,7 @@ static bool renew(struct again_listener *l, int code)
         return false;
     }
     error_prefix(&err, "channel %u is lost (%s)", l->index, reason.message);
-    channel_close(ch, CHANNEL_DEAD);
-    if (err.cause != CAUSE_CANCELLED)
-        conn->failed(conn->failed_arg, &err, 0);
+    give_up(l, &err);
     return false;
 }
 
@@ -153,12 +161,19 @@ static void *mig_again(void *arg)
 {
     struct again_listener *l = arg;
     struct channel *ch = &l->conn->channels[l->index];
+    struct error nonsense = {0};
     int ret = 0;
 
     do {
         while ((ret = channel_hear(ch)) == 0)
             ;
-    } while (renew(l, ret));
+    } while (ret < 0 && renew(l, ret));
+    if (ret < 0)
+        return NULL;
+    /* No other connection would cure that. */
+    error_set(&nonsense, CAUSE_PROTOCOL, "channel %u: the destination has applied what was not sent",
+              l->index);
+    give_up(l, &nonsense);
     return NULL;
 }
 

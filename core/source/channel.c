@@ -785,7 +785,7 @@ int channel_hear(struct channel *ch)
     pthread_mutex_unlock(&ch->lock);
     gate_leave(ch->gate, bytes);
     channel_send_copied(ch);
-    return valid ? 0 : -EPROTO;
+    return valid ? 0 : 1;
 }
 
 bool channel_is_dead(struct channel *ch)

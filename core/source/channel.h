@@ -156,7 +156,7 @@ void channel_keep(struct channel *ch, uint64_t max);
 /**
  * channel_hear - wait for what the destination says that it has applied; the listener
  *
- * Return: 0; a negative errno when the connection is lost; -EPROTO: it makes no sense.
+ * Return: 0; a negative errno when the connection is lost; 1: what it says makes no sense.
  */
 int channel_hear(struct channel *ch);
 
