@@ -139,6 +139,11 @@ int inbound_attach(struct inbound *in, unsigned channel, unsigned channels, stru
     return 0;
 }
 
+static struct loss *loss_of(struct inbound *in, int channel)
+{
+    return channel < 0 ? &in->main_loss : &in->receivers[channel].loss;
+}
+
 int inbound_attach_again(struct inbound *in, int channel, uint64_t received, struct transport *transport,
                          struct error *err)
 {
@@ -148,29 +153,27 @@ int inbound_attach_again(struct inbound *in, int channel, uint64_t received, str
         return error_set(err, CAUSE_PROTOCOL, "channel %d of %u", channel, in->channel_count);
     struct transport **next = channel < 0 ? &in->next_main : &in->receivers[channel].next;
     struct transport *now = channel < 0 ? in->session.transport : in->receivers[channel].transport;
-    bool is_lost = channel < 0 ? in->main_is_lost : in->receivers[channel].is_lost;
     /* An attempt that the source has given up. */
     transport_close(*next);
     *next = transport;
     if (channel < 0)
         in->next_received = received;
-    if (!is_lost)
+    if (!loss_of(in, channel)->since)
         transport_shutdown(now);
     session_wake(&in->session);
     return 0;
 }
 
-void inbound_lose(struct inbound *in, const struct error *reason)
+void inbound_lose(struct inbound *in, int channel, const struct error *reason)
 {
-    if (in->lost++)
-        return;
-    in->lost_since = clock_ms();
-    in->lost_reason = *reason;
+    in->lost++;
+    *loss_of(in, channel) = (struct loss){.since = clock_ms(), .reason = *reason};
 }
 
-void inbound_find_again(struct inbound *in)
+void inbound_find_again(struct inbound *in, int channel)
 {
     in->lost--;
+    *loss_of(in, channel) = (struct loss){0};
 }
 
 /* Welcomes who has come to take the place of a lost connection. */
@@ -212,10 +215,21 @@ int inbound_renew_main(struct inbound *in, struct hello_reply *reply, struct err
     return -EIO;
 }
 
-int64_t inbound_deadline(const struct inbound *in)
+int64_t inbound_deadline(const struct inbound *in, struct error *reason)
 {
+    const struct loss *first = in->main_loss.since ? &in->main_loss : NULL;
+
+    for (unsigned c = 0; in->lost && c < in->channel_count; c++) {
+        const struct loss *loss = &in->receivers[c].loss;
+        if (loss->since && (!first || loss->since < first->since))
+            first = loss;
+    }
+    if (!first)
+        return INT64_MAX;
+    if (reason)
+        *reason = first->reason;
     /* The source, which knows more, gives up first. */
-    return in->lost ? in->lost_since + in->resume_ms + in->resume_ms / 4 + RESUME_SLACK_MS : INT64_MAX;
+    return first->since + in->resume_ms + in->resume_ms / 4 + RESUME_SLACK_MS;
 }
 
 bool inbound_is_whole(const struct inbound *in)

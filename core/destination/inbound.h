@@ -53,10 +53,8 @@ struct inbound {
     /* The main channel's, that is to take the place of its connection, and what the source has received. */
     struct transport *next_main;
     uint64_t next_received;
-    bool main_is_lost;
-    unsigned lost;      /* connections, the main one among them */
-    int64_t lost_since; /* the first of them */
-    struct error lost_reason;
+    struct loss main_loss;
+    unsigned lost; /* connections, the main one among them */
     /*
      * Why the first receiver has ended, and until when the main channel may say more of it. Written once,
      * with the lock held: a thread that has seen with it that there is a suspicion can read it without.
@@ -117,9 +115,10 @@ int inbound_attach_again(struct inbound *in, int channel, uint64_t received, str
 /**
  * inbound_lose, inbound_find_again - note that a connection is lost, or not any more; the owner's lock is
  * held
+ * @channel: a data channel; -1: the main one
  */
-void inbound_lose(struct inbound *in, const struct error *reason);
-void inbound_find_again(struct inbound *in);
+void inbound_lose(struct inbound *in, int channel, const struct error *reason);
+void inbound_find_again(struct inbound *in, int channel);
 
 /**
  * inbound_renew - give a receiver the connection that has come for it, if one has, and welcome it
@@ -137,9 +136,13 @@ bool inbound_renew(struct inbound *in, unsigned channel, struct hello_reply *rep
  */
 int inbound_renew_main(struct inbound *in, struct hello_reply *reply, struct error *err);
 
-/** inbound_deadline - until when a lost connection may be made again; none is lost: INT64_MAX; the owner's
- * lock is held */
-int64_t inbound_deadline(const struct inbound *in);
+/**
+ * inbound_deadline - until when all that is lost may be made again; the owner's lock is held
+ * @reason: why that was lost which is due first; can be NULL
+ *
+ * Return: INT64_MAX: nothing is lost.
+ */
+int64_t inbound_deadline(const struct inbound *in, struct error *reason);
 
 /** inbound_is_whole - whether all data channels are there; the owner's lock is held */
 bool inbound_is_whole(const struct inbound *in);

@@ -559,7 +559,7 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
     bool suspected = error_is_set(&inbound->suspect);
     unsigned attached = inbound->attached;
     int64_t deadline = suspected ? inbound->suspect_until : setup ? setup_deadline : clock_ms() + 60000;
-    int64_t pause_deadline = inbound_deadline(inbound);
+    int64_t pause_deadline = inbound_deadline(inbound, NULL);
     pthread_mutex_unlock(&m->lock);
     if (activate(in, err) < 0)
         return -EIO;

@@ -20,8 +20,7 @@ int interruption_of_channel(struct migration *m, struct inbound *in, unsigned ch
     pthread_mutex_lock(&m->lock);
     bool waits = m->state == STATE_ACTIVE && !in->ending;
     if (waits) {
-        in->receivers[channel].is_lost = true;
-        inbound_lose(in, &why);
+        inbound_lose(in, (int)channel, &why);
         /* The reader is to know until when. */
         session_wake(&in->session);
     }
@@ -32,10 +31,8 @@ int interruption_of_channel(struct migration *m, struct inbound *in, unsigned ch
     pthread_mutex_lock(&m->lock);
     while (m->state == STATE_ACTIVE && !in->ending && !(found = inbound_renew(in, channel, &reply)))
         pthread_cond_wait(&m->changed, &m->lock);
-    if (found) {
-        in->receivers[channel].is_lost = false;
-        inbound_find_again(in);
-    }
+    if (found)
+        inbound_find_again(in, (int)channel);
     pthread_mutex_unlock(&m->lock);
     if (!found)
         return -EIO;
@@ -46,8 +43,7 @@ int interruption_of_channel(struct migration *m, struct inbound *in, unsigned ch
 void interruption_of_main(struct migration *m, struct inbound *in, const struct error *reason)
 {
     pthread_mutex_lock(&m->lock);
-    in->main_is_lost = true;
-    inbound_lose(in, reason);
+    inbound_lose(in, -1, reason);
     pthread_mutex_unlock(&m->lock);
     session_lose(&in->session);
     migration_lose(m, reason);
@@ -74,15 +70,13 @@ int interruption_attach(struct migration *m, struct inbound *in, int channel, ui
 int interruption_check(struct migration *m, struct inbound *in, struct error *err)
 {
     struct hello_reply reply = welcome_again;
+    struct error reason = {0};
 
     pthread_mutex_lock(&m->lock);
-    int ret = in->main_is_lost ? inbound_renew_main(in, &reply, err) : 0;
-    if (ret > 0) {
-        in->main_is_lost = false;
-        inbound_find_again(in);
-    }
-    bool late = clock_ms() >= inbound_deadline(in);
-    struct error reason = in->lost_reason;
+    int ret = in->main_loss.since ? inbound_renew_main(in, &reply, err) : 0;
+    if (ret > 0)
+        inbound_find_again(in, -1);
+    bool late = clock_ms() >= inbound_deadline(in, &reason);
     pthread_mutex_unlock(&m->lock);
     if (ret > 0)
         migration_find_again(m);

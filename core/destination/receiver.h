@@ -68,6 +68,12 @@ struct reception {
     bool checked;                 /* those of RAM have a checksum; those of devices always do */
 };
 
+/* A connection that is lost, and may be made again. */
+struct loss {
+    int64_t since; /* 0: it is there */
+    struct error reason;
+};
+
 /* Its thread's, but for what is marked. */
 struct receiver {
     const struct reception *reception; /* constant */
@@ -78,7 +84,7 @@ struct receiver {
      */
     struct transport *transport;
     struct transport *next; /* that is to take its place; guarded by the owner's lock */
-    bool is_lost;           /* the connection; guarded by the owner's lock */
+    struct loss loss;       /* of the connection; guarded by the owner's lock */
     pthread_t thread;       /* its maker's, like the next one */
     bool running;           /* the thread exists */
     /*

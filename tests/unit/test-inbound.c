@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #define CHANNELS 2
 #define BESIDE   1000
@@ -34,7 +35,16 @@ static void ignore(void *owner)
     (void)owner;
 }
 
-static const struct receiver_events events = {.failed = note_failure, .reached = ignore, .applied = ignore};
+static int never_found(void *owner, unsigned channel, const struct error *reason)
+{
+    (void)owner;
+    (void)channel;
+    (void)reason;
+    return -1;
+}
+
+static const struct receiver_events events = {
+    .failed = note_failure, .lost = never_found, .reached = ignore, .applied = ignore};
 static struct reception reception = {.events = &events, .catalog = &catalog};
 
 /* What the account has is just enough for @memory, @channels and @descriptors. */
@@ -66,14 +76,19 @@ static void end(void)
 
 TestSuite(inbound, .init = begin, .fini = end);
 
-/* The source's end of its main channel. */
-static struct transport *open_main(struct inbound *one, uint32_t patience_ms)
+/* The source's end of its main channel, which may be made again for so long. */
+static struct transport *open_for(struct inbound *one, uint32_t patience_ms, uint32_t resume_ms)
 {
     struct link link;
 
     link_pair(&link);
-    CHECK_OK(inbound_open(one, link.b, LONG_MS, LONG_MS, patience_ms, 0, &err));
+    CHECK_OK(inbound_open(one, link.b, LONG_MS, LONG_MS, patience_ms, resume_ms, &err));
     return link.a;
+}
+
+static struct transport *open_main(struct inbound *one, uint32_t patience_ms)
+{
+    return open_for(one, patience_ms, 0);
 }
 
 static struct transport *attach(struct inbound *one, unsigned channel)
@@ -303,4 +318,228 @@ Test(inbound, another_one)
             transport_close(data[i][c]);
         transport_close(source[i]);
     }
+}
+
+/*
+ * Connections that are made again
+ */
+
+/* It has ended, as its peer sees. */
+static void expect_end(struct transport *t)
+{
+    char rest[256];
+
+    while (transport_recv(t, rest, sizeof(rest), 0) > 0)
+        ;
+}
+
+static bool is_woken(void)
+{
+    struct pollfd woken = {.fd = in.session.wake_fd, .events = POLLIN};
+    eventfd_t drained;
+
+    bool is = poll(&woken, 1, 0) == 1;
+    if (is)
+        eventfd_read(in.session.wake_fd, &drained);
+    return is;
+}
+
+static struct transport *attach_again(int channel, uint64_t received)
+{
+    struct link link;
+
+    link_pair(&link);
+    CHECK_OK(inbound_attach_again(&in, channel, received, link.b, &err));
+    cr_expect(is_woken(), "the reader looks");
+    return link.a;
+}
+
+/* The welcome, which says how much has been received. */
+static void expect_welcome(struct transport *t, uint64_t received)
+{
+    struct wire_hello_reply wire;
+    struct hello_reply got;
+
+    cr_assert(zero(int, transport_recv_all(t, &wire, sizeof(wire), NULL)));
+    CHECK_OK(wire_hello_reply_decode(&wire, &got, &err));
+    cr_expect(eq(u64, got.received, received));
+    cr_expect(eq(u64, got.max_ram, 77));
+}
+
+Test(inbound, says_whether_they_are)
+{
+    struct transport *source = open_main(&in, LONG_MS), *data = attach(&in, 0);
+    struct link link;
+
+    cr_expect(not(in.reception.resumes));
+    cr_expect(not(in.session.keeps));
+    link_pair(&link);
+    CHECK_FAILS(inbound_attach_again(&in, 0, 0, link.b, &err), CAUSE_STATE);
+    inbound_fini(&in);
+    transport_close(source);
+    transport_close(data);
+    CHECK_OK(inbound_init(&in, &reception, account, CHANNELS, BESIDE, &err));
+    source = open_for(&in, LONG_MS, 1000);
+    cr_expect(in.reception.resumes);
+    cr_expect(in.session.keeps);
+    CHECK_FAILS(inbound_attach_again(&in, CHANNELS, 0, link.b, &err), CAUSE_PROTOCOL);
+    in.ending = true;
+    CHECK_FAILS(inbound_attach_again(&in, 0, 0, link.b, &err), CAUSE_STATE);
+    cr_assert(zero(int, link_send(link.b, "x", 1)), "it is the caller's");
+    link_close(&link);
+    transport_close(source);
+}
+
+/* A channel comes twice while they arrive: its first one is closed, and all are there all the same. */
+Test(inbound, attached_twice)
+{
+    struct transport *source = open_for(&in, LONG_MS, 1000);
+    struct transport *first = attach(&in, 0), *second = attach(&in, 0);
+    const struct hello_reply reply = {0};
+    struct link link;
+
+    expect_end(first);
+    cr_expect(eq(uint, in.attached, 1));
+    cr_expect(not(inbound_is_whole(&in)));
+    struct transport *other = attach(&in, 1);
+    cr_expect(inbound_is_whole(&in));
+    cr_expect(is_woken());
+    struct transport *third = attach(&in, 1);
+    cr_expect(eq(uint, in.attached, CHANNELS));
+    expect_end(other);
+    CHECK_OK(inbound_start(&in, &err));
+    link_pair(&link);
+    CHECK_FAILS(inbound_attach(&in, 1, CHANNELS, link.b, LONG_MS, &reply, &err), CAUSE_EXISTS);
+    link_close(&link);
+    inbound_end(&in);
+    transport_close(first);
+    transport_close(second);
+    transport_close(other);
+    transport_close(third);
+    transport_close(source);
+}
+
+/* A newer attempt takes the place of an older one, and the connection that is still there is shut down. */
+Test(inbound, attached_again)
+{
+    struct transport *source = open_for(&in, LONG_MS, 1000), *data[CHANNELS];
+    struct hello_reply reply = {.max_ram = 77};
+
+    for (unsigned c = 0; c < CHANNELS; c++)
+        data[c] = attach(&in, c);
+    is_woken();
+    cr_expect(not(inbound_renew(&in, 1, &reply)), "none has come");
+    struct transport *attempt = attach_again(1, 0);
+    expect_end(data[1]);
+    struct transport *next = attach_again(1, 0);
+    expect_end(attempt);
+    counter_add(&in.receivers[1].wire_bytes, 123);
+    struct transport *old = in.receivers[1].transport;
+    cr_expect(inbound_renew(&in, 1, &reply));
+    cr_expect(ne(ptr, in.receivers[1].transport, old));
+    cr_expect(zero(ptr, in.receivers[1].next));
+    expect_welcome(next, 123);
+    cr_expect(not(inbound_renew(&in, 1, &reply)));
+    /* One that is lost needs no shutting down. */
+    struct error reason = {0};
+    error_set(&reason, CAUSE_RESET, "gone");
+    inbound_lose(&in, 0, &reason);
+    struct transport *other = attach_again(0, 0);
+    cr_expect(zero(int, link_send(data[0], "x", 1)));
+    transport_close(other);
+    cr_expect(inbound_renew(&in, 0, &reply), "that it has gone already is found when it is used");
+    transport_close(source);
+    for (unsigned c = 0; c < CHANNELS; c++)
+        transport_close(data[c]);
+    transport_close(attempt);
+    transport_close(next);
+}
+
+Test(inbound, main_channel_made_again)
+{
+    struct transport *source = open_for(&in, LONG_MS, 1000);
+    struct hello_reply reply = {.max_ram = 77};
+    struct error reason = {0};
+
+    error_set(&reason, CAUSE_RESET, "gone");
+    session_send(&in.session, WIRE_SYNC_ACK, 4, NULL, 0);
+    atomic_store(&in.session.received, 9);
+    struct transport *attempt = attach_again(-1, 1);
+    expect_end(source);
+    inbound_lose(&in, -1, &reason);
+    session_lose(&in.session);
+    struct transport *next = attach_again(-1, 1);
+    expect_end(attempt);
+    cr_expect(eq(int, inbound_renew_main(&in, &reply, &err), 1));
+    expect_welcome(next, 9);
+    cr_expect(eq(u64, in.session.confirmed, 1));
+    inbound_find_again(&in, -1);
+    cr_expect(zero(int, inbound_renew_main(&in, &reply, &err)), "there is no other one");
+    /* One whose source has received what was never sent. */
+    inbound_lose(&in, -1, &reason);
+    session_lose(&in.session);
+    struct transport *liar = attach_again(-1, 2);
+    CHECK_FAILS(inbound_renew_main(&in, &reply, &err), CAUSE_PROTOCOL);
+    expect_welcome(liar, 9);
+    expect_end(liar);
+    cr_expect(zero(ptr, in.next_main));
+    /* And one that nobody needs any more. */
+    struct transport *late = attach_again(-1, 1);
+    inbound_end(&in);
+    expect_end(late);
+    transport_close(source);
+    transport_close(attempt);
+    transport_close(next);
+    transport_close(liar);
+    transport_close(late);
+}
+
+/* Each connection has its own time, whatever becomes of the others meanwhile. */
+Test(inbound, deadline)
+{
+    struct transport *source = open_for(&in, LONG_MS, 2000);
+    struct error gone = {0}, ended = {0}, reason = {0};
+    const int64_t allowed = 2000 + 500 + 1000;
+
+    error_set(&gone, CAUSE_RESET, "gone");
+    error_set(&ended, CAUSE_TIMEOUT, "ended");
+    cr_expect(eq(i64, inbound_deadline(&in, &reason), INT64_MAX));
+    int64_t before = clock_ms();
+    inbound_lose(&in, -1, &gone);
+    cr_expect(le(i64, before + allowed, inbound_deadline(&in, NULL)));
+    cr_expect(le(i64, inbound_deadline(&in, &reason), clock_ms() + allowed));
+    cr_expect(eq(str, reason.message, "gone"));
+    in.main_loss.since = 10000;
+    inbound_lose(&in, 1, &ended);
+    in.receivers[1].loss.since = 10500;
+    cr_expect(eq(i64, inbound_deadline(&in, &reason), 10000 + allowed));
+    cr_expect(eq(str, reason.message, "gone"));
+    inbound_find_again(&in, -1);
+    cr_expect(eq(i64, inbound_deadline(&in, &reason), 10500 + allowed), "what is there again is no matter");
+    cr_expect(eq(str, reason.message, "ended"));
+    inbound_lose(&in, 0, &gone);
+    in.receivers[0].loss.since = 10200;
+    cr_expect(eq(i64, inbound_deadline(&in, &reason), 10200 + allowed));
+    cr_expect(eq(uint, in.lost, 2));
+    inbound_find_again(&in, 0);
+    inbound_find_again(&in, 1);
+    cr_expect(zero(uint, in.lost));
+    cr_expect(eq(i64, inbound_deadline(&in, &reason), INT64_MAX));
+    transport_close(source);
+}
+
+/* What stands still while a connection is lost has a reason. */
+Test(inbound, rests)
+{
+    struct transport *source = open_main(&in, 1);
+
+    in.receivers[1].target = 9;
+    CHECK_OK(inbound_look(&in, 0, &err));
+    in.watch.last_ms = 1; /* long ago */
+    inbound_rest(&in);
+    cr_expect(inbound_look_is_due(&in));
+    CHECK_OK(inbound_look(&in, 0, &err));
+    in.watch.last_ms = 1;
+    CHECK_FAILS(inbound_look(&in, 0, &err), CAUSE_TIMEOUT);
+    transport_close(source);
 }
