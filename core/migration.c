@@ -124,6 +124,8 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
     case STATE_SETUP:
         m->failure = (struct error){0};
         m->times = (struct milestones){.started = now};
+        m->pauses = 0;
+        m->paused_ms = 0;
         break;
     case STATE_ACTIVE:
         if (!m->times.active)

@@ -572,3 +572,33 @@ Test(handover, lost_when_the_daemon_goes_away_and_answered)
     cr_expect(eq(int, (int)m->state, STATE_COMPLETED), "%s", completer.err.message);
     resolved();
 }
+
+/* From the commit on the data channels are not needed; and it has its time once more with another connection. */
+Test(handover, main_channel_made_again)
+{
+    struct error err;
+
+    m->settings.timeout_ms = 1234000;
+    handover_delay(&handover);
+    cr_expect(zero(i64, bed.source.doom_at), "nobody waits for a confirmation");
+    begin();
+    uint64_t id;
+    bed_said(&bed, WIRE_COMPLETE, &id);
+    cr_expect(not(atomic_load(&bed.conn->committed)));
+    handover_delay(&handover);
+    cr_expect(zero(i64, bed.source.doom_at));
+    handover_on_prepared(&handover, id);
+    bed_said(&bed, WIRE_COMMIT, &id);
+    cr_expect(atomic_load(&bed.conn->committed));
+    bed_waits(&completer);
+    bed.source.doom_at = 1;
+    int64_t before = clock_ms();
+    handover_delay(&handover);
+    cr_expect(ge(i64, bed.source.doom_at, before + 1234000));
+    cr_expect(le(i64, bed.source.doom_at, clock_ms() + 1234000));
+    cr_expect(eq(int, (int)bed.source.doom.cause, CAUSE_TIMEOUT));
+    CHECK_OK(handover_on_committed(&handover, id, &err));
+    worker_join(&completer.worker);
+    cr_expect(zero(int, completer.ret), "%s", completer.err.message);
+    end();
+}

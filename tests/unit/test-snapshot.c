@@ -2,6 +2,7 @@
 /* What `status` shows of a migration, which has a role of the test's. */
 #include "bed.h"
 #include "check.h"
+#include "clock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -162,5 +163,125 @@ Test(snapshot, of_one_moment)
     cr_expect(eq(u64, snapshot.figures.ram_size, 77));
     are_counted(snapshot.records, CHANNELS);
     migration_drop_snapshot(&snapshot);
+    end();
+}
+
+/*
+ * Pauses
+ */
+
+static void lose(const char *sentence)
+{
+    struct error reason = {0};
+
+    error_set(&reason, CAUSE_RESET, "%s", sentence);
+    migration_lose(m, &reason);
+}
+
+static void expect(bool paused, const char *reason, const char *last_error, uint64_t pauses)
+{
+    struct migration_snapshot snapshot;
+    char shown[ERROR_MESSAGE_MAX];
+
+    cr_assert(zero(int, migration_take_snapshot(m, &snapshot)));
+    cr_expect(eq(int, snapshot.paused, paused));
+    cr_expect(eq(int, migration_is_paused(m), paused));
+    cr_expect(eq(str, snapshot.pause_reason.message, (char *)reason));
+    cr_expect(eq(u64, snapshot.pauses, pauses));
+    migration_drop_snapshot(&snapshot);
+    migration_last_error(m, shown);
+    cr_expect(eq(str, shown, (char *)last_error));
+}
+
+static uint64_t paused_ms(void)
+{
+    struct migration_snapshot snapshot;
+
+    cr_assert(zero(int, migration_take_snapshot(m, &snapshot)));
+    migration_drop_snapshot(&snapshot);
+    return snapshot.paused_ms;
+}
+
+/* From the first connection that is lost until none is, whatever is lost and found meanwhile. */
+Test(snapshot, paused)
+{
+    strcpy(m->last_error.message, "long ago");
+    expect(false, "", "long ago", 0);
+    uint64_t generation = migration_generation(m);
+    unsigned announced = atomic_load(&bed.announced);
+    lose("first");
+    expect(true, "first", "first", 1);
+    cr_expect(eq(u64, migration_generation(m), generation + 1));
+    cr_expect(eq(uint, atomic_load(&bed.announced), announced + 1));
+    lose("second");
+    expect(true, "first", "first", 1);
+    migration_find_again(m);
+    expect(true, "first", "first", 1);
+    cr_expect(eq(u64, migration_generation(m), generation + 1), "nothing to look at");
+    cr_expect(eq(uint, atomic_load(&bed.announced), announced + 1));
+    migration_find_again(m);
+    expect(false, "", "long ago", 1);
+    cr_expect(eq(u64, migration_generation(m), generation + 2));
+    cr_expect(eq(uint, atomic_load(&bed.announced), announced + 2));
+    migration_find_again(m); /* nothing is lost */
+    cr_expect(eq(uint, atomic_load(&bed.announced), announced + 2));
+    lose("third");
+    expect(true, "third", "third", 2);
+    bed_move(&bed, STATE_COMPLETING);
+    expect(true, "third", "third", 2);
+    /* What is refused meanwhile is news, and the pause is not any more. */
+    struct error refused = {0};
+    error_set(&refused, CAUSE_STATE, "not now");
+    migration_note_error(m, &refused);
+    expect(true, "third", "not now", 2);
+    migration_find_again(m);
+    expect(false, "", "not now", 2);
+    lose("fourth");
+    expect(true, "fourth", "fourth", 3);
+    end();
+}
+
+/* Those that are over, and the one that is not. */
+Test(snapshot, paused_for_so_long)
+{
+    cr_expect(zero(u64, paused_ms()));
+    lose("x");
+    m->paused_since -= 1000000;
+    uint64_t first = paused_ms();
+    cr_expect(first >= 1000000 && first < 2000000);
+    migration_find_again(m);
+    first = paused_ms();
+    cr_expect(first >= 1000000 && first < 2000000);
+    cr_expect(eq(u64, first, (uint64_t)m->paused_ms));
+    lose("y");
+    m->paused_since -= 5000000;
+    uint64_t both = paused_ms();
+    cr_expect(both >= first + 5000000 && both < first + 6000000);
+    bed_fail(&bed, CAUSE_RESET, "it is over");
+    cr_expect(ge(u64, paused_ms(), both));
+    cr_expect(lt(u64, paused_ms(), first + 6000000));
+    end();
+}
+
+/* The end of it is the end of a pause, and later there is none. */
+Test(snapshot, ends_while_it_is_paused)
+{
+    lose("x");
+    bed_fail(&bed, CAUSE_RESET, "given up");
+    expect(false, "", "given up", 1);
+    migration_find_again(m);
+    expect(false, "", "given up", 1);
+    unsigned announced = atomic_load(&bed.announced);
+    lose("y");
+    expect(false, "", "given up", 1);
+    cr_expect(eq(uint, atomic_load(&bed.announced), announced));
+    /* Another start has its own. */
+    m->was_active = false;
+    lose("z");
+    bed_move(&bed, STATE_SETUP);
+    expect(false, "", "given up", 0);
+    cr_expect(zero(u64, paused_ms()));
+    lose("x");
+    expect(true, "x", "x", 1);
     end();
 }

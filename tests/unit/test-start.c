@@ -343,3 +343,61 @@ Test(start, no_answer)
     cr_expect(eq(int, (int)m->state, STATE_FAILED));
     end();
 }
+
+/* What has to be kept cannot go without a copy, out of a pipe, or be placed. */
+Test(start, resume_is_refused)
+{
+    struct error err;
+
+    m->settings.resume_ms = 1000;
+    bed.host.splices = true;
+    m->settings.splice = CHOICE_ON;
+    refused(CAUSE_UNSUPPORTED, "splice is on, but with resume what is sent has to be kept");
+    m->settings.splice = CHOICE_AUTO;
+    m->settings.zero_copy = ZEROCOPY_REQUIRE;
+    refused(CAUSE_UNSUPPORTED, "zero-copy is required, but with resume what is sent has to be kept");
+    m->settings.zero_copy = ZEROCOPY_AUTO;
+    CHECK_OK(uri_list_parse("tcp:127.0.0.1:2 rdma:127.0.0.1:1", &m->settings.uris, &err));
+    refused(CAUSE_UNSUPPORTED,
+            "resume is not possible by RDMA: what a card has placed cannot be placed again");
+    end();
+}
+
+/* Each channel has its listener, which ends with the connection, whether that has come to anything or not. */
+Test(start, with_resume)
+{
+    for (int works_out = 0; works_out < 2; works_out++) {
+        m->settings.resume_ms = 7000;
+        begin();
+        fake_accept_all(&fake, 0);
+        cr_expect(eq(u32, fake.hello.resume_ms, 7000));
+        cr_expect(ne(u64, fake.hello.features & WIRE_FEATURE_RESUME, 0));
+        fake_reply(&fake, works_out ? CAUSE_NONE : CAUSE_NO_SPACE, works_out ? "" : "full");
+        if (works_out) {
+            works();
+            cr_expect(eq(uint, bed.source.again.running, 2));
+        } else {
+            fails(CAUSE_NO_SPACE, "the destination refuses: full");
+            cr_expect(zero(uint, bed.source.again.running));
+            cr_expect(eq(int, bed.source.again.over_fd, -1));
+            fake_hang_up(&fake);
+        }
+    }
+    /* A connection that is lost, and made again, pauses the migration. */
+    struct hello hello;
+    transport_close(fake.data[1]);
+    fake.data[1] = fake_answer(&fake, &hello);
+    cr_expect(eq(int, (int)hello.kind, WIRE_HELLO_DATA_AGAIN));
+    cr_expect(eq(uint, hello.channel, 1));
+    pthread_mutex_lock(&m->lock);
+    while (!m->pauses || m->lost)
+        pthread_cond_wait(&m->changed, &m->lock);
+    cr_expect(eq(u64, m->pauses, 1));
+    pthread_mutex_unlock(&m->lock);
+    while (atomic_load(&launched) < 0)
+        sched_yield();
+    again_stop(&bed.source.again);
+    connection_break(source_connection(&bed.source));
+    again_join(&bed.source.again);
+    end();
+}
