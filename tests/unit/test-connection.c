@@ -9,6 +9,8 @@
 #include "scratch.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -872,5 +874,200 @@ Test(connection, splice)
     CHECK_OK(uri_list_parse(transport_listener_address(fake.listener), &uris, &err));
     cr_expect(not(splices(CONNECTION_SPLICE_AUTO)), "and not by TCP");
     cr_expect(splices(CONNECTION_SPLICE_ALWAYS));
+    end();
+}
+
+/*
+ * Connections that are made again when they are lost
+ */
+
+/* A hello comes, and the connection goes before it is answered. */
+static struct hello hear_and_hang_up(void)
+{
+    struct transport *t = NULL;
+    struct wire_hello wire;
+    struct hello hello;
+    struct error err;
+
+    while (transport_accept(fake.listener, &t) == -EAGAIN) {
+        struct pollfd fd = {.fd = transport_listener_pollfd(fake.listener), .events = POLLIN};
+        poll(&fd, 1, -1);
+    }
+    cr_assert(zero(int, transport_recv_all(t, &wire, sizeof(wire), NULL)));
+    CHECK_OK(wire_hello_decode(&wire, &hello, &err));
+    transport_close(t);
+    return hello;
+}
+
+static void resume_for(uint32_t ms)
+{
+    config.resume_ms = ms;
+    config.features |= WIRE_FEATURE_RESUME;
+}
+
+static bool is_same_session(const struct hello *a, const struct hello *b)
+{
+    return !memcmp(a->session, b->session, sizeof(a->session));
+}
+
+struct made {
+    struct worker worker;
+    struct connection *conn;
+    struct error err;
+    int ret;
+};
+
+static void make(void *arg)
+{
+    struct made *made = arg;
+
+    made->ret = connection_open(&config, &made->conn, &made->err);
+}
+
+/* The destination may have heard of the main one, and knows only one of that session: so it has another one. */
+Test(connection, lost_before_it_is_answered)
+{
+    struct made made = {0};
+    struct ends ends = {0};
+    struct hello lost[2], hello;
+
+    resume_for(60000);
+    worker_start(&made.worker, make, &made);
+    for (int i = 0; i < 2; i++)
+        lost[i] = hear_and_hang_up();
+    cr_expect(not(is_same_session(&lost[0], &lost[1])));
+    ends.main = fake_answer(&fake, &ends.hello);
+    cr_expect(eq(int, (int)ends.hello.kind, WIRE_HELLO_MAIN));
+    cr_expect(not(is_same_session(&ends.hello, &lost[1])));
+    cr_expect(eq(u32, ends.hello.resume_ms, 60000));
+    for (unsigned c = 0; c < CHANNELS; c++) {
+        for (int i = 0; i < 2; i++) {
+            lost[i] = hear_and_hang_up();
+            cr_expect(is_same_session(&ends.hello, &lost[i]));
+            cr_expect(eq(int, (int)lost[i].kind, WIRE_HELLO_DATA));
+            cr_expect(eq(uint, lost[i].channel, c));
+        }
+        ends.data[c] = fake_answer(&fake, &hello);
+        cr_expect(eq(int, (int)hello.kind, WIRE_HELLO_DATA));
+    }
+    worker_join(&made.worker);
+    cr_assert(zero(int, made.ret), "%s", made.err.message);
+    cr_expect(zero(int, memcmp(made.conn->group.id, ends.hello.session, sizeof(made.conn->group.id))));
+    cr_expect(zero(int, memcmp(made.conn->hello.session, ends.hello.session, 16)));
+    close_connection(made.conn, &ends);
+    connection_free(made.conn);
+    end();
+}
+
+/* Without that it is not made again, nor is one that was refused or whose time is over. */
+Test(connection, lost_before_it_is_answered_for_good)
+{
+    struct transport *t = NULL;
+
+    for (int i = 0; i < 3; i++) {
+        struct made made = {0};
+        unsigned attempts = 0;
+        resume_for(i == 0 ? 0 : i == 1 ? 60000 : 1);
+        worker_start(&made.worker, make, &made);
+        if (i == 1) {
+            struct refusal refusal = {0};
+            refuse(&refusal);
+            end_refusal(&refusal);
+        }
+        while (i != 1 && !atomic_load(&made.worker.done)) {
+            if (transport_accept(fake.listener, &t) == 0) {
+                transport_close(t);
+                attempts++;
+            }
+            sched_yield();
+        }
+        worker_join(&made.worker);
+        if (i == 0)
+            cr_expect(eq(uint, attempts, 1));
+        cr_expect(lt(int, made.ret, 0));
+        cr_expect(eq(int, (int)made.err.cause, i == 1 ? CAUSE_REFUSED : CAUSE_RESET), "%s",
+                  made.err.message);
+        cr_expect(eq(int, transport_accept(fake.listener, &t), -EAGAIN), "nobody has come once more");
+    }
+    end();
+}
+
+Test(connection, cancelled_while_it_is_made_again)
+{
+    struct made made = {0};
+
+    config.cancel_fd = eventfd(0, EFD_CLOEXEC);
+    resume_for(60000);
+    worker_start(&made.worker, make, &made);
+    hear_and_hang_up();
+    eventfd_write(config.cancel_fd, 1);
+    worker_join(&made.worker);
+    cr_expect(eq(int, (int)made.err.cause, CAUSE_INTERRUPTED), "%s", made.err.message);
+    struct transport *t;
+    while (transport_accept(fake.listener, &t) == 0)
+        transport_close(t);
+    close(config.cancel_fd);
+    end();
+}
+
+/* What has to be sent again is kept: so much of each channel, by copies. */
+Test(connection, keeps)
+{
+    static const struct {
+        uint32_t resume_ms;
+        uint64_t write_behind, max;
+    } cases[] = {{0, 1u << 20, 0}, {1000, 1u << 20, 2u << 20}, {1000, 64u << 20, 32u << 20}};
+
+    for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
+        struct ends ends = {0};
+        bool keeps = cases[i].resume_ms;
+        config.splice = CONNECTION_SPLICE_ALWAYS;
+        config.write_behind = cases[i].write_behind;
+        config.features = 0;
+        config.resume_ms = cases[i].resume_ms;
+        if (keeps)
+            resume_for(cases[i].resume_ms);
+        struct connection *conn = open_to(&ends);
+        cr_expect(eq(int, connection_resumes(conn), keeps));
+        cr_expect(eq(int, conn->splices, !keeps));
+        cr_expect(eq(int, conn->main.keeps, keeps));
+        for (unsigned c = 0; c < CHANNELS; c++) {
+            cr_expect(eq(int, conn->channels[c].keeps, keeps));
+            cr_expect(eq(u64, conn->channels[c].kept.max, cases[i].max));
+        }
+        close_connection(conn, &ends);
+        connection_free(conn);
+    }
+    end();
+}
+
+/* All channels are made again once, and once more when something has been applied since. */
+Test(connection, shakes)
+{
+    struct ends ends = {0};
+    struct error reason = {0};
+    struct connection *conn = open_to(&ends);
+
+    cr_expect(not(connection_shake(conn)), "its connections are not made again");
+    close_connection(conn, &ends);
+    connection_free(conn);
+    resume_for(1000);
+    conn = open_to(&ends);
+    conn->watch = (struct stall_watch){.limit_ms = 1, .step_ms = 1000, .last_ms = 1};
+    cr_expect(connection_look(conn, true, &reason));
+    cr_expect(connection_shake(conn));
+    cr_expect(zero(i64, conn->watch.last_ms), "they have their time");
+    for (unsigned c = 0; c < CHANNELS; c++) {
+        cr_expect(conn->channels[c].down);
+        conn->channels[c].down = false;
+    }
+    cr_expect(not(connection_shake(conn)));
+    cr_expect(not(conn->channels[0].down));
+    conn->progress.channel[1].applied++;
+    cr_expect(connection_shake(conn));
+    cr_expect(conn->channels[0].down);
+    cr_expect(not(connection_shake(conn)));
+    close_connection(conn, &ends);
+    connection_free(conn);
     end();
 }
