@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1388,4 +1389,158 @@ Test(outgoing, verify_without_a_reference)
     cr_expect(m->settings.checksum);
     cr_expect(eq(u64, fake.hello.features & WIRE_FEATURE_CHECKSUM, WIRE_FEATURE_CHECKSUM));
     end();
+}
+
+/*
+ * Connections that are made again
+ */
+
+static void become_active_for(uint32_t resume_ms)
+{
+    m->settings.resume_ms = resume_ms;
+    become_active();
+}
+
+/* The main channel comes once more; the destination has received so many messages. */
+static void answer_main_again(uint64_t received)
+{
+    struct hello hello;
+
+    fake.reply.received = received;
+    struct transport *t = fake_answer(&fake, &hello);
+    cr_expect(eq(int, (int)hello.kind, WIRE_HELLO_MAIN_AGAIN));
+    cr_expect(zero(int, memcmp(hello.session, fake.hello.session, 16)));
+    transport_close(fake.main);
+    fake.main = t;
+}
+
+static void lose_main(void)
+{
+    transport_close(fake.main);
+    fake.main = NULL;
+}
+
+/* What the destination has not received is said again, and what waits for an answer gets it. */
+Test(outgoing, main_channel_made_again)
+{
+    uint64_t id, again;
+
+    become_active_for(60000);
+    waiter = (struct waiter){0};
+    worker_start(&waiter.worker, sync_all, &waiter);
+    await_message(WIRE_SYNC, &id);
+    lose_main();
+    answer_main_again(1); /* the announcement of the RAM */
+    await_message(WIRE_SYNC, &again);
+    cr_expect(eq(u64, again, id));
+    cr_expect(eq(u64, m->pauses, 1));
+    say(WIRE_SYNC_ACK, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    cr_expect(not(migration_is_paused(m)));
+    end();
+}
+
+static void refuse_main_again(enum cause cause, const char *text)
+{
+    fake.reply.cause = cause;
+    strcpy(fake.reply.text, text);
+    answer_main_again(0);
+    fake.reply.cause = CAUSE_NONE;
+    *fake.reply.text = '\0';
+}
+
+Test(outgoing, main_channel_is_refused)
+{
+    become_active_for(60000);
+    lose_main();
+    refuse_main_again(CAUSE_NOT_FOUND, "started again since");
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(str, m->failure.message,
+                 "the other side has closed the connection: the destination refuses: started again since"));
+    cr_expect(not(migration_is_paused(m)));
+    end();
+}
+
+/* What makes no sense does so over any connection. */
+Test(outgoing, nonsense_is_not_made_again)
+{
+    become_active_for(60000);
+    say(WIRE_COMMIT, 1);
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(int, (int)m->failure.cause, CAUSE_PROTOCOL), "%s", m->failure.message);
+    cr_expect(zero(u64, m->pauses));
+    end();
+}
+
+Test(outgoing, cancelled_while_it_is_paused)
+{
+    struct error err;
+
+    become_active_for(60000);
+    lose_main();
+    while (!migration_is_paused(m))
+        sched_yield();
+    CHECK_OK(migration_cancel(m, &err));
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_CANCELLED));
+    cr_expect(not(migration_is_paused(m)));
+    struct transport *t = NULL;
+    while (transport_accept(fake.listener, &t) == 0)
+        transport_close(t);
+    end();
+}
+
+/* After the commit: it hears the answer over another connection, */
+Test(outgoing, made_again_after_commit)
+{
+    uint64_t id;
+
+    m->settings.resume_ms = 60000;
+    run_to_commit();
+    lose_main();
+    answer_main_again(2); /* the announcement, and COMPLETE */
+    await_message(WIRE_COMMIT, &id);
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
+    end();
+}
+
+/* or asks, where the destination has nothing more to say. */
+Test(outgoing, refused_after_commit)
+{
+    m->settings.resume_ms = 60000;
+    run_to_commit();
+    lose_main();
+    refuse_main_again(CAUSE_STATE, "it was completed");
+    answer_question(WIRE_OUTCOME_COMPLETED);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
+    end();
+}
+
+/* What has stalled may do so for its connections: they are made again, and then it is the end. */
+Test(outgoing, stalled_channel_is_shaken)
+{
+    unsigned made[2] = {0};
+
+    m->settings.resume_ms = 60000;
+    wait_for_two_packets(sync_all);
+    report.applied[0] = 1;
+    while (!atomic_load(&waiter.worker.done)) {
+        struct pollfd fd = {.fd = transport_listener_pollfd(fake.listener), .events = POLLIN};
+        if (poll(&fd, 1, 0) == 1) {
+            struct hello hello;
+            struct transport *t = fake_answer(&fake, &hello);
+            cr_assert(eq(int, (int)hello.kind, WIRE_HELLO_DATA_AGAIN));
+            transport_close(fake.data[hello.channel]);
+            fake.data[hello.channel] = t;
+            made[hello.channel]++;
+        }
+        tell_progress();
+    }
+    cr_expect(eq(uint, made[0], 1));
+    cr_expect(eq(uint, made[1], 1));
+    ends_stalled("channel 1 has stalled");
 }
