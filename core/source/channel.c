@@ -551,11 +551,18 @@ static bool is_loss(int code)
     return code < 0 && code != -EFAULT && code != -ENOMEM && code != -ENODATA;
 }
 
+/* The stream has come so far, or has been before: what is sent once more is not counted once more. */
+static void count_stream(struct channel *ch, uint64_t position)
+{
+    ch->wire_bytes = ch->wire_bytes < position ? position : ch->wire_bytes;
+    ch->zerocopy.counters.copied_bytes = ch->wire_bytes;
+}
+
 /* Called with the lock held: the batch that was in hand is not any more. Returns what the gate is due. */
 static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, int ret)
 {
     if (ret == 0) {
-        ch->wire_bytes += batch->bytes + batch->uncopied + batch->placed;
+        ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
         ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
         zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
     } else if (keeps && is_loss(ret)) {
@@ -564,6 +571,8 @@ static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, in
         ch->lost = true;
     }
     uint64_t bytes = retire_batch(ch, batch->entries, keeps);
+    if (keeps && ret == 0)
+        count_stream(ch, kept_end(&ch->kept));
     ch->in_hand = false;
     if (ch->flushers)
         pthread_cond_broadcast(&ch->progress);
@@ -807,9 +816,7 @@ int channel_renew(struct channel *ch, struct transport *transport, uint64_t rece
     while (ch->in_hand)
         pthread_cond_wait(&ch->progress, &ch->lock);
     ch->flushers--;
-    int ret = ch->closed == CHANNEL_DEAD ? -ECANCELED : 0;
-    if (ret == 0 && !kept_has_sent(&ch->kept, received))
-        ret = -EPROTO;
+    int ret = ch->closed == CHANNEL_DEAD ? -ECANCELED : kept_has_sent(&ch->kept, received) ? 0 : -EPROTO;
     if (ret < 0) {
         pthread_mutex_unlock(&ch->lock);
         return ret;
@@ -821,8 +828,7 @@ int channel_renew(struct channel *ch, struct transport *transport, uint64_t rece
     ch->applied_have = 0;
     ch->moved = received > ch->renewed_at;
     ch->renewed_at = received;
-    /* What was lost on the way does not count: both sides have the same sum. */
-    ch->wire_bytes = ch->zerocopy.counters.copied_bytes = received;
+    count_stream(ch, received);
     while ((entry = kept_take_received(&ch->kept, received)))
         bytes += retire(ch, entry);
     kept_put_back(&ch->kept, &ch->head, &ch->tail);

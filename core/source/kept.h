@@ -38,6 +38,12 @@ static inline bool kept_is_full(const struct kept *kept)
     return kept->bytes >= kept->max;
 }
 
+/** kept_end - where in the stream it ends */
+static inline uint64_t kept_end(const struct kept *kept)
+{
+    return kept->from + kept->bytes;
+}
+
 /** kept_take_applied - take the first entry, if it is applied; NULL: it is not, or there is none */
 struct channel_entry *kept_take_applied(struct kept *kept);
 
@@ -45,7 +51,7 @@ struct channel_entry *kept_take_applied(struct kept *kept);
  */
 static inline bool kept_has_sent(const struct kept *kept, uint64_t received)
 {
-    return received >= kept->from && received <= kept->from + kept->bytes;
+    return received >= kept->from && received <= kept_end(kept);
 }
 
 /**

@@ -326,6 +326,8 @@ Test(channel_kept, cut_after_any_byte)
         cr_expect(not(ch.down));
         cr_expect(eq(uint, first.closes, 1));
         expect_packets(6);
+        cr_expect(eq(u64, ch.wire_bytes, FIVE + HEADER + 40), "each byte is counted once");
+        cr_expect(eq(u64, ch.zerocopy.counters.copied_bytes, ch.wire_bytes));
         cr_expect(zero(int, tell(&second, 6)));
         cr_expect(zero(u64, gate.used));
         end();
@@ -348,6 +350,7 @@ Test(channel_kept, cut_again_and_again)
             size_t before = received;
             cr_expect(zero(int, channel_renew(&ch, &line->base, received)));
             cr_assert(received == FIVE || received == before + step, "it goes on");
+            cr_expect(eq(u64, ch.wire_bytes, received == FIVE ? FIVE : before));
         }
         expect_packets(5);
         cr_expect(eq(uint, n, (FIVE - 1) / step));

@@ -121,9 +121,11 @@ static void await_device_end(struct migration *incoming, uint32_t id, uint64_t s
     cr_assert(eq(long, file_read(migration_file(incoming, id), size, &c, 1, false, NULL), 0));
 }
 
-static void carry(struct rig *r, const char *name, unsigned channels, void (*set)(struct settings *settings))
+/* @faults: of its connections */
+static void carry_over(struct rig *r, const char *name, unsigned channels, const char *faults,
+                       void (*set)(struct settings *settings))
 {
-    struct migration *m = rig_make(r, name, channels, "");
+    struct migration *m = rig_make(r, name, channels, faults);
     struct file *ram = migration_file(m, WIRE_RAM);
     char *want = calloc(1, RAM_SIZE), *want_devices[2];
     struct writer writers[WRITERS + 2] = {0};
@@ -192,11 +194,17 @@ static void carry(struct rig *r, const char *name, unsigned channels, void (*set
     }
     for (unsigned c = 0; c < channels; c++)
         cr_expect(eq(u64, outgoing_wire_bytes(m, (int)c), incoming_wire_bytes(incoming, c)), "channel %u", c);
+    cr_expect(eq(int, m->pauses > 0, *faults != 0));
     migration_put(m);
     migration_put(incoming);
     free(want);
     free(want_devices[0]);
     free(want_devices[1]);
+}
+
+static void carry(struct rig *r, const char *name, unsigned channels, void (*set)(struct settings *settings))
+{
+    carry_over(r, name, channels, "", set);
 }
 
 static const unsigned channel_counts[] = {2, 7, 1, 16};
@@ -1213,6 +1221,8 @@ struct cut {
     struct error err;
 };
 
+static uint32_t cut_resume_ms; /* of the next ones */
+
 static void run_cut(void *arg)
 {
     struct cut *c = arg;
@@ -1220,6 +1230,7 @@ static void run_cut(void *arg)
     struct file *dev;
     char data[5 * 4096 + 100];
     uint64_t random = 11;
+    m->settings.resume_ms = cut_resume_ms;
     int ret = outgoing_start(m, NULL, &c->err);
 
     for (size_t i = 0; i < sizeof(data); i++)
@@ -1302,6 +1313,53 @@ Test(migration, any_channel_is_cut)
     rig_init(&rig, unix_place(""), NULL);
     cut_at("faulty:cut=%llu:", 500, 37, CUTS);
     cut_at("faulty:cut=%llu:", 2000, 301, CUTS);
+    rig_fini(&rig);
+}
+
+/*
+ * The same with `resume`: nothing is lost by it
+ */
+
+static void set_resume(struct settings *settings)
+{
+    settings->resume_ms = 60000;
+}
+
+static void set_resume_and_compression(struct settings *settings)
+{
+    settings->resume_ms = 60000;
+    settings->compress = true;
+    settings->checksum_choice = CHOICE_ON;
+}
+
+/* Every connection, after so many bytes. */
+Test(migration, goes_on_over_many_connections)
+{
+    rig_init(&rig, unix_place(""), NULL);
+    carry_over(&rig, "one", 1, "faulty:cut=300000:", set_resume);
+    carry_over(&rig, "three", 3, "faulty:cut=77777:", set_resume);
+    carry_over(&rig, "compressed", 2, "faulty:cut=50001:", set_resume_and_compression);
+    rig_fini(&rig);
+}
+
+/* By TCP, where a connection that is cut takes with it what is on the way. */
+Test(migration, goes_on_over_tcp)
+{
+    rig_init(&rig, "tcp:127.0.0.1:0", NULL);
+    carry_over(&rig, "vm", 4, "faulty:cut=200003:", set_resume);
+    rig_fini(&rig);
+}
+
+/* Wherever the main channel, or any, is cut, they complete; as often as it takes. */
+Test(migration, goes_on_wherever_it_is_cut)
+{
+    rig_init(&rig, unix_place(""), NULL);
+    cut_resume_ms = 60000;
+    for (uint64_t at = 1000; at < 1400; at += 7 * CUTS)
+        cr_expect(eq(uint, cut_at("faulty:cut=%llu+only=0:", at, 7, CUTS), CUTS));
+    cr_expect(eq(uint, cut_at("faulty:cut=%llu+only=1:", 700, 37, CUTS), CUTS));
+    cr_expect(eq(uint, cut_at("faulty:cut=%llu:", 1003, 301, CUTS), CUTS));
+    cut_resume_ms = 0;
     rig_fini(&rig);
 }
 
