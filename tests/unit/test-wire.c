@@ -96,6 +96,8 @@ static void check_hello(const struct hello *sent)
     cr_expect(eq(u32, got.stripe_size, sent->stripe_size));
     cr_expect(eq(u32, got.timeout_ms, sent->timeout_ms));
     cr_expect(eq(str, got.name, (char *)sent->name));
+    cr_expect(eq(u32, got.resume_ms, sent->resume_ms));
+    cr_expect(eq(u64, got.received, sent->received));
 }
 
 Test(wire, hello_round_trip)
@@ -118,6 +120,55 @@ Test(wire, hello_round_trip)
     check_hello(&hello);
     strcpy(hello.name, "n");
     check_hello(&hello);
+}
+
+/* Where connections are made again: for how long, and from where on. */
+Test(wire, hellos_that_resume)
+{
+    struct hello hello = good_hello(), got;
+    struct wire_hello wire;
+    struct error err;
+    const uint8_t *p = (const uint8_t *)&wire;
+
+    hello.features = WIRE_FEATURE_RESUME;
+    check_hello(&hello);
+    hello.kind = WIRE_HELLO_DATA_AGAIN;
+    check_hello(&hello);
+    hello.kind = WIRE_HELLO_MAIN;
+    hello.channel = 0;
+    hello.resume_ms = 1000;
+    check_hello(&hello);
+    hello.resume_ms = WIRE_RESUME_MAX * 1000;
+    check_hello(&hello);
+    wire_hello_encode(&hello, &wire);
+    cr_expect(zero(int, memcmp(p + 10, "\0\0\x10\x0e\x07\0\x04\0", 6)), "kind, seconds, channels");
+    cr_expect(zero(int, memcmp(p + 16, "\x04\0\0\0\0\0\0\0", 8)), "features");
+    /* A part of a second is one. */
+    hello.resume_ms = 1;
+    wire_hello_encode(&hello, &wire);
+    CHECK_OK(wire_hello_decode(&wire, &got, &err));
+    cr_expect(eq(u32, got.resume_ms, 1000));
+    cr_expect(zero(uint, got.channel));
+    hello.resume_ms = 1001;
+    wire_hello_encode(&hello, &wire);
+    CHECK_OK(wire_hello_decode(&wire, &got, &err));
+    cr_expect(eq(u32, got.resume_ms, 2000));
+    hello.resume_ms = 0;
+    wire_hello_encode(&hello, &wire);
+    CHECK_FAILS(wire_hello_decode(&wire, &got, &err), CAUSE_PROTOCOL);
+    hello.resume_ms = WIRE_RESUME_MAX * 1000 + 1;
+    wire_hello_encode(&hello, &wire);
+    CHECK_FAILS(wire_hello_decode(&wire, &got, &err), CAUSE_PROTOCOL);
+    /* Without the feature there is no time, and a main channel has no number. */
+    hello.features = 0;
+    hello.resume_ms = 0;
+    check_hello(&hello);
+    hello.kind = WIRE_HELLO_MAIN_AGAIN;
+    hello.received = 0x123456789abcdef0;
+    check_hello(&hello);
+    wire_hello_encode(&hello, &wire);
+    cr_expect(zero(int, memcmp(p + 10, "\x03\0\0\0", 4)));
+    cr_expect(zero(int, memcmp(p + 16, "\xf0\xde\xbc\x9a\x78\x56\x34\x12", 8)));
 }
 
 /* The bytes themselves, so that both ends of the code cannot be wrong in the same way. */
@@ -240,6 +291,7 @@ static void check_reply(const struct hello_reply *sent)
     cr_expect(eq(u64, got.max_device, sent->max_device));
     cr_expect(eq(u32, got.max_devices, sent->max_devices));
     cr_expect(eq(u32, got.timeout_ms, sent->timeout_ms));
+    cr_expect(eq(u64, got.received, sent->received));
 }
 
 Test(wire, reply_round_trip)
@@ -254,7 +306,11 @@ Test(wire, reply_round_trip)
     reply.max_ram = reply.max_device = UINT64_MAX;
     reply.max_devices = reply.timeout_ms = UINT32_MAX;
     reply.outcome = WIRE_OUTCOME_COMPLETED;
+    reply.received = UINT64_MAX - 1;
     check_reply(&reply);
+    struct wire_hello_reply wire;
+    wire_hello_reply_encode(&reply, &wire);
+    cr_expect(zero(int, memcmp((char *)&wire + 304, "\xfe\xff\xff\xff\xff\xff\xff\xff", 8)));
 }
 
 static const struct change reply_changes[] = {
@@ -330,6 +386,24 @@ Test(wire, message_round_trip)
             cr_expect(wire_message_check(&wire, body, length));
         }
     }
+}
+
+Test(wire, messages_say_what_was_received)
+{
+    struct wire_message wire;
+    struct message got;
+    struct error err;
+
+    wire_message_encode(WIRE_PING, 0, NULL, 0, &wire);
+    CHECK_OK(wire_message_decode(&wire, &got, &err));
+    cr_expect(zero(u32, got.received));
+    wire_message_encode_received(WIRE_SYNC, 3, 0x5fedcba98, "abc", 3, &wire);
+    CHECK_OK(wire_message_decode(&wire, &got, &err));
+    cr_expect(eq(u32, got.received, 0xfedcba98), "modulo 2^32");
+    cr_expect(zero(int, memcmp((char *)&wire + 12, "\x98\xba\xdc\xfe", 4)));
+    cr_expect(wire_message_check(&wire, "abc", 3));
+    wire.received ^= 1;
+    cr_expect(not(wire_message_check(&wire, "abc", 3)));
 }
 
 static const struct change message_changes[] = {
