@@ -126,12 +126,12 @@ static void line_tell(struct line *line, const void *bytes, size_t len)
     pthread_mutex_unlock(&line->lock);
 }
 
-/* It takes so many more, and may notice that it is shut down. */
+/* It takes so many more, and has not been shut down. */
 static void line_let(struct line *line, size_t room)
 {
     pthread_mutex_lock(&line->lock);
     line->room += room;
-    line->stuck = false;
+    line->stuck = line->shut = false;
     pthread_cond_broadcast(&line->changed);
     pthread_mutex_unlock(&line->lock);
 }
@@ -540,8 +540,7 @@ Test(channel_kept, renew_waits_for_the_sender)
     worker_start(&renewal.worker, renew, &renewal);
     worker_await_sleep(&renewal.worker);
     cr_expect(not(atomic_load(&renewal.worker.done)));
-    first.shut = false; /* the rest goes through */
-    line_let(&first, SIZE_MAX - received);
+    line_let(&first, SIZE_MAX - received); /* the rest goes through */
     worker_join(&renewal.worker);
     worker_join(&worker);
     cr_expect(zero(int, renewal.ret));

@@ -170,6 +170,45 @@ Test(tls_migration, two_destinations)
     rig_fini(&rig);
 }
 
+/* A connection that is made again is the same one's, whoever else has the session. */
+Test(tls_migration, made_again_by_another_identity)
+{
+    struct hello_reply reply, of_unknown;
+    struct transport *t[2];
+    struct rig rig;
+
+    rig_init(&rig, LISTEN, NULL);
+    struct hello hello = peer_hello("vm", 1);
+    hello.features |= WIRE_FEATURE_RESUME;
+    hello.resume_ms = 60000;
+    t[0] = peer_greet(rig.address, &hello, &reply);
+    struct hello again = hello;
+    again.kind = WIRE_HELLO_DATA;
+    t[1] = peer_greet(rig.address, &again, &reply);
+    cr_assert(t[0] && t[1], "%s", reply.text);
+    struct migration *m = rig_arrived(&rig, "vm");
+    for (int i = 0; i < 2; i++) {
+        again.kind = i ? WIRE_HELLO_DATA_AGAIN : WIRE_HELLO_MAIN_AGAIN;
+        struct hello unknown = again;
+        unknown.session[0] ^= 1;
+        peer_tls = bob;
+        cr_expect(zero(ptr, peer_greet(rig.address, &again, &reply)));
+        cr_expect(zero(ptr, peer_greet(rig.address, &unknown, &of_unknown)));
+        cr_expect(eq(int, (int)reply.cause, CAUSE_NOT_FOUND));
+        cr_expect(eq(str, reply.text, of_unknown.text));
+        cr_expect(not(migration_is_paused(m)));
+        peer_tls = alice;
+        struct transport *next = peer_greet(rig.address, &again, &reply);
+        cr_assert(not(zero(ptr, next)), "%s", reply.text);
+        transport_close(t[i]);
+        t[i] = next;
+    }
+    migration_put(m);
+    transport_close(t[0]);
+    transport_close(t[1]);
+    rig_fini(&rig);
+}
+
 /* The limits of a peer count by its identity, wherever it comes from. */
 Test(tls_migration, limits_by_identity)
 {
