@@ -8,6 +8,7 @@
 #include "peer.h"
 #include "scratch.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,6 +32,8 @@ static pthread_cond_t told_more = PTHREAD_COND_INITIALIZER;
 static unsigned failures, losses, finds;
 static struct error failed_reason, lost_reason;
 static int64_t failed_delay;
+static bool looks; /* only the listener of channel 0 finds connections again */
+static struct again_patience patience;
 
 static void note_failure(void *arg, const struct error *reason, int64_t delay_ms)
 {
@@ -58,6 +61,8 @@ static void note_find(void *arg)
     cr_expect(eq(ptr, arg, &failures));
     pthread_mutex_lock(&told_lock);
     finds++;
+    if (looks)
+        patience = again.listeners[0].patience;
     pthread_cond_broadcast(&told_more);
     pthread_mutex_unlock(&told_lock);
 }
@@ -404,86 +409,82 @@ Test(again, not_needed_any_more)
  * Patience
  */
 
-/* One that is made again and again, and carries nothing, ends. */
+/* It is lost, and found again, where so much has been received. */
+static struct again_patience lose_and_find(uint64_t received)
+{
+    static unsigned found;
+
+    lose(0);
+    answer(0, received);
+    await_told(&finds, ++found);
+    pthread_mutex_lock(&told_lock);
+    struct again_patience now = patience;
+    pthread_mutex_unlock(&told_lock);
+    return now;
+}
+
+/* Whether it is given up before it comes once more. */
+static bool is_given_up(void)
+{
+    struct pollfd fd = {.fd = transport_listener_pollfd(fake.listener), .events = POLLIN};
+    bool over = false;
+
+    while (!over && poll(&fd, 1, 10) == 0) {
+        pthread_mutex_lock(&told_lock);
+        over = failures;
+        pthread_mutex_unlock(&told_lock);
+    }
+    return over;
+}
+
+/* One that is made again and again, and carries nothing, is tried often, and then it ends. */
 Test(again, nothing_moves)
 {
-    begin(1000);
+    static const int backoffs[] = {20, 40, 80, 160, 200, 200};
+    int64_t left = 3000;
+    unsigned made = 0;
+
+    looks = true;
+    begin(3000);
     send_packet(0, 'x');
     expect_packet(0, 1, 'x');
-    unsigned made = 0;
-    lose(0);
-    answer(0, 0); /* nothing was received on the first one, but it was made */
-    await_told(&finds, ++made);
-    int64_t left = again.listeners[0].patience.left_ms;
-    cr_expect(le(i64, left, 1000));
-    for (;;) {
-        struct transport *t = NULL;
-        lose(0);
-        pthread_mutex_lock(&told_lock);
-        while (!failures && losses < made + 1)
-            pthread_cond_wait(&told_more, &told_lock);
-        pthread_mutex_unlock(&told_lock);
-        while (!failures && transport_accept(fake.listener, &t) < 0)
-            sched_yield();
-        if (!t)
-            break;
-        struct wire_hello wire;
-        struct wire_hello_reply reply;
-        fake.reply.received = 0;
-        wire_hello_reply_encode(&fake.reply, &reply);
-        struct iovec iov = {&reply, sizeof(reply)};
-        if (transport_recv_all(t, &wire, sizeof(wire), NULL) < 0 || transport_send(t, &iov, 1) < 0) {
-            transport_close(t);
-            continue;
-        }
-        data[0] = t;
-        pthread_mutex_lock(&told_lock);
-        while (!failures && finds < made + 1)
-            pthread_cond_wait(&told_more, &told_lock);
-        bool over = failures;
-        pthread_mutex_unlock(&told_lock);
-        if (over)
-            break;
-        made++;
-        cr_expect(lt(i64, again.listeners[0].patience.left_ms, left), "it gets less");
-        cr_expect(le(int, again.listeners[0].patience.backoff_ms, 200), "and it is tried often");
-        left = again.listeners[0].patience.left_ms;
+    for (; made < ARRAY_LENGTH(backoffs); made++) {
+        struct again_patience now = lose_and_find(0);
+        cr_expect(eq(int, now.backoff_ms, backoffs[made]));
+        cr_expect(le(i64, now.left_ms, left - (made ? backoffs[made - 1] / 2 : 0)), "it gets less");
+        left = now.left_ms;
     }
-    cr_expect(ne(ptr, strstr(failed_reason.message, "it could not be made again within 1 s"), NULL), "%s",
+    for (lose(0); !is_given_up(); lose(0)) {
+        struct hello hello;
+        data[0] = fake_answer(&fake, &hello);
+    }
+    cr_expect(ne(ptr, strstr(failed_reason.message, "it could not be made again within 3 s"), NULL), "%s",
               failed_reason.message);
-    cr_expect(made > 2);
     end();
 }
 
-/* One that carries something has all the time once more, and is tried at once. */
+/* One that carries something is tried at once, and has all the time once more. */
 Test(again, something_moves)
 {
+    looks = true;
     begin(LONG_MS);
     send_packet(0, 'x');
     send_packet(0, 'y');
-    lose(0);
-    answer(0, 0);
-    await_told(&finds, 1);
-    lose(0);
-    answer(0, 0);
-    await_told(&finds, 2);
-    cr_expect(lt(i64, again.listeners[0].patience.left_ms, LONG_MS - 19), "a while was waited");
+    cr_expect(eq(int, lose_and_find(0).backoff_ms, 20));
+    struct again_patience before = lose_and_find(0);
+    cr_expect(eq(int, before.backoff_ms, 40));
     expect_packet(0, 1, 'x');
-    int64_t left = again.listeners[0].patience.left_ms;
-    lose(0);
-    answer(0, PACKET); /* it shows that it has moved */
-    await_told(&finds, 3);
-    cr_expect(lt(i64, again.listeners[0].patience.left_ms, left));
-    lose(0);
-    answer(0, PACKET);
-    await_told(&finds, 4);
-    cr_expect(again.listeners[0].patience.left_ms > left);
+    /* This one shows that it has moved. */
+    struct again_patience now = lose_and_find(PACKET);
+    cr_expect(eq(int, now.backoff_ms, 80));
+    cr_expect(le(i64, now.left_ms, before.left_ms - 40));
+    cr_expect(eq(int, lose_and_find(PACKET).backoff_ms, 20));
+    cr_expect(eq(int, lose_and_find(PACKET).backoff_ms, 40));
     /* So does what is applied. */
     tell(0, 1);
-    lose(0);
-    answer(0, PACKET);
-    await_told(&finds, 5);
-    cr_expect(again.listeners[0].patience.left_ms > left);
+    while (atomic_load(&conn->gate.used) > PACKET)
+        sched_yield();
+    cr_expect(eq(int, lose_and_find(PACKET).backoff_ms, 20));
     end();
 }
 
