@@ -545,12 +545,6 @@ static void lose(struct channel *ch)
     transport_shutdown(ch->transport);
 }
 
-/* Whether sending failed for want of the connection, and not of what was to be sent. */
-static bool is_loss(int code)
-{
-    return code < 0 && code != -EFAULT && code != -ENOMEM && code != -ENODATA;
-}
-
 /* The stream has come so far, or has been before: what is sent once more is not counted once more. */
 static void count_stream(struct channel *ch, uint64_t position)
 {
@@ -565,7 +559,7 @@ static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, in
         ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
         ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
         zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
-    } else if (keeps && is_loss(ret)) {
+    } else if (keeps && kept_cures(ret)) {
         lose(ch);
     } else {
         ch->lost = true;
@@ -615,7 +609,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         pthread_mutex_lock(&ch->lock);
         if (copied < 0)
             fail(ch, copied);
-        else if (ret < 0 && !(keeps && is_loss(ret)))
+        else if (ret < 0 && !(keeps && kept_cures(ret)))
             fail(ch, ret);
     }
     ch->busy = false;
@@ -809,13 +803,20 @@ void channel_lose(struct channel *ch)
     lose(ch);
 }
 
-int channel_renew(struct channel *ch, struct transport *transport, uint64_t received)
+void channel_await_quiet(struct channel *ch)
 {
-    pthread_mutex_lock(&ch->lock);
+    SCOPED_LOCK(&ch->lock);
     ch->flushers++;
     while (ch->in_hand)
         pthread_cond_wait(&ch->progress, &ch->lock);
     ch->flushers--;
+}
+
+int channel_renew(struct channel *ch, struct transport *transport, uint64_t received)
+{
+    /* As long as it is lost nothing is taken up to be sent. */
+    channel_await_quiet(ch);
+    pthread_mutex_lock(&ch->lock);
     int ret = ch->closed == CHANNEL_DEAD ? -ECANCELED : kept_has_sent(&ch->kept, received) ? 0 : -EPROTO;
     if (ret < 0) {
         pthread_mutex_unlock(&ch->lock);

@@ -318,6 +318,13 @@ void channel_close(struct channel *ch, enum channel_closed closed);
 /** channel_end - declare it dead, and shut its connection down, if it has one */
 void channel_end(struct channel *ch);
 
+/**
+ * channel_await_quiet - after channel_lose() or channel_end(): wait until nobody sends any more
+ *
+ * What stays where it is may be sent again by any thread, and can go then.
+ */
+void channel_await_quiet(struct channel *ch);
+
 /** channel_reopen - undo a seal */
 void channel_reopen(struct channel *ch);
 

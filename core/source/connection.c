@@ -486,6 +486,12 @@ int connection_greet_again(struct connection *conn, int index, const struct tran
     return greet(conn, WIRE_HELLO_DATA_AGAIN, (unsigned)index, wait, out, reply, err);
 }
 
+void connection_await_quiet(struct connection *conn)
+{
+    for (unsigned c = 0; c < conn->channel_count; c++)
+        channel_await_quiet(&conn->channels[c]);
+}
+
 void connection_break(struct connection *conn)
 {
     for (unsigned c = 0; c < conn->channel_count; c++)

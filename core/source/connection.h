@@ -220,6 +220,9 @@ static inline bool connection_resumes(const struct connection *conn)
  * accepted */
 void connection_break(struct connection *conn);
 
+/** connection_await_quiet - after connection_break(): wait until nobody sends from memory that can go then */
+void connection_await_quiet(struct connection *conn);
+
 /**
  * connection_hang_up - after connection_break(): send what is queued on the main channel, and close all
  *

@@ -3,7 +3,6 @@
 #include "kept.h"
 #include "guard.h"
 
-#include <errno.h>
 #include <stdlib.h>
 
 void kept_init(struct kept *kept, uint64_t max)

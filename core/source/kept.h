@@ -11,6 +11,8 @@
 
 #include "entry.h"
 
+#include <errno.h>
+
 struct kept {
     struct channel_entry *first, **tail;
     uint64_t from, bytes; /* of the stream: where it begins, and how many */
@@ -36,6 +38,13 @@ struct channel_entry *kept_add(struct kept *kept, struct channel_entry *entry);
 static inline bool kept_is_full(const struct kept *kept)
 {
     return kept->bytes >= kept->max;
+}
+
+/** kept_cures - whether what sending has failed with may not come back when it is sent over another
+ * connection */
+static inline bool kept_cures(int code)
+{
+    return code < 0 && code != -EFAULT && code != -ENOMEM && code != -ENODATA;
 }
 
 /** kept_end - where in the stream it ends */

@@ -431,6 +431,7 @@ static void *mig_out(void *arg)
     again_stop(&out->source.again);
     connection_break(conn);
     again_join(&out->source.again);
+    connection_await_quiet(conn);
     give_way();
     if (out->source.reference) {
         reference_stop(out->source.reference);

@@ -629,6 +629,34 @@ Test(channel_kept, ends)
     end();
 }
 
+static void await_quiet(void *arg)
+{
+    (void)arg;
+    channel_await_quiet(&ch);
+}
+
+/* What stays where it is may be in anybody's hands: it must not go before they are empty. */
+Test(channel_kept, ends_while_it_is_sent)
+{
+    static struct worker sender, waiter;
+    static struct channel_entry entry;
+
+    open_with(10, 0, 1 << 20);
+    channel_await_quiet(&ch);
+    first.stuck = true;
+    accept(STAYING, &entry);
+    worker_start(&sender, finish, &entry);
+    worker_await_sleep(&sender);
+    channel_end(&ch);
+    worker_start(&waiter, await_quiet, NULL);
+    worker_await_sleep(&waiter);
+    cr_expect(not(atomic_load(&waiter.done)));
+    line_let(&first, SIZE_MAX - received);
+    worker_join(&waiter);
+    worker_join(&sender);
+    end();
+}
+
 /* Renewed while its maker is about to end it: the next one is not shut down by that, but refused. */
 Test(channel_kept, ends_before_it_is_renewed)
 {
