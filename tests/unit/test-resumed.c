@@ -22,7 +22,8 @@
 #define HEADER   ((uint32_t)sizeof(struct wire_packet))
 #define RAM_SIZE (8u * STRIPE)
 #define DEVICE   (300u << 10)
-#define RESUME   60000u
+
+static uint32_t resume_ms = 60000;
 
 TestSuite(resumed, .init = scratch_make, .fini = scratch_remove);
 
@@ -124,7 +125,7 @@ static void open_all(uint64_t features)
     said = heard = 0;
     hello = peer_hello("vm", 1);
     hello.features = features | WIRE_FEATURE_RESUME;
-    hello.resume_ms = RESUME;
+    hello.resume_ms = resume_ms;
     main_end = peer_greet(rig.address, &hello, &reply);
     cr_assert(ne(ptr, main_end, NULL), "%s", reply.text);
     struct hello of_data = hello;
@@ -492,7 +493,7 @@ Test(resumed, too_early)
     rig_init(&rig, text, NULL);
     hello = peer_hello("vm", 1);
     hello.features |= WIRE_FEATURE_RESUME;
-    hello.resume_ms = RESUME;
+    hello.resume_ms = resume_ms;
     struct transport *t = peer_greet(rig.address, &hello, &reply);
     struct hello again = hello;
     for (int i = 0; i < 2; i++) {
@@ -553,4 +554,28 @@ Test(resumed, ends_while_it_is_paused)
     cr_expect(eq(int, (int)rig_await_end(m), STATE_CANCELLED));
     cr_expect(not(migration_is_paused(m)));
     end();
+}
+
+/* The source does not come back: with the main channel, or another one, that is the end after a while. */
+Test(resumed, not_in_time)
+{
+    resume_ms = 1000;
+    for (int all = 0; all < 2; all++) {
+        size_t at = 0;
+        begin("", true);
+        send_until(&at, 1000);
+        if (all) {
+            transport_close(main_end);
+            main_end = NULL;
+        } else {
+            transport_close(data);
+            data = NULL;
+        }
+        cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+        cr_expect(eq(int, (int)m->failure.cause, CAUSE_RESET));
+        cr_expect(ne(ptr, strstr(m->failure.message, ", and the source has not come back within 1 s"), NULL),
+                  "%s", m->failure.message);
+        cr_expect(eq(int, !strncmp(m->failure.message, "channel 0: ", 11), !all), "%s", m->failure.message);
+        end();
+    }
 }
