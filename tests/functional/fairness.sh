@@ -3,8 +3,8 @@
 # What arrives at once shares what the destination receives: by weight, whatever a migration has of channels; and what one
 # does not take is for the others.
 . "$(dirname "$0")/functions.sh"
-rate=$(scaled 64 16)    # MiB a second
-size=$(scaled 1024 256) # MiB: more than is received here
+rate=$(scaled 32 16)    # MiB a second
+size=$(scaled 512 256)  # MiB: more than is received here
 
 say "mistakes"
 mkdir mnt
@@ -31,12 +31,12 @@ arriving() {
 received() { status "dst/$1" multifd-bytes; }
 has_received() { [ "$(received "$1")" -ge "$2" ]; } # MIGRATION BYTES
 
-# shared A B LEAST MOST: while B receives what comes in half a second, A receives so many percent of that
+# shared A B LEAST MOST: while B receives what comes in a quarter of a second, A receives so many percent of that
 shared() {
 	local from_a from_b part
 	from_a=$(received "$1")
 	from_b=$(received "$2")
-	eventually "$2 has received more" has_received "$2" $((from_b + (rate << 19)))
+	eventually "$2 has received more" has_received "$2" $((from_b + (rate << 18)))
 	part=$((($(received "$1") - from_a) * 100 / ($(received "$2") - from_b)))
 	say "$1 has received $part % of what $2 has"
 	[ $part -ge "$3" ] && [ $part -le "$4" ] || fail "not $3 to $4 %"
@@ -47,14 +47,14 @@ arriving one 1
 arriving many 16
 reaches dst/many active
 expect_status dst/many weight = 100
-shared one many 60 140
+shared one many 50 170
 
 say "weights"
 expect ok write dst/one/weight 400
 expect_status dst/one weight = 400
-shared one many 240 600
+shared one many 180 800
 expect ok write dst/one/weight 25
-shared many one 240 600
+shared many one 180 800
 refused EBUSY src/one/error "" write src/one/weight 50
 expect_status dst/one throttled-time -gt 0
 expect_status dst/many throttled-time -gt 0
