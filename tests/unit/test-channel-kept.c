@@ -20,7 +20,7 @@
 #define LARGE    (COPY_MAX + 77)
 
 /* What the destination has received, over all connections. */
-static uint8_t stream[1u << 16];
+static uint8_t stream[1u << 20];
 static size_t received;
 
 struct line {
@@ -359,6 +359,32 @@ Test(channel_kept, cut_again_and_again)
         line_fini(&lines[0]);
         line_fini(&lines[1]);
     }
+}
+
+/* What has been sent once has its place, and a buffer that is free, however often it is sent. */
+Test(channel_kept, sent_again_is_sent)
+{
+    enum { COUNT = 5 }; /* more than one batch */
+    static char payload[CHANNEL_BATCH / 2];
+    struct channel_entry entries[COUNT];
+
+    open_with(SIZE_MAX, 0, 1 << 20);
+    for (unsigned i = 0; i < COUNT; i++) {
+        struct packet packet = packet_of(payload, sizeof(payload));
+        pthread_mutex_lock(&ch.lock);
+        channel_add_staying(&ch, &packet, payload, 0, &entries[i]);
+        pthread_mutex_unlock(&ch.lock);
+        channel_finish_entry(&ch, &entries[i]);
+    }
+    channel_lose(&ch);
+    received = 0;
+    line_fini(&second);
+    line_init(&second, HEADER, -ECONNRESET);
+    cr_expect(zero(int, channel_renew(&ch, &second.base, 0)));
+    cr_expect(ch.down);
+    cr_expect(eq(u64, ch.left_sequence, COUNT));
+    cr_expect(zero(int, channel_flush(&ch, COUNT, NULL)));
+    end();
 }
 
 /* Of a payload that stays where it is, the rest is sent as it is then. */

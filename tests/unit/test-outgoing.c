@@ -1507,6 +1507,29 @@ Test(outgoing, made_again_after_commit)
     end();
 }
 
+/* for which it has its time once more, however long that has taken, */
+Test(outgoing, made_again_long_after_commit)
+{
+    struct transport *t = NULL;
+    uint64_t id;
+
+    m->settings.resume_ms = 60000;
+    m->settings.timeout_ms = 1000;
+    run_to_commit();
+    lose_main();
+    for (int64_t until = clock_ms() + 1200; clock_ms() < until; sched_yield()) {
+        if (transport_accept(fake.listener, &t) == 0)
+            transport_close(t);
+    }
+    answer_main_again(2);
+    await_message(WIRE_COMMIT, &id);
+    say(WIRE_COMMITTED, id);
+    worker_join(&waiter.worker);
+    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
+    cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
+    end();
+}
+
 /* or asks, where the destination has nothing more to say. */
 Test(outgoing, refused_after_commit)
 {
