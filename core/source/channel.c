@@ -169,8 +169,7 @@ uint64_t channel_made(const struct packet *packet, const void *payload, struct c
     return wire_packet_encode(packet, &entry->header);
 }
 
-/* Reads a count of what the destination has applied, or a part of it. 1 and *@count, when it is whole; 0; or
- * a negative errno. */
+/* Reads a count of what is applied, or a part of it. 1 and *@count, when it is whole; 0; a negative errno. */
 static int read_count(struct channel *ch, int flags, uint64_t *count)
 {
     ssize_t n = transport_recv(ch->transport, ch->applied + ch->applied_have,
