@@ -510,6 +510,7 @@ static void begin_main(void)
     memset(&renewal, 0, sizeof(renewal));
     renewal.cancel_fd = eventfd(0, EFD_CLOEXEC);
     error_set(&renewal.reason, CAUSE_RESET, "it has gone");
+    atomic_store(&conn->main.received, 11);
     worker_start(&renewal.worker, renew_main, NULL);
 }
 

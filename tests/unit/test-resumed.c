@@ -579,3 +579,25 @@ Test(resumed, not_in_time)
         end();
     }
 }
+
+/* What has gone is the memory and not the connection: another one is not waited for. */
+Test(resumed, memory_goes_away)
+{
+    size_t at = 0;
+    uint64_t count = htole64(12);
+
+    begin("", true);
+    send_until(&at, edges[12]);
+    say(WIRE_SYNC, 5, &count, sizeof(count));
+    expect(WIRE_SYNC_ACK, 5);
+    cr_assert(zero(int, ftruncate(migration_file(m, WIRE_RAM)->image.memory.fd, 0)));
+    /* Over what is there, which goes straight into its place. */
+    sequence = 12;
+    size = at;
+    put_data(4 * STRIPE, STRIPE, false);
+    struct iovec iov = {stream + at, size - at};
+    transport_send(data, &iov, 1); /* as far as it is taken */
+    cr_expect(eq(int, (int)rig_await_end(m), STATE_FAILED));
+    cr_expect(eq(int, (int)m->failure.cause, CAUSE_IO), "%s", m->failure.message);
+    end();
+}
