@@ -60,14 +60,16 @@ class Stream:
     def clear_zeros(self):
         """A page that has become zero is none in the bitmap, and in the file it is as it was before."""
         pages = self.length // PAGE
-        bits = int.from_bytes(os.pread(self.fd, (pages + 7) // 8, self.bitmap_at), "little")
+        bitmap = os.pread(self.fd, (pages + 7) // 8, self.bitmap_at)
         known = 0       # there is no data before that
-        for run in re.finditer("0+", f"{bits:0{pages}b}"[::-1]):
-            begin, end = (self.pages_at + page * PAGE for page in run.span())
-            if begin >= known:
-                known = self.next_data(begin)
-            if known < end and LIBC.fallocate(self.fd, PUNCH_HOLE, ctypes.c_long(begin), ctypes.c_long(end - begin)):
-                raise OSError(ctypes.get_errno(), "a page that has become zero cannot be cleared")
+        for part in re.finditer(rb"[^\xff]+", bitmap):
+            bits = f"{int.from_bytes(part[0], 'little'):0{8 * len(part[0])}b}"[::-1]
+            for run in re.finditer("0+", bits):
+                begin, end = (self.pages_at + min(8 * part.start() + page, pages) * PAGE for page in run.span())
+                if begin >= known:
+                    known = self.next_data(begin)
+                if known < end and LIBC.fallocate(self.fd, PUNCH_HOLE, ctypes.c_long(begin), ctypes.c_long(end - begin)):
+                    raise OSError(ctypes.get_errno(), "a page that has become zero cannot be cleared")
 
     def without_ram(self):
         """A descriptor of all but the RAM."""
