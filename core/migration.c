@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define PAUSE_LOG_MS 1000 /* the log has no more than one pause in that time */
+
 static const char *const role_names[] = {
     [ROLE_NONE] = "none",
     [ROLE_OUTGOING] = "outgoing",
@@ -159,19 +161,22 @@ bool migration_move(struct migration *m, enum state to, const struct error *fail
 void migration_lose(struct migration *m, const struct error *reason)
 {
     pthread_mutex_lock(&m->lock);
-    bool pauses = state_is_running(m->state) && m->lost++ == 0;
+    bool pauses = state_is_running(m->state) && m->lost++ == 0, logs = false;
     if (pauses) {
         m->pause_reason = *reason;
         m->pause_is_news = true;
         m->paused_since = clock_ms();
         m->pauses++;
+        logs = m->paused_since - m->pause_logged_ms >= PAUSE_LOG_MS;
+        m->pause_logged_ms = logs ? m->paused_since : m->pause_logged_ms;
         m->generation++;
         pthread_cond_broadcast(&m->changed);
     }
     pthread_mutex_unlock(&m->lock);
     if (!pauses)
         return;
-    log_error("%s: paused: %s", m->name, reason->message);
+    if (logs)
+        log_error("%s: paused: %s", m->name, reason->message);
     migration_announce(m);
 }
 
@@ -179,7 +184,7 @@ void migration_find_again(struct migration *m)
 {
     pthread_mutex_lock(&m->lock);
     bool goes_on = m->lost == 1;
-    int64_t since = m->paused_since;
+    int64_t since = m->paused_since, logged = m->pause_logged_ms;
     if (goes_on) {
         end_pause(m);
         m->generation++;
@@ -190,7 +195,8 @@ void migration_find_again(struct migration *m)
     pthread_mutex_unlock(&m->lock);
     if (!goes_on)
         return;
-    log_info("%s: goes on after a pause of %lld ms", m->name, (long long)(clock_ms() - since));
+    if (clock_ms() - since >= PAUSE_LOG_MS || logged == since)
+        log_info("%s: goes on after a pause of %lld ms", m->name, (long long)(clock_ms() - since));
     migration_announce(m);
 }
 

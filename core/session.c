@@ -218,9 +218,17 @@ void session_lose(struct session *s)
     s->lost = false;
 }
 
+uint64_t session_confirmed(struct session *s)
+{
+    SCOPED_LOCK(&s->send_lock);
+    return s->confirmed;
+}
+
 int session_renew(struct session *s, struct transport *transport, uint64_t confirmed, struct error *err)
 {
     SCOPED_LOCK(&s->send_lock);
+    if (s->broken)
+        return error_set(err, CAUSE_NO_MEMORY, "more messages than can be kept were due while it was lost");
     if (confirmed < s->confirmed || !confirm(s, confirmed))
         return error_set(err, CAUSE_PROTOCOL, "the other side has received %llu messages, but not %llu",
                          (unsigned long long)s->confirmed, (unsigned long long)confirmed);

@@ -106,6 +106,9 @@ void session_lose(struct session *s);
  */
 int session_renew(struct session *s, struct transport *transport, uint64_t confirmed, struct error *err);
 
+/** session_confirmed - how many messages the peer is known to have received; any thread */
+uint64_t session_confirmed(struct session *s);
+
 /** session_wake - make session_step() return; any thread */
 void session_wake(struct session *s);
 

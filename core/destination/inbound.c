@@ -124,6 +124,8 @@ int inbound_attach(struct inbound *in, unsigned channel, unsigned channels, stru
         return error_set(err, CAUSE_PROTOCOL, "a channel of %u for a migration with %u", channels,
                          in->channel_count);
     struct receiver *r = &in->receivers[channel];
+    if (in->resume_ms && transport->traits.places)
+        return error_set(err, CAUSE_UNSUPPORTED, "resume is not possible by RDMA");
     if (r->transport && (!in->resume_ms || in->started))
         return error_set(err, CAUSE_EXISTS, "channel %u is there already", channel);
     transport_set_timeout(transport, (int)timeout_ms);
@@ -147,8 +149,16 @@ static struct loss *loss_of(struct inbound *in, int channel)
 int inbound_attach_again(struct inbound *in, int channel, uint64_t received, struct transport *transport,
                          struct error *err)
 {
-    if (!in->resume_ms || in->ending)
+    if (!in->resume_ms)
         return error_set(err, CAUSE_STATE, "its connections are not made again");
+    /* What has become of it is not known yet. */
+    if (in->ending)
+        return error_set(err, CAUSE_AGAIN, "the migration is about to end");
+    if (transport->traits.places)
+        return error_set(err, CAUSE_UNSUPPORTED, "a connection is not made again by RDMA");
+    /* An attempt that was given up long ago can arrive late. */
+    if (channel < 0 && received < session_confirmed(&in->session))
+        return error_set(err, CAUSE_AGAIN, "there was a later connection");
     if (channel >= (int)in->channel_count)
         return error_set(err, CAUSE_PROTOCOL, "channel %d of %u", channel, in->channel_count);
     struct transport **next = channel < 0 ? &in->next_main : &in->receivers[channel].next;

@@ -424,8 +424,9 @@ static int activate(struct incoming *in, struct error *err)
     pthread_mutex_unlock(&m->lock);
     if (inbound_start(&in->inbound, err) < 0)
         return -EIO;
+    /* The main channel may be lost already. */
     log_info("%s: active, %u channels from %s", m->name, in->inbound.channel_count,
-             in->inbound.session.transport->peer);
+             in->inbound.receivers[0].transport->peer);
     migration_announce(m);
     return 0;
 }
@@ -565,7 +566,9 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
         return -EIO;
     int ret = session_step(&inbound->session, deadline < pause_deadline ? deadline : pause_deadline,
                            handle_message, in, err);
-    if (ret < 0 && inbound->session.lost && inbound->resume_ms && !state_is_final(in->m->state)) {
+    /* Who has sent nothing but a hello comes with another session. */
+    if (ret < 0 && inbound->session.lost && inbound->resume_ms && !state_is_final(in->m->state) &&
+        (!setup || attached > 0)) {
         interruption_of_main(in->m, inbound, err);
         *err = (struct error){0};
         ret = 0;
@@ -709,6 +712,9 @@ int incoming_attach_again(struct migration *m, int channel, uint64_t received, s
                           struct error *err)
 {
     SCOPED_LOCK(&m->lock);
+    /* One that was expected is taking it over. */
+    if (!m->in)
+        return error_set(err, CAUSE_AGAIN, "the migration is still starting");
     return interruption_attach(m, &m->in->inbound, channel, received, transport, err);
 }
 

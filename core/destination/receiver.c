@@ -746,12 +746,7 @@ static bool tell(struct receiver *r, uint64_t sequence)
         return false;
     memcpy(r->telling, &count, sizeof(count));
     r->telling_left = sizeof(count);
-    if (tell_rest(r))
-        return true;
-    /* What has not begun need not be said. */
-    if (r->telling_left == sizeof(count))
-        r->telling_left = 0;
-    return false;
+    return tell_rest(r);
 }
 
 /*

@@ -13,7 +13,8 @@
 
 #define BACKOFF_MS       20 /* after the first attempt; doubles */
 #define BACKOFF_MAX_MS   1000
-#define BACKOFF_THERE_MS 100 /* the most where the destination has just been there */
+#define BACKOFF_THERE_MS 100  /* the most where the destination has just been there */
+#define SETTLED_MS       1000 /* a connection that lasts so long was worth the effort */
 
 void again_init(struct again *again)
 {
@@ -50,6 +51,9 @@ struct attempt {
     struct connection *conn;
     int index;     /* of a data channel; -1: the main one */
     int cancel_fd; /* gives up when it is readable */
+    /* Whether it is over for another reason; NULL: there is none. Looked at before each attempt */
+    bool (*is_over)(void *arg);
+    void *is_over_arg;
     /* Gives the connection to who needs it, or fails: then it is closed. */
     int (*take)(void *arg, struct transport *t, const struct hello_reply *reply, struct error *err);
     void *arg;
@@ -62,6 +66,8 @@ static int reach_until(const struct attempt *attempt, int64_t deadline_ms, int *
     struct error last = {0};
 
     while (may_try(attempt->cancel_fd, deadline_ms, backoff_ms, err)) {
+        if (attempt->is_over && attempt->is_over(attempt->is_over_arg))
+            return error_set(err, CAUSE_CANCELLED, "it is over");
         int64_t until = clock_ms() + conn->hello.timeout_ms;
         struct transport_wait wait = {.cancel_fd = attempt->cancel_fd,
                                       .deadline_ms = until < deadline_ms ? until : deadline_ms};
@@ -86,18 +92,28 @@ static int reach_until(const struct attempt *attempt, int64_t deadline_ms, int *
                      error_is_set(&last) ? last.message : "there was no time");
 }
 
-/* @moved: something has, since the connection was made the last time, or nothing was due. */
-static int reach(const struct attempt *attempt, struct again_patience *patience, bool moved,
+/* What a connection has done since it was made the last time. */
+enum record {
+    RECORD_STUCK, /* nothing, though something was due */
+    RECORD_IDLE,  /* nothing was due */
+    RECORD_MOVED,
+};
+
+/* A connection that is lost again at once, time after time, is not made again at once. */
+static int reach(const struct attempt *attempt, struct again_patience *patience, enum record record,
                  struct error *err)
 {
     int64_t begun = clock_ms();
 
-    if (moved)
-        *patience = (struct again_patience){.left_ms = attempt->conn->hello.resume_ms};
+    if (record != RECORD_STUCK)
+        patience->left_ms = attempt->conn->hello.resume_ms;
+    if (record == RECORD_MOVED || begun - patience->made_ms >= SETTLED_MS)
+        patience->backoff_ms = 0;
     else if (patience->backoff_ms > BACKOFF_THERE_MS)
         patience->backoff_ms = BACKOFF_THERE_MS;
     int ret = reach_until(attempt, begun + patience->left_ms, &patience->backoff_ms, err);
-    patience->left_ms -= clock_ms() - begun;
+    patience->made_ms = clock_ms();
+    patience->left_ms -= patience->made_ms - begun;
     return ret;
 }
 
@@ -142,8 +158,12 @@ static bool renew(struct again_listener *l, int code)
     transport_explain(ch->transport, &reason);
     error_set_errno(&reason, code, "the connection of channel %u", l->index);
     conn->lost(conn->failed_arg, &reason);
-    const struct attempt attempt = {conn, (int)l->index, l->again->over_fd, take_channel, l};
-    if (reach(&attempt, &l->patience, channel_has_moved(ch), &err) == 0) {
+    const struct attempt attempt = {
+        .conn = conn, .index = (int)l->index, .cancel_fd = l->again->over_fd, .take = take_channel, .arg = l};
+    enum record record = channel_has_moved(ch) ? RECORD_MOVED
+                         : channel_is_idle(ch) ? RECORD_IDLE
+                                               : RECORD_STUCK;
+    if (reach(&attempt, &l->patience, record, &err) == 0) {
         conn->found_again(conn->failed_arg);
         return true;
     }
@@ -232,12 +252,22 @@ static int take_main(void *arg, struct transport *t, const struct hello_reply *r
 int again_main(struct again *again, struct connection *conn, int cancel_fd, const struct error *reason,
                struct error *err)
 {
-    bool moved = conn->main.heard;
+    uint64_t received = atomic_load(&conn->main.received);
+    enum record record = conn->main.heard ? RECORD_IDLE : RECORD_STUCK;
 
+    if (received != again->main_received)
+        record = RECORD_MOVED;
+    again->main_received = received;
     session_lose(&conn->main);
     conn->lost(conn->failed_arg, reason);
-    const struct attempt attempt = {conn, -1, cancel_fd, take_main, conn};
-    if (reach(&attempt, &again->main, moved, err) == 0) {
+    const struct attempt attempt = {.conn = conn,
+                                    .index = -1,
+                                    .cancel_fd = cancel_fd,
+                                    .is_over = again->is_over,
+                                    .is_over_arg = again->is_over_arg,
+                                    .take = take_main,
+                                    .arg = conn};
+    if (reach(&attempt, &again->main, record, err) == 0) {
         conn->found_again(conn->failed_arg);
         return 0;
     }

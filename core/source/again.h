@@ -31,7 +31,8 @@ struct connection;
 /* Of one connection; who makes it again has it. */
 struct again_patience {
     int64_t left_ms;
-    int backoff_ms; /* before the next attempt */
+    int backoff_ms;  /* before the next attempt */
+    int64_t made_ms; /* when it was made the last time */
 };
 
 struct again_listener {
@@ -46,7 +47,11 @@ struct again {
     int over_fd;      /* an eventfd; -1: connections are not made again */
     unsigned running; /* listeners */
     struct again_listener *listeners;
-    struct again_patience main; /* the reader's */
+    /* The reader's: */
+    struct again_patience main;
+    uint64_t main_received;     /* messages, when it was lost the last time */
+    bool (*is_over)(void *arg); /* whether to give the main channel up; NULL: nothing says so; its owner's */
+    void *is_over_arg;
 };
 
 /** again_init - without listeners */

@@ -843,7 +843,13 @@ int channel_renew(struct channel *ch, struct transport *transport, uint64_t rece
 bool channel_has_moved(struct channel *ch)
 {
     SCOPED_LOCK(&ch->lock);
-    return ch->moved || ch->kept.applied == ch->left_sequence;
+    return ch->moved;
+}
+
+bool channel_is_idle(struct channel *ch)
+{
+    SCOPED_LOCK(&ch->lock);
+    return !ch->head && !ch->in_hand && !ch->kept.first;
 }
 
 void channel_reopen(struct channel *ch)

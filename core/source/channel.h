@@ -175,9 +175,11 @@ void channel_lose(struct channel *ch);
  */
 int channel_renew(struct channel *ch, struct transport *transport, uint64_t received);
 
-/** channel_has_moved - whether something was applied since channel_renew(), or nothing was due; the listener
- */
+/** channel_has_moved - whether something was received or applied since channel_renew(); the listener */
 bool channel_has_moved(struct channel *ch);
+
+/** channel_is_idle - whether the destination has all that was accepted */
+bool channel_is_idle(struct channel *ch);
 
 /** channel_fini - close the connection and free the queue; nobody else uses the channel any more */
 void channel_fini(struct channel *ch);

@@ -308,7 +308,12 @@ static int step(void *role, struct connection *conn, int64_t deadline_ms, struct
     if (!conn->main.lost || !connection_resumes(conn) || !state_is_running(out->source.m->state))
         return -EIO;
     if (again_main(&out->source.again, conn, out->source.cancel_fd, err, &failure) < 0) {
+        bool goes_on = failure.cause == CAUSE_CANCELLED && state_is_running(out->source.m->state);
         *err = failure;
+        if (goes_on) {
+            *err = (struct error){0};
+            error_set(err, CAUSE_INTERRUPTED, "interrupted");
+        }
         return -EIO;
     }
     *err = (struct error){0};

@@ -284,6 +284,15 @@ static int begin_tracking(struct source *source, const struct connection *conn, 
     return source->tracking ? 0 : -EIO;
 }
 
+/* again.is_over: a data channel has been given up. */
+static bool is_doomed(void *arg)
+{
+    struct source *source = arg;
+
+    SCOPED_LOCK(&source->m->lock);
+    return error_is_set(&source->doom) && clock_ms() >= source->doom_at;
+}
+
 /* Connects, and tells the destination of all files. */
 static int connect_all(struct start *start, const struct interrupt *interrupt, struct error *err)
 {
@@ -297,6 +306,8 @@ static int connect_all(struct start *start, const struct interrupt *interrupt, s
     pthread_mutex_lock(&m->lock);
     source->opening = conn;
     pthread_mutex_unlock(&m->lock);
+    source->again.is_over = is_doomed;
+    source->again.is_over_arg = source;
     if (connection_resumes(conn) && again_start(&source->again, conn, err) < 0)
         return -EIO;
     streams_number(start->streams);

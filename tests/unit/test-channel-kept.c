@@ -757,7 +757,7 @@ Test(channel_kept, moves)
     ch.moved = false;
     cr_expect(zero(int, tell(&first, 5)));
     ch.moved = false;
-    cr_expect(channel_has_moved(&ch), "nothing is due");
+    cr_expect(channel_is_idle(&ch), "nothing is due");
     end();
 }
 
