@@ -167,7 +167,7 @@ void migration_lose(struct migration *m, const struct error *reason)
         m->pause_is_news = true;
         m->paused_since = clock_ms();
         m->pauses++;
-        logs = m->paused_since - m->pause_logged_ms >= PAUSE_LOG_MS;
+        logs = m->pause_is_logged = m->paused_since - m->pause_logged_ms >= PAUSE_LOG_MS;
         m->pause_logged_ms = logs ? m->paused_since : m->pause_logged_ms;
         m->generation++;
         pthread_cond_broadcast(&m->changed);
@@ -184,7 +184,8 @@ void migration_find_again(struct migration *m)
 {
     pthread_mutex_lock(&m->lock);
     bool goes_on = m->lost == 1;
-    int64_t since = m->paused_since, logged = m->pause_logged_ms;
+    int64_t since = m->paused_since;
+    bool logs = m->pause_is_logged;
     if (goes_on) {
         end_pause(m);
         m->generation++;
@@ -195,7 +196,7 @@ void migration_find_again(struct migration *m)
     pthread_mutex_unlock(&m->lock);
     if (!goes_on)
         return;
-    if (clock_ms() - since >= PAUSE_LOG_MS || logged == since)
+    if (logs || clock_ms() - since >= PAUSE_LOG_MS)
         log_info("%s: goes on after a pause of %lld ms", m->name, (long long)(clock_ms() - since));
     migration_announce(m);
 }

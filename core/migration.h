@@ -284,6 +284,7 @@ struct migration {
     uint64_t pauses;                 /* so far, with this one */
     int64_t paused_since, paused_ms; /* this one; all that are over */
     int64_t pause_logged_ms;         /* when the log was told of one */
+    bool pause_is_logged;            /* this one */
     bool stopped;                    /* `stop` has marked the switchover */
     uint64_t rounds;                 /* syncs of RAM that are done */
     struct round last_round;

@@ -549,6 +549,13 @@ static int look(struct incoming *in, struct error *err)
     return 0;
 }
 
+/* Whether a source that has lost its main channel makes it again: who has said nothing but hello does not. */
+static bool may_come_back(struct incoming *in)
+{
+    SCOPED_LOCK(&in->m->lock);
+    return in->inbound.resume_ms && !state_is_final(in->m->state) && in->inbound.attached > 0;
+}
+
 /* One turn of the loop. Negative: it is over, and why. */
 static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
 {
@@ -566,9 +573,7 @@ static int turn(struct incoming *in, int64_t setup_deadline, struct error *err)
         return -EIO;
     int ret = session_step(&inbound->session, deadline < pause_deadline ? deadline : pause_deadline,
                            handle_message, in, err);
-    /* Who has sent nothing but a hello comes with another session. */
-    if (ret < 0 && inbound->session.lost && inbound->resume_ms && !state_is_final(in->m->state) &&
-        (!setup || attached > 0)) {
+    if (ret < 0 && inbound->session.lost && may_come_back(in)) {
         interruption_of_main(in->m, inbound, err);
         *err = (struct error){0};
         ret = 0;

@@ -284,11 +284,14 @@ static int begin_tracking(struct source *source, const struct connection *conn, 
     return source->tracking ? 0 : -EIO;
 }
 
-/* again.is_over: a data channel has been given up. */
+/* again.is_over: a data channel has been given up. After the commit only the destination knows. */
 static bool is_doomed(void *arg)
 {
     struct source *source = arg;
+    const struct connection *conn = source_connection(source);
 
+    if (conn && atomic_load(&conn->committed))
+        return false;
     SCOPED_LOCK(&source->m->lock);
     return error_is_set(&source->doom) && clock_ms() >= source->doom_at;
 }

@@ -384,7 +384,7 @@ Test(inbound, says_whether_they_are)
     cr_expect(in.session.keeps);
     CHECK_FAILS(inbound_attach_again(&in, CHANNELS, 0, link.b, &err), CAUSE_PROTOCOL);
     in.ending = true;
-    CHECK_FAILS(inbound_attach_again(&in, 0, 0, link.b, &err), CAUSE_STATE);
+    CHECK_FAILS(inbound_attach_again(&in, 0, 0, link.b, &err), CAUSE_AGAIN);
     cr_assert(zero(int, link_send(link.b, "x", 1)), "it is the caller's");
     link_close(&link);
     transport_close(source);

@@ -270,7 +270,7 @@ Test(interruption, ends)
     lose(&losers[1], 1);
     worker_join(&losers[1].worker);
     cr_expect(lt(int, losers[1].ret, 0));
-    come_in_vain(CAUSE_STATE, "its connections are not made again");
+    come_in_vain(CAUSE_AGAIN, "the migration is about to end");
 }
 
 Test(interruption, main_channel)

@@ -505,6 +505,88 @@ Test(resumed, too_early)
     rig_fini(&rig);
 }
 
+/* The main channel is lost while the others still come: it is made again, too. */
+Test(resumed, main_lost_in_setup)
+{
+    struct hello_reply reply;
+    char text[128];
+
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    rig_init(&rig, text, NULL);
+    said = heard = 0;
+    hello = peer_hello("vm", 2);
+    hello.features |= WIRE_FEATURE_RESUME;
+    hello.resume_ms = resume_ms;
+    main_end = peer_greet(rig.address, &hello, &reply);
+    cr_assert(ne(ptr, main_end, NULL), "%s", reply.text);
+    struct hello of_data = hello;
+    struct transport *both[2];
+    for (unsigned c = 0; c < 2; c++) {
+        of_data.kind = WIRE_HELLO_DATA;
+        of_data.channel = c;
+        both[c] = peer_greet(rig.address, &of_data, &reply);
+        cr_assert(ne(ptr, both[c], NULL), "%s", reply.text);
+        if (c == 0)
+            transport_close(main_end);
+    }
+    m = rig_arrived(&rig, "vm");
+    of_data = hello;
+    of_data.kind = WIRE_HELLO_MAIN_AGAIN;
+    main_end = peer_greet(rig.address, &of_data, &reply);
+    cr_assert(ne(ptr, main_end, NULL), "%s", reply.text);
+    announce(WIRE_RAM, RAM_SIZE, "ram");
+    for (unsigned c = 0; c < 2; c++)
+        transport_close(both[c]);
+    transport_close(main_end);
+    migration_put(m);
+    rig_fini(&rig);
+}
+
+/* Who says hello and goes leaves nothing behind. */
+Test(resumed, gone_after_the_hello)
+{
+    struct limits limits = rig_limits();
+    struct hello_reply reply;
+    char text[128];
+
+    snprintf(text, sizeof(text), "unix:%s/socket", scratch);
+    limits.max_migrations = 1;
+    rig_init(&rig, text, &limits);
+    for (int i = 0; i < 3; i++) {
+        struct transport *t;
+        hello = peer_hello("vm", 1);
+        hello.features |= WIRE_FEATURE_RESUME;
+        hello.resume_ms = resume_ms;
+        hello.session[0] = (uint8_t)i;
+        while (!(t = peer_greet(rig.address, &hello, &reply)))
+            cr_assert(eq(int, (int)reply.cause, CAUSE_QUOTA), "%s", reply.text);
+        transport_close(t);
+    }
+    rig_fini(&rig);
+}
+
+/* An attempt that its source has given up can arrive when a later one is in its place. */
+Test(resumed, late_attempt)
+{
+    static const uint8_t counts[8];
+    struct hello late;
+    struct hello_reply reply;
+    size_t at = 0;
+
+    begin("", true);
+    late = hello;
+    late.kind = WIRE_HELLO_MAIN_AGAIN;
+    late.received = 0;
+    /* It tells what has been received, and the answer that it was heard. */
+    say(WIRE_SYNC, 5, counts, sizeof(counts));
+    expect(WIRE_SYNC_ACK, 5);
+    cr_expect(zero(ptr, peer_greet(rig.address, &late, &reply)));
+    cr_expect(eq(int, (int)reply.cause, CAUSE_AGAIN), "%s", reply.text);
+    send_until(&at, size);
+    complete();
+    end();
+}
+
 /* Without it a lost connection is the end, as ever, and nothing takes its place. */
 Test(resumed, not_without_asking)
 {

@@ -969,7 +969,7 @@ Test(session, kept_queue_is_bounded)
         cr_expect(a.broken);
         if (!connected) {
             link_pair(&link);
-            CHECK_FAILS(session_renew(&a, link.a, 5, &err), CAUSE_PROTOCOL);
+            CHECK_FAILS(session_renew(&a, link.a, 5, &err), CAUSE_NO_MEMORY);
             transport_close(link.a);
             transport_close(link.b);
         } else {
