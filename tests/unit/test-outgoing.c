@@ -646,10 +646,12 @@ static void fill_up(void)
         writers[i].offset = i * 3 * WIRE_STRIPE_SIZE;
         worker_start(&writers[i].worker, write_until_it_fails, &writers[i]);
     }
-    /* All asleep at the same time. */
-    for (int round = 0; round < 3; round++) {
+    /* All asleep at the same time, and none for a moment only: nothing moves. */
+    for (uint64_t before = 0, now, still = 0; still < 100; before = now) {
         for (size_t i = 0; i < ARRAY_LENGTH(writers); i++)
             worker_await_sleep(&writers[i].worker);
+        now = outgoing_queued(m) + outgoing_wire_bytes(m, 0) + outgoing_wire_bytes(m, 1);
+        still = now == before ? still + 1 : 0;
     }
     cr_expect(le(u64, outgoing_queued(m), (1 << 20) + PLAN_WRITE_MAX + 8192), "memory is bounded");
 }
@@ -742,7 +744,7 @@ Test(outgoing, commands_are_interrupted)
         atomic_store(&waiter.interrupt.hit, true);
         migration_kick(m);
         worker_join(&waiter.worker);
-        cr_expect(lt(int, waiter.ret, 0));
+        cr_expect(lt(int, waiter.ret, 0), "command %zu", i);
         cr_expect(eq(int, (int)waiter.err.cause, CAUSE_INTERRUPTED), "command %zu: %s", i, waiter.err.message);
         cr_expect(eq(int, (int)m->state, STATE_ACTIVE), "command %zu", i);
     }
