@@ -258,7 +258,7 @@ static void hellos(void)
     WRONG("version 0", h.version = 0);
     WRONG("a later version", h.version = WIRE_VERSION + 1);
     WRONG("version 65535", h.version = 65535);
-    WRONG("kind 3", h.kind = 3);
+    WRONG("kind 5", h.kind = 5);
     WRONG("kind 65535", h.kind = 65535);
     WRONG("no channels", h.channels = 0);
     WRONG("129 channels", h.channels = WIRE_CHANNELS_MAX + 1);

@@ -47,7 +47,7 @@ logged() {
 }
 
 attack hellos
-logged 'not a migfs peer' 'speaks version' 'damaged' 'kind 3' '129 channels' 'features' 'bad name' "'\.\./x'" 'no slash'
+logged 'not a migfs peer' 'speaks version' 'damaged' 'kind 5' '129 channels' 'features' 'bad name' "'\.\./x'" 'no slash'
 [[ $(cat dst/.error) =~ refused ]] || fail "dst/.error says '$(cat dst/.error)'"
 ! LC_ALL=C grep -q $'\033' dst.log || fail "a peer can write escapes to the log"
 attack random $(scaled 300 50) $seed
