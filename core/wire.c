@@ -83,8 +83,7 @@ int wire_hello_decode(const struct wire_hello *wire, struct hello *out, struct e
     if (hello.features & ~WIRE_FEATURES)
         return error_set(err, CAUSE_PROTOCOL, "features asked for that this migfs does not know: %#llx",
                          (unsigned long long)(hello.features & ~WIRE_FEATURES));
-    if (hello.kind == WIRE_HELLO_MAIN && hello.features & WIRE_FEATURE_RESUME &&
-        (hello.resume_ms == 0 || hello.resume_ms > WIRE_RESUME_MAX * 1000))
+    if (hello.resume_ms > WIRE_RESUME_MAX * 1000)
         return error_set(err, CAUSE_PROTOCOL, "connections that are made again for %u s",
                          hello.resume_ms / 1000);
     if (hello.page_size != WIRE_PAGE_SIZE || hello.stripe_size != WIRE_STRIPE_SIZE)
