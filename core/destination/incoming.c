@@ -419,14 +419,15 @@ static int activate(struct incoming *in, struct error *err)
     m = shown;
     in->inbound.reception.compressed = m->settings.compress;
     in->inbound.reception.checked = m->settings.checksum;
+    char peer[TRANSPORT_PEER_MAX];
     pthread_mutex_lock(&m->lock);
     settings_changed(m);
+    /* The main channel may be lost already. */
+    memcpy(peer, in->inbound.receivers[0].transport->peer, sizeof(peer));
     pthread_mutex_unlock(&m->lock);
     if (inbound_start(&in->inbound, err) < 0)
         return -EIO;
-    /* The main channel may be lost already. */
-    log_info("%s: active, %u channels from %s", m->name, in->inbound.channel_count,
-             in->inbound.receivers[0].transport->peer);
+    log_info("%s: active, %u channels from %s", m->name, in->inbound.channel_count, peer);
     migration_announce(m);
     return 0;
 }

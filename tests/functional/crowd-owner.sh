@@ -23,7 +23,7 @@ crowd_in_background() {
 waiting() { { cat /proc/"$crowd_pid"/task/*/syscall 2>/dev/null || true; } | awk '$1 == 1 || $1 == 64 || $1 == 18 || $1 == 68 || $1 == 74 || $1 == 82 || $1 == 17 || $1 == 67 { n++ } END { print n + 0 }'; }
 # As many wait as may, and the others have been refused.
 members() { ls /proc/"$crowd_pid"/task 2>/dev/null | wc -l; }
-all_settled() { local n; n=$(waiting); [ "$n" -ge 300 ] && [ "$n" -lt 1200 ] && [ "$(members)" = $((n + 1)) ]; }
+all_settled() { local n; n=$(waiting); [ "$n" -ge 300 ] && [ "$n" -lt 1000 ] && [ "$(members)" = $((n + 1)) ]; }
 
 number=0
 nobody_else_notices() {
