@@ -1,8 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Functional tests whose destinations are at an rdma: address, in one guest: random programs, and a selection of what does
-# not take long there. With MIGFS_ROUNDS, which is not empty, more of them, for half an hour and more.
+# not take long there; in Linux 6.12 alone. With MIGFS_ROUNDS, which is not empty, in any, and more of them, for half an
+# hour and more.
 . "$(dirname "$0")/functions.sh"
+[ "$series" = 6.12 ] || [ -n "${MIGFS_ROUNDS:-}" ] || skip "not once more in Linux $series, unless MIGFS_ROUNDS is set"
 requires rdma
 
 build_helpers
