@@ -163,14 +163,11 @@ static bool renew(struct again_listener *l, int code)
     enum record record = channel_has_moved(ch) ? RECORD_MOVED
                          : channel_is_idle(ch) ? RECORD_IDLE
                                                : RECORD_STUCK;
-    if (reach(&attempt, &l->patience, record, &err) == 0) {
+    bool made = reach(&attempt, &l->patience, record, &err) == 0;
+    /* Who was told to complete meanwhile needs the channel no more, and refuses it. */
+    if (made || atomic_load(&conn->committed)) {
         conn->found_again(conn->failed_arg);
-        return true;
-    }
-    /* Meanwhile the destination was told to complete: it needs the channel no more, and refuses it. */
-    if (atomic_load(&conn->committed)) {
-        conn->found_again(conn->failed_arg);
-        return false;
+        return made;
     }
     error_prefix(&err, "channel %u is lost (%s)", l->index, reason.message);
     give_up(l, &err);

@@ -600,15 +600,14 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         int ret = dead ? -ECONNRESET : send_batch(ch, &batch);
         bool keeps = ch->keeps && !dead;
         int copied = keeps ? kept_copy(batch.entries) : 0;
+        ret = copied < 0 ? copied : ret;
 
         pthread_mutex_lock(&ch->lock);
-        uint64_t bytes = put_down(ch, &batch, keeps, copied < 0 ? copied : ret);
+        uint64_t bytes = put_down(ch, &batch, keeps, ret);
         pthread_mutex_unlock(&ch->lock);
         gate_leave(ch->gate, bytes);
         pthread_mutex_lock(&ch->lock);
-        if (copied < 0)
-            fail(ch, copied);
-        else if (ret < 0 && !(keeps && kept_cures(ret)))
+        if (ret < 0 && !(keeps && kept_cures(ret)))
             fail(ch, ret);
     }
     ch->busy = false;

@@ -17,6 +17,14 @@ struct chunk {
     char data[CHUNK_SIZE];
 };
 
+/* Nothing of it is used: it is kept for the next time. */
+static void put_free(struct chunk_pool *pool, struct chunk *chunk)
+{
+    chunk->next_free = pool->free;
+    pool->free = chunk;
+    pool->free_count++;
+}
+
 int chunk_reserve(struct chunk_pool *pool, unsigned packets, size_t size, size_t largest)
 {
     /* A packet that does not fit into the rest of a chunk goes into the next one; each may need a slice of
@@ -28,22 +36,17 @@ int chunk_reserve(struct chunk_pool *pool, unsigned packets, size_t size, size_t
         struct chunk *chunk = malloc(sizeof(*chunk));
         if (!chunk)
             return -ENOMEM;
-        chunk->next_free = pool->free;
-        pool->free = chunk;
-        pool->free_count++;
+        put_free(pool, chunk);
     }
     return 0;
 }
 
 static void recycle(struct chunk_pool *pool, struct chunk *chunk)
 {
-    if (pool->free_count >= CHUNK_SPARE) {
+    if (pool->free_count >= CHUNK_SPARE)
         free(chunk);
-        return;
-    }
-    chunk->next_free = pool->free;
-    pool->free = chunk;
-    pool->free_count++;
+    else
+        put_free(pool, chunk);
 }
 
 bool chunk_has_room(const struct chunk_pool *pool, size_t size)

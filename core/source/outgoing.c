@@ -308,13 +308,11 @@ static int step(void *role, struct connection *conn, int64_t deadline_ms, struct
     if (!conn->main.lost || !connection_resumes(conn) || !state_is_running(out->source.m->state))
         return -EIO;
     if (again_main(&out->source.again, conn, out->source.cancel_fd, err, &failure) < 0) {
-        bool goes_on = failure.cause == CAUSE_CANCELLED && state_is_running(out->source.m->state);
         *err = failure;
-        if (goes_on) {
-            *err = (struct error){0};
-            error_set(err, CAUSE_INTERRUPTED, "interrupted");
-        }
-        return -EIO;
+        if (failure.cause != CAUSE_CANCELLED || !state_is_running(out->source.m->state))
+            return -EIO;
+        *err = (struct error){0};
+        return error_set(err, CAUSE_INTERRUPTED, "interrupted");
     }
     *err = (struct error){0};
     handover_delay(&out->handover);

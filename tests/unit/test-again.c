@@ -131,7 +131,7 @@ static void set_up(void)
     again_init(&again);
 }
 
-static void end(void)
+static void close_connection(void)
 {
     again_stop(&again);
     connection_break(conn);
@@ -143,6 +143,11 @@ static void end(void)
     connection_hang_up(conn);
     connection_end(conn);
     connection_free(conn);
+}
+
+static void end(void)
+{
+    close_connection();
     fake_close(&fake);
 }
 
@@ -264,15 +269,7 @@ Test(again, refusals)
             await_told(&finds, found + 1);
             cr_expect(eq(uint, failures, failed));
         }
-        again_stop(&again);
-        connection_break(conn);
-        again_join(&again);
-        transport_close(main_end);
-        for (unsigned c = 0; c < CHANNELS; c++)
-            transport_close(data[c]);
-        connection_hang_up(conn);
-        connection_end(conn);
-        connection_free(conn);
+        close_connection();
     }
     fake_close(&fake);
 }

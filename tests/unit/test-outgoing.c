@@ -1492,14 +1492,11 @@ Test(outgoing, cancelled_while_it_is_paused)
     end();
 }
 
-/* After the commit: it hears the answer over another connection, */
-Test(outgoing, made_again_after_commit)
+/* The main channel comes once more, with COMMIT, and completes. */
+static void completes_again(void)
 {
     uint64_t id;
 
-    m->settings.resume_ms = 60000;
-    run_to_commit();
-    lose_main();
     answer_main_again(2); /* the announcement, and COMPLETE */
     await_message(WIRE_COMMIT, &id);
     say(WIRE_COMMITTED, id);
@@ -1509,11 +1506,19 @@ Test(outgoing, made_again_after_commit)
     end();
 }
 
+/* After the commit: it hears the answer over another connection, */
+Test(outgoing, made_again_after_commit)
+{
+    m->settings.resume_ms = 60000;
+    run_to_commit();
+    lose_main();
+    completes_again();
+}
+
 /* for which it has its time once more, however long that has taken, */
 Test(outgoing, made_again_long_after_commit)
 {
     struct transport *t = NULL;
-    uint64_t id;
 
     m->settings.resume_ms = 60000;
     m->settings.timeout_ms = 1000;
@@ -1523,13 +1528,7 @@ Test(outgoing, made_again_long_after_commit)
         if (transport_accept(fake.listener, &t) == 0)
             transport_close(t);
     }
-    answer_main_again(2);
-    await_message(WIRE_COMMIT, &id);
-    say(WIRE_COMMITTED, id);
-    worker_join(&waiter.worker);
-    cr_expect(zero(int, waiter.ret), "%s", waiter.err.message);
-    cr_expect(eq(int, (int)m->state, STATE_COMPLETED));
-    end();
+    completes_again();
 }
 
 /* or asks, where the destination has nothing more to say. */
