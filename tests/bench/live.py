@@ -31,18 +31,11 @@ class Monitor:
 
     def __init__(self, path, process):
         self.socket = socket.socket(socket.AF_UNIX)
-        machine.wait_until("QEMU listens for QMP", lambda: self._connect(path), process)
+        machine.wait_until("QEMU listens for QMP", lambda: machine.connects(self.socket, path), process)
         self.buffer = b""
         self.at = {}            # of events and states of a migration
         self.execute("qmp_capabilities")
         self.capabilities("events")
-
-    def _connect(self, path):
-        try:
-            self.socket.connect(path)
-            return True
-        except OSError:
-            return False
 
     def _read(self, seconds):
         end = time.monotonic() + seconds

@@ -131,6 +131,15 @@ def wait_until(what, test, process=None):
         time.sleep(0.002)
 
 
+def connects(socket, path):
+    """Whether somebody listens there; then it is connected."""
+    try:
+        socket.connect(path)
+        return True
+    except OSError:
+        return False
+
+
 def free_port():
     """A port that nobody listens on, below those that the kernel hands out."""
     for port in range(21000, 30000):

@@ -53,18 +53,11 @@ class Qemu:
         self.process = machine.spawn(argv, log=name + ".log", env=which["env"])
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(machine.PATIENCE)
-        machine.wait_until(f"QEMU listens for QMP ({machine.last_words(name + '.log')})", lambda: self._connect(path),
+        machine.wait_until(f"QEMU listens for QMP ({machine.last_words(name + '.log')})", lambda: machine.connects(self.socket, path),
                            self.process)
         self.lines = self.socket.makefile("rw")
         self.events = []
         self.execute("qmp_capabilities")
-
-    def _connect(self, path):
-        try:
-            self.socket.connect(path)
-            return True
-        except OSError:
-            return False
 
     def _read(self):
         line = self.lines.readline()

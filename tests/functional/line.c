@@ -13,6 +13,8 @@
  *   up              those that come are passed on again: "ok"
  * Ends when its standard input does.
  */
+#include "relay.h"
+
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -131,15 +133,7 @@ static void *carry(void *arg)
 
 static void begin(struct wire *wire, int from)
 {
-    struct way *way = malloc(sizeof(*way));
-    pthread_t thread;
-
-    if (!way)
-        exit(1);
-    *way = (struct way){wire, wire->ends[from], wire->ends[!from]};
-    if (pthread_create(&thread, NULL, carry, way))
-        exit(1);
-    pthread_detach(thread);
+    relay_start(carry, &(struct way){wire, wire->ends[from], wire->ends[!from]}, sizeof(struct way));
 }
 
 static void take(int from, struct sockaddr_in *target)

@@ -7,6 +7,8 @@
  * Says the port that it listens at, passes each connection on to port TARGET, both ways, and appends what each direction
  * carries to FILE in whole pieces as they come. Ends when its standard input does.
  */
+#include "relay.h"
+
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -44,15 +46,7 @@ static void *carry(void *arg)
 
 static void start(int from, int to)
 {
-    struct way *way = malloc(sizeof(*way));
-    pthread_t thread;
-
-    if (!way)
-        exit(1);
-    *way = (struct way){from, to};
-    if (pthread_create(&thread, NULL, carry, way))
-        exit(1);
-    pthread_detach(thread);
+    relay_start(carry, &(struct way){from, to}, sizeof(struct way));
 }
 
 int main(int argc, char **argv)

@@ -12,6 +12,8 @@
  *   pace=MS       passes on seven bytes at a time, each that long after the last.
  * It says "ready" when it listens, and ends when its standard input does.
  */
+#include "relay.h"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -103,15 +105,7 @@ static void *carry(void *arg)
 
 static void start(int from, int to, int is_special)
 {
-    struct way *way = malloc(sizeof(*way));
-    pthread_t thread;
-
-    if (!way)
-        exit(1);
-    *way = (struct way){from, to, is_special};
-    if (pthread_create(&thread, NULL, carry, way))
-        exit(1);
-    pthread_detach(thread);
+    relay_start(carry, &(struct way){from, to, is_special}, sizeof(struct way));
 }
 
 int main(int argc, char **argv)
