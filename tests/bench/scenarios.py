@@ -591,9 +591,13 @@ def tls_scenario(size):
         RATE, ("by our clock", wall_rate, ".2f"), *CPU], [
         "QEMU: multifd with tls-creds-x509; migfs: -o tls, with the same directories. \"AES-128-GCM\" is `openssl speed` with "
         "records of 16 KiB on one processor, alone.",
+        "resident: QEMU with prealloc=on at the destination; migfs preallocated and the first pass (\"cold\" is its name), or without "
+        "and the second pass (\"warm\"), in which the pages get their page table entries.",
     ])
     add_qemu(s, "random", size, (2, 4), ", TLS", prealloc=True, tls=True)
     add_migfs(s, "random", size, (2, 4), ", by reference, TLS", options=("-p",), passes=("warm",), tls=True)
+    add_migfs(s, "random", size, (2, 4), ", by reference, preallocated, TLS", options=("-p",), passes=("cold",), daemon="preallocate",
+              tls=True)
     add_migfs(s, "random", size, (2, 4), ", TLS", passes=("warm",), tls=True)
     add_qemu(s, "random", size, (2, 4), ", plain", prealloc=True)
     add_migfs(s, "random", size, (2, 4), ", by reference, plain", options=("-p",), passes=("warm",))
@@ -601,6 +605,8 @@ def tls_scenario(size):
     for n in (2, 4):
         s.ratio(f"{n} channels, by reference: migfs / QEMU 10", rf"^migfs, {n} ch, by reference, TLS, warm$",
                 rf"^QEMU 10, {n} ch, TLS$", ">= 2.5")
+        s.ratio(f"{n} channels, by reference, preallocated: migfs / QEMU 10",
+                rf"^migfs, {n} ch, by reference, preallocated, TLS, cold$", rf"^QEMU 10, {n} ch, TLS$", ">= 2.5")
         s.ratio(f"{n} channels, through the file: migfs / QEMU 10", rf"^migfs, {n} ch, TLS, warm$", rf"^QEMU 10, {n} ch, TLS$")
         s.ratio(f"{n} channels, by reference: TLS / plain", rf"^migfs, {n} ch, by reference, TLS, warm$",
                 rf"^migfs, {n} ch, by reference, plain, warm$")
