@@ -61,7 +61,7 @@ processes_with() {
 mounts_below() { awk -v dir="$1/" 'index($2, dir) == 1 { list = $2 "\n" list } END { printf "%s", list }' /proc/self/mounts; }
 
 supervise() {
-	local dir status=0 child left mount log test
+	local dir status=0 child left try mount log test
 	test=$(basename "$0" .sh)
 
 	dir=$(mktemp -d "${TMPDIR:-/tmp}/migfs-test.XXXXXX")
@@ -79,7 +79,12 @@ supervise() {
 	124 | 137) echo "$test: not done after its time limit" ;;
 	esac
 
-	left=$(session_processes "$child" && processes_with "$dir/")
+	# Those that read from the test's shell end when it does, a moment later, and no event tells of it.
+	for ((try = 0; try < 500; try++)); do
+		left=$(session_processes "$child" && processes_with "$dir/")
+		[ "$status" = 0 ] && [ -n "$left" ] || break
+		sleep 0.02
+	done
 	if [ -n "$left" ]; then
 		if [ "$status" = 0 ]; then
 			echo "$test: processes were left behind:"
