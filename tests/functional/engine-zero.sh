@@ -55,13 +55,13 @@ eighths() {
 	# What the first data costs anyway is no matter.
 	overwrite image "src/$name/ram" bs=1M count=8
 	tell "src/$name" sync
-	local faults resident
+	local faults resident before
 	faults=$(faults)
-	resident=$(memory_of dst Rss)
+	before=$(memory_of dst Rss)
 	overwrite image "src/$name/ram" bs="$4" skip=8M seek=8M iflag=skip_bytes oflag=seek_bytes
 	tell "src/$name" sync
 	faults=$(($(faults) - faults))
-	resident=$(($(memory_of dst Rss) - resident))
+	resident=$(($(memory_of dst Rss) - before))
 	say "$name: $((data / 4096)) data pages of $all: $faults faults, $resident bytes more"
 	is "$name: memory of the image" "$data" "$(held "$name")"
 	is "$name: data pages" $((data / 4096)) "$(status "dst/$name" normal)"
@@ -83,7 +83,7 @@ eighths() {
 	is "$name: first arrivals after zeros" $all "$(status "dst/$name" first-arrivals)"
 	is "$name: data after zeros" ENXIO "$(attempt seek "dst/$name/ram" data 0 && echo "$got")"
 	if [ -z "$MIGFS_SLOW" ]; then
-		at_most "$name: resident memory after zeros" $((16 << 20)) $(($(memory_of dst Rss) - resident))
+		at_most "$name: resident memory after zeros" $((16 << 20)) $(($(memory_of dst Rss) - before))
 	fi
 	finish_both "$name"
 	rm image

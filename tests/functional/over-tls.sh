@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Some of the other tests once more, over TLS: random programs, rounds, barriers, all of RAM by reference.
-# By hand, MIGFS_TEST_TLS=1 does it for any of them.
+# MIGFS_TEST_TLS=1 does it for any of them, and `tests/run -t` for all.
 . "$(dirname "$0")/functions.sh"
 requires openssl
 "$MIGFS" -V | grep -q 'with TLS' || skip "this migfs is built without TLS"

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # TLS: whatever is sent over it arrives, nobody on the way can read it, and whoever is not meant is refused, with a sentence
 # on both sides. What OpenSSL is asked for in detail is in tests/unit/test-tls.c.
+export MIGFS_TEST_TLS= # the test says itself what goes by TLS
 . "$(dirname "$0")/functions.sh"
 requires openssl
 "$MIGFS" -V | grep -q 'with TLS' || skip "this migfs is built without TLS"

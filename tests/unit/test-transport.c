@@ -226,6 +226,22 @@ Test(transport, congestion_control_within_a_machine)
     }
 }
 
+/* What is on its way stays in the cache: the sender's buffer has a size that does not grow, twice what was asked for. */
+Test(transport, send_buffer_within_a_machine)
+{
+    FOR_ALL_PLACES(i)
+    {
+        int size = 0;
+        socklen_t len = sizeof(size);
+        struct link link;
+        link_open(&link, place(i), "");
+        cr_expect(eq(int, getsockopt(transport_pollfd(link.a), SOL_SOCKET, SO_SNDBUF, &size, &len), 0));
+        if (strcmp(places[i], "unix:"))
+            cr_expect(eq(int, size, 256 << 10), "%s", places[i]);
+        link_close(&link);
+    }
+}
+
 /* A name that has several addresses is listened to at all of them, on one port. */
 Test(transport, every_address_of_a_name)
 {
