@@ -4,18 +4,18 @@
  *
  * The input is a script (docs below, at the codes). The driver carries it out as
  * a source would, with checks, sequence numbers and counts that are right unless
- * the script says otherwise, on connections that end in the driver. It keeps a
+ * the script says otherwise, on connections that end in the driver, and that it may
+ * lose and make again (ends.h). It keeps a
  * model of what the files should hold. In the end:
  *   - a migration that has completed holds what the model holds, and has counted it;
  *   - nothing that came after the completion has changed it;
  *   - no limit was passed, and everything that was charged, made or opened is gone.
  */
-#include "input.h"
+#include "ends.h"
 #include "cleanup.h"
 #include "guard.h"
-#include "registry.h"
 #include "incoming.h"
-#include "lane.h"
+#include "shifted_clock.h"
 #include "shown.h"
 #include "zero.h"
 
@@ -27,22 +27,24 @@
 #include <xxhash.h>
 #include <zstd.h>
 
-#define CHANNELS_MAX 8
+#define CHANNELS_MAX ENDS_CHANNELS_MAX
 #define FILES_MAX    4 /* the RAM and the devices that the limits allow */
 #define RAM_MAX      (3u << 20)
 #define DEVICE_MAX   ((1u << 20) + 70000)
 #define MEMORY_MAX   (5u << 20)
 #define IMAGE_MAX    (4u << 20)
-#define STEPS_MAX    64
 
-/* Header: channels, device channels, flags, slice. */
+/* Header: channels, device channels, flags, slice; with FLAG_RESUME: for how many seconds. */
 #define FLAG_CHECKSUM 1
 #define FLAG_ZSTD     2
-#define FLAG_LOOSE    4  /* packets are not waited for: channels run ahead of one another */
-#define FLAG_ODD      8  /* limits that are no whole number of pages */
-#define FLAG_DIGEST   16 /* compute the digests in the end */
-#define FLAG_BUSY     32 /* every other send finds no room */
-#define FLAG_PLACES   64 /* data channels place */
+#define FLAG_LOOSE    4   /* packets are not waited for: channels run ahead of one another */
+#define FLAG_ODD      8   /* limits that are no whole number of pages */
+#define FLAG_DIGEST   16  /* compute the digests in the end */
+#define FLAG_BUSY     32  /* every other send finds no room */
+#define FLAG_PLACES   64  /* data channels place */
+#define FLAG_RESUME   128 /* connections can be made again */
+
+#define SECONDS_LATE 128 /* of the seconds: the last channel has not come when the script begins */
 
 /* A step begins with one of these. */
 enum code {
@@ -62,6 +64,11 @@ enum code {
     CODE_EXPOSE,   /* how (+128: withdraw, the how-th; +64: as it is, whole stripes otherwise), offset 24,
                       length 24 */
     CODE_PLACED,   /* how (1: nothing is written; 2: of another file), offset 24, length 24, seed */
+    CODE_LOSE,     /* lane, how, after how many bytes 24: see ends.h */
+    CODE_AGAIN,    /* lane, how, and what belongs to it: see ends.h */
+    CODE_HEARD,    /* how many messages too many the source says that it has received, from now on (signed) */
+    CODE_TIME,     /* tenths of a second 16, which pass */
+    CODE_AMBUSH,   /* connections are made again in the moment in which all of them end */
     CODE_MAX
 };
 
@@ -88,24 +95,13 @@ struct lab {
     struct migration *m;
     struct input in;
     unsigned channels, flags;
-    struct lane lanes[CHANNELS_MAX + 1]; /* the last one in use is the main channel */
-    uint64_t sent[CHANNELS_MAX];         /* packets */
+    struct ends ends;
+    uint64_t sent[CHANNELS_MAX]; /* packets */
+    int64_t passed_ms;           /* by which the clock has been shifted */
     struct model models[FILES_MAX];
     bool modelled; /* the models still know what was sent */
     uint64_t last_complete;
 };
-
-static struct lane *main_lane(struct lab *lab)
-{
-    return &lab->lanes[lab->channels];
-}
-
-static void settle_all(struct lab *lab)
-{
-    for (unsigned c = 0; c < lab->channels; c++)
-        lane_settle(&lab->lanes[c]);
-    lane_settle(main_lane(lab));
-}
 
 /*
  * Packets
@@ -220,19 +216,20 @@ static uint32_t make_partial(uint8_t *raw, uint64_t range, uint32_t size)
     return size + bitmap;
 }
 
-static void send_packet(struct lab *lab, struct lane *lane, const struct wire_packet *wire,
+static void send_packet(struct lab *lab, unsigned channel, const struct wire_packet *wire,
                         const uint8_t *payload, size_t len, bool split)
 {
     size_t first = split ? input_u8(&lab->in) % sizeof(*wire) : 0;
+    struct lane *lane = lab->ends.now[channel];
 
     if (split) {
         lane_put(lane, wire, first);
-        lane_settle(lane);
+        ends_settle(&lab->ends, channel);
     }
     lane_put(lane, (const uint8_t *)wire + first, sizeof(*wire) - first);
     lane_put(lane, payload, split ? len / 2 : len);
     if (split) {
-        lane_settle(lane);
+        ends_settle(&lab->ends, channel);
         lane_put(lane, payload + len / 2, len - len / 2);
     }
 }
@@ -321,29 +318,22 @@ static void step_packet(struct lab *lab)
     if ((how & HOW_CHECK) && !packet.length)
         wire.check ^= input_u8(in);
     /* Whether it is applied before a commit is a matter of luck, and the source's fault. */
-    if ((lab->flags & FLAG_LOOSE) && lab->last_complete)
+    if (lab->last_complete &&
+        (lab->flags & FLAG_LOOSE || (lab->m->state != STATE_COMPLETED && lane_is_cut(lab->ends.now[c]))))
+        lab->modelled = false;
+    /* Its announcement, or it, may come later. */
+    if (!file)
         lab->modelled = false;
     if (packet.file < FILES_MAX && lab->modelled && lab->m->state != STATE_COMPLETED)
         model_packet(lab, file, &packet, how & HOW_ZSTD ? raw : payload);
-    send_packet(lab, &lab->lanes[c], &wire, payload, packet.length, how & HOW_SPLIT);
+    send_packet(lab, c, &wire, payload, packet.length, how & HOW_SPLIT);
     if (!(lab->flags & FLAG_LOOSE))
-        lane_settle(&lab->lanes[c]);
+        ends_settle(&lab->ends, c);
 }
 
 /*
  * Messages
  */
-
-static void send_message(struct lab *lab, enum wire_message_type type, uint64_t id, const void *body,
-                         size_t len)
-{
-    struct wire_message header;
-
-    wire_message_encode(type, id, body, (uint32_t)len, &header);
-    lane_put(main_lane(lab), &header, sizeof(header));
-    lane_put(main_lane(lab), body, len);
-    lane_settle(main_lane(lab));
-}
 
 static void write_counts(struct lab *lab, struct wire_writer *w)
 {
@@ -376,13 +366,16 @@ static void step_create(struct lab *lab)
     wire_write_u32(&w, how & 128 ? id + 1 : id);
     wire_write_u64(&w, size);
     wire_write_text(&w, name);
-    send_message(lab, WIRE_FILE_CREATE, 0, buf, wire_written(&w));
+    ends_send(&lab->ends, WIRE_FILE_CREATE, 0, buf, wire_written(&w));
     CLEANUP_FILE struct file *file = migration_get_file(lab->m, id);
     if (file) {
         MUST(id < FILES_MAX);
         for (unsigned c = 0; c < lab->channels; c++)
             lab->models[id].ends[c] = file_is_home(file, c) ? size : 0;
     }
+    /* It comes later, if at all. */
+    if (lane_is_cut(ends_main(&lab->ends)))
+        lab->modelled = false;
 }
 
 static void step_stream(struct lab *lab)
@@ -394,7 +387,7 @@ static void step_stream(struct lab *lab)
     wire_write_u32(&w, file % 128);
     if (file < 128)
         write_counts(lab, &w);
-    send_message(lab, file < 128 ? WIRE_FILE_END : WIRE_FILE_RESUME, 0, buf, wire_written(&w));
+    ends_send(&lab->ends, file < 128 ? WIRE_FILE_END : WIRE_FILE_RESUME, 0, buf, wire_written(&w));
 }
 
 /* The source has removed a file, and its number begins anew. */
@@ -424,7 +417,7 @@ static void step_change(struct lab *lab)
     if (there && replaced)
         file_name(there, name);
     if (!(lab->flags & FLAG_LOOSE))
-        settle_all(lab);
+        ends_settle_all(&lab->ends);
     else
         lab->modelled = false;
     wire_write_u32(&w, number);
@@ -436,7 +429,7 @@ static void step_change(struct lab *lab)
         wire_write_u32(&w, replaced);
         wire_write_text(&w, name);
     }
-    send_message(lab, how & 1 ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, number, buf, wire_written(&w));
+    ends_send(&lab->ends, how & 1 ? WIRE_FILE_RENAME : WIRE_FILE_REMOVE, number, buf, wire_written(&w));
     if (!(how & 1) && number < FILES_MAX)
         model_remove(lab, number);
     else if (replaced && replaced < FILES_MAX)
@@ -450,7 +443,7 @@ static void step_sync(struct lab *lab)
     uint64_t id = input_u8(&lab->in);
 
     write_counts(lab, &w);
-    send_message(lab, WIRE_SYNC, id, buf, wire_written(&w));
+    ends_send(&lab->ends, WIRE_SYNC, id, buf, wire_written(&w));
 }
 
 static void step_complete(struct lab *lab)
@@ -459,7 +452,7 @@ static void step_complete(struct lab *lab)
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
     uint64_t id = input_u8(&lab->in), files = 0;
 
-    settle_all(lab);
+    ends_settle_all(&lab->ends);
     for (uint32_t i = 0; i < FILES_MAX; i++)
         files += migration_file(lab->m, i) != NULL;
     write_counts(lab, &w);
@@ -483,7 +476,7 @@ static void step_complete(struct lab *lab)
         wire_write_u64(&w, model->digest + (wrong == 5));
     }
     lab->last_complete = id;
-    send_message(lab, WIRE_COMPLETE, id, buf, wire_written(&w));
+    ends_send(&lab->ends, WIRE_COMPLETE, id, buf, wire_written(&w));
 }
 
 static void step_digest(struct lab *lab)
@@ -496,7 +489,7 @@ static void step_digest(struct lab *lab)
         buf[4] = input_u8(&lab->in);
         buf[8] = input_u8(&lab->in);
     }
-    send_message(lab, pieces ? WIRE_VERIFY : WIRE_DIGEST, id, buf, pieces ? 16 : 4);
+    ends_send(&lab->ends, pieces ? WIRE_VERIFY : WIRE_DIGEST, id, buf, pieces ? 16 : 4);
 }
 
 static void step_abort(struct lab *lab)
@@ -509,7 +502,7 @@ static void step_abort(struct lab *lab)
     const uint8_t *text = input_bytes(&lab->in, input_u8(&lab->in), &len);
     wire_write_u16(&w, (uint16_t)len);
     memcpy(w.p, text, len);
-    send_message(lab, WIRE_ABORT, 0, buf, wire_written(&w) + len);
+    ends_send(&lab->ends, WIRE_ABORT, 0, buf, wire_written(&w) + len);
 }
 
 static void step_message(struct lab *lab)
@@ -518,7 +511,7 @@ static void step_message(struct lab *lab)
     size_t len, want = input_u8(&lab->in);
     const uint8_t *body = input_bytes(&lab->in, want, &len);
 
-    send_message(lab, type, input_u8(&lab->in), body, len);
+    ends_send(&lab->ends, type, input_u8(&lab->in), body, len);
 }
 
 static void step_raw(struct lab *lab)
@@ -530,8 +523,7 @@ static void step_raw(struct lab *lab)
     if (!len)
         return;
     lab->modelled = false;
-    lane_put(&lab->lanes[lane], bytes, len);
-    lane_settle(&lab->lanes[lane]);
+    ends_put_junk(&lab->ends, lane, bytes, len);
 }
 
 /*
@@ -551,7 +543,7 @@ static void step_expose(struct lab *lab)
         offset -= offset % WIRE_STRIPE_SIZE;
     wire_write_u64(&w, offset);
     wire_write_u64(&w, len);
-    send_message(lab, how & 128 ? WIRE_WITHDRAW : WIRE_EXPOSE, 0, buf, sizeof(buf));
+    ends_send(&lab->ends, how & 128 ? WIRE_WITHDRAW : WIRE_EXPOSE, 0, buf, sizeof(buf));
 }
 
 /* As an honest source does: nothing that is not applied says something of these bytes. */
@@ -571,7 +563,7 @@ static void step_placed(struct lab *lab)
     packet.channel = file ? file_home(file, packet.offset) : 0;
     packet.sequence = ++lab->sent[packet.channel];
     packet.check = wire_packet_encode(&packet, &wire);
-    lane_settle(&lab->lanes[packet.channel]);
+    ends_settle(&lab->ends, packet.channel);
     uint8_t *to = how & 1 ? NULL : lane_exposed(packet.offset, packet.length);
     /* What is written after the source has said that all is complete is its own fault. */
     if (!to || !file || lab->last_complete)
@@ -580,8 +572,8 @@ static void step_placed(struct lab *lab)
         memcpy(to, raw, packet.length);
     if (lab->modelled && lab->m->state != STATE_COMPLETED)
         model_packet(lab, file, &packet, raw);
-    lane_put(&lab->lanes[packet.channel], &wire, sizeof(wire));
-    lane_settle(&lab->lanes[packet.channel]);
+    lane_put(lab->ends.now[packet.channel], &wire, sizeof(wire));
+    ends_settle(&lab->ends, packet.channel);
 }
 
 /*
@@ -646,7 +638,7 @@ static void step_user(struct lab *lab)
         shown_ram_path(lab->m, path, sizeof(path));
         break;
     default:
-        settle_all(lab);
+        ends_settle_all(&lab->ends);
     }
 }
 
@@ -715,62 +707,68 @@ static uint64_t applied(const struct lab *lab)
     return packets;
 }
 
+static void step_commit(struct lab *lab)
+{
+    uint64_t id = input_u8(&lab->in);
+
+    ends_send(&lab->ends, WIRE_COMMIT, id ? id : lab->last_complete, NULL, 0);
+}
+
+/* What is sent on a lane that has ended does not arrive, but on another one in its place. */
+static void step_close(struct lab *lab)
+{
+    lab->modelled &= lab->ends.resumes;
+    lane_end(lab->ends.now[input_u8(&lab->in) % (lab->channels + 1)]);
+}
+
+static void step_lose(struct lab *lab)
+{
+    lab->modelled &= lab->ends.resumes;
+    ends_lose(&lab->ends);
+}
+
+static void step_again(struct lab *lab)
+{
+    lab->modelled &= !ends_again(&lab->ends);
+}
+
+static void step_heard(struct lab *lab)
+{
+    lab->ends.skew = (int8_t)input_u8(&lab->in);
+    lab->ends.lied |= lab->ends.skew != 0;
+}
+
+static void step_time(struct lab *lab)
+{
+    int64_t ms = input_u16(&lab->in) * 100;
+
+    lab->passed_ms += ms;
+    shifted_clock_add(ms);
+    ends_settle_all(&lab->ends);
+}
+
+static void step_ambush(struct lab *lab)
+{
+    ends_ambush(&lab->ends);
+}
+
+static void (*const steps[CODE_MAX])(struct lab *lab) = {
+    [CODE_PACKET] = step_packet, [CODE_CREATE] = step_create,     [CODE_STREAM] = step_stream,
+    [CODE_SYNC] = step_sync,     [CODE_COMPLETE] = step_complete, [CODE_COMMIT] = step_commit,
+    [CODE_DIGEST] = step_digest, [CODE_ABORT] = step_abort,       [CODE_MESSAGE] = step_message,
+    [CODE_RAW] = step_raw,       [CODE_CLOSE] = step_close,       [CODE_USER] = step_user,
+    [CODE_CHANGE] = step_change, [CODE_EXPOSE] = step_expose,     [CODE_PLACED] = step_placed,
+    [CODE_LOSE] = step_lose,     [CODE_AGAIN] = step_again,       [CODE_HEARD] = step_heard,
+    [CODE_TIME] = step_time,     [CODE_AMBUSH] = step_ambush,
+};
+
 static void run_script(struct lab *lab)
 {
     uint64_t at_commit = 0;
     bool completed = false;
 
-    for (int i = 0; i < STEPS_MAX && lab->in.left; i++) {
-        switch (input_u8(&lab->in) % CODE_MAX) {
-        case CODE_PACKET:
-            step_packet(lab);
-            break;
-        case CODE_CREATE:
-            step_create(lab);
-            break;
-        case CODE_STREAM:
-            step_stream(lab);
-            break;
-        case CODE_SYNC:
-            step_sync(lab);
-            break;
-        case CODE_COMPLETE:
-            step_complete(lab);
-            break;
-        case CODE_COMMIT: {
-            uint64_t id = input_u8(&lab->in);
-            send_message(lab, WIRE_COMMIT, id ? id : lab->last_complete, NULL, 0);
-            break;
-        }
-        case CODE_DIGEST:
-            step_digest(lab);
-            break;
-        case CODE_ABORT:
-            step_abort(lab);
-            break;
-        case CODE_MESSAGE:
-            step_message(lab);
-            break;
-        case CODE_RAW:
-            step_raw(lab);
-            break;
-        case CODE_CHANGE:
-            step_change(lab);
-            break;
-        case CODE_EXPOSE:
-            step_expose(lab);
-            break;
-        case CODE_PLACED:
-            step_placed(lab);
-            break;
-        case CODE_CLOSE:
-            /* What is sent on it now does not arrive. */
-            lab->modelled = false;
-            lane_end(&lab->lanes[input_u8(&lab->in) % (lab->channels + 1)]);
-            break;
-        default:
-            step_user(lab);
-        }
+    for (int i = 0; i < ENDS_STEPS_MAX && lab->in.left; i++) {
+        steps[input_u8(&lab->in) % CODE_MAX](lab);
         if (lab->m->state == STATE_FAILED || lab->m->state == STATE_CANCELLED)
             break;
         if (lab->m->state == STATE_COMPLETED && !completed) {
@@ -778,7 +776,7 @@ static void run_script(struct lab *lab)
             at_commit = applied(lab);
         }
     }
-    settle_all(lab);
+    ends_settle_all(&lab->ends);
     if (completed)
         MUST(applied(lab) == at_commit);
 }
@@ -787,6 +785,7 @@ static void set_up(struct lab *lab)
 {
     unsigned channels = input_u8(&lab->in) % CHANNELS_MAX + 1, devices = input_u8(&lab->in) % channels;
     unsigned flags = input_u8(&lab->in), slice = input_u8(&lab->in), odd = flags & FLAG_ODD ? 100 : 0;
+    unsigned seconds = flags & FLAG_RESUME ? input_u8(&lab->in) : 0;
     struct limits limits = {
         .max_memory = MEMORY_MAX + odd + incoming_memory(&(struct host){0}, channels),
         .max_ram = RAM_MAX + odd,
@@ -800,32 +799,30 @@ static void set_up(struct lab *lab)
         .version = WIRE_VERSION,
         .channels = channels,
         .device_channels = devices,
-        .features =
-            (flags & FLAG_CHECKSUM ? WIRE_FEATURE_CHECKSUM : 0) | (flags & FLAG_ZSTD ? WIRE_FEATURE_ZSTD : 0),
+        .features = (flags & FLAG_CHECKSUM ? WIRE_FEATURE_CHECKSUM : 0) |
+                    (flags & FLAG_ZSTD ? WIRE_FEATURE_ZSTD : 0) |
+                    (flags & FLAG_RESUME ? WIRE_FEATURE_RESUME : 0),
+        .resume_ms = seconds % SECONDS_LATE * 1000,
+        .page_size = WIRE_PAGE_SIZE,
+        .stripe_size = WIRE_STRIPE_SIZE,
         .timeout_ms = 60000,
         .name = "m",
     };
-    struct hello_reply reply = {0};
-    struct error err = {0};
 
     lab->flags = flags;
     lab->channels = channels;
     lab->modelled = true;
-    for (unsigned c = 0; c <= channels; c++)
-        lane_init(&lab->lanes[c], slice < 16 ? 0 : slice * 8, flags & FLAG_BUSY);
-    for (unsigned c = 0; c < channels && flags & FLAG_PLACES; c++)
-        lane_places(&lab->lanes[c]);
     for (unsigned i = 0; i < FILES_MAX; i++) {
         lab->models[i].image =
             mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         MUST(lab->models[i].image != MAP_FAILED);
     }
     registry_init(&lab->registry, &limits, NULL);
-    MUST(registry_add_incoming(&lab->registry, "test", &hello, &lab->m, &err) == 0);
-    MUST(incoming_begin(lab->m, &main_lane(lab)->base, hello.timeout_ms, &reply, &err) == 0);
-    for (unsigned c = 0; c < channels; c++)
-        MUST(incoming_attach(lab->m, c, channels, &lab->lanes[c].base, &reply, &err) == 0);
-    lane_settle(main_lane(lab));
+    lab->ends = (struct ends){.registry = &lab->registry, .in = &lab->in};
+    lab->ends.slice = slice < 16 ? 0 : slice * 8;
+    lab->ends.busy = flags & FLAG_BUSY;
+    ends_open(&lab->ends, &hello, flags & FLAG_PLACES, seconds & SECONDS_LATE && hello.resume_ms);
+    lab->m = lab->ends.m;
 }
 
 /* Until the threads of the migration have ended, it may be giving something back. */
@@ -839,10 +836,7 @@ static void await_threads(struct lab *lab)
 
 static void tear_down(struct lab *lab)
 {
-    lane_end(main_lane(lab));
-    for (unsigned c = 0; c <= lab->channels; c++)
-        lane_wait_closed(&lab->lanes[c]);
-    MUST(state_is_final(lab->m->state));
+    ends_close(&lab->ends);
     await_threads(lab);
     MUST(lane_keys() == 0);
     check_limits(lab);
@@ -861,8 +855,8 @@ static void tear_down(struct lab *lab)
     registry_drain(&lab->registry, HOST_FOREVER);
     MUST(lab->registry.host.accounts.memory.used == 0);
     registry_fini(&lab->registry);
-    for (unsigned c = 0; c <= lab->channels; c++)
-        lane_fini(&lab->lanes[c]);
+    ends_free(&lab->ends);
+    shifted_clock_add(-lab->passed_ms);
     for (unsigned i = 0; i < FILES_MAX; i++)
         munmap(lab->models[i].image, IMAGE_MAX);
 }

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Connections to the fuzzer; see lane.h. */
-#include "dummy.h"
 #include "lane.h"
 #include "dummy.h"
 #include "cleanup.h"
@@ -101,10 +100,15 @@ unsigned lane_keys(void)
     return count;
 }
 
+static bool has_ended(const struct lane *lane)
+{
+    return lane->shut || lane->taken >= lane->end;
+}
+
 /* Called with the lock held. */
 static void update(struct lane *lane)
 {
-    bool readable = lane->at < lane->have || lane->eof || lane->shut || lane->turns < lane->wanted;
+    bool readable = lane->at < lane->have || has_ended(lane) || lane->turns < lane->wanted;
     eventfd_t drained;
 
     if (readable && !lane->readable)
@@ -128,53 +132,88 @@ static int lane_send(struct transport *t, const struct iovec *iov, int n)
     return lane->shut ? -EPIPE : 0;
 }
 
-/* And messages this way, in any pieces. */
-static ssize_t lane_try_send(struct transport *t, const void *buf, size_t len)
+static void hear(struct lane *lane, const struct message *message, const uint8_t *body)
 {
-    struct lane *lane = (struct lane *)t;
+    MUST(message->received <= lane->spoken);
+    lane->heard += message->type != WIRE_PING;
+    lane->heard_of[message->type]++;
+    if (message->type == WIRE_EXPOSED)
+        hear_exposed(body, message->length);
+}
+
+/* Messages, in any pieces. */
+static ssize_t take_messages(struct lane *lane, const void *buf, size_t len)
+{
     struct wire_message header;
     struct message message;
     struct error err = {0};
 
+    if (len > sizeof(lane->said) - lane->said_length)
+        len = sizeof(lane->said) - lane->said_length;
+    memcpy(lane->said + lane->said_length, buf, len);
+    lane->said_length += len;
+    while (lane->said_length >= sizeof(header)) {
+        memcpy(&header, lane->said, sizeof(header));
+        MUST(wire_message_decode(&header, &message, &err) == 0);
+        size_t whole = sizeof(header) + message.length;
+        MUST(whole <= 1024);
+        if (lane->said_length < whole)
+            break;
+        MUST(wire_message_check(&header, lane->said + sizeof(header), message.length));
+        hear(lane, &message, lane->said + sizeof(header));
+        memmove(lane->said, lane->said + whole, lane->said_length - whole);
+        lane->said_length -= whole;
+    }
+    return (ssize_t)len;
+}
+
+/* Counts of packets, which are not told twice. */
+static ssize_t take_counts(struct lane *lane, const void *buf, size_t len)
+{
+    uint64_t count;
+
+    MUST(lane->said_length + len <= sizeof(count));
+    /* What is told by RDMA is one piece. */
+    if (lane->busy && len > 3 && !lane->base.traits.places)
+        len = 3;
+    memcpy(lane->said + lane->said_length, buf, len);
+    lane->said_length += len;
+    if (lane->said_length < sizeof(count))
+        return (ssize_t)len;
+    memcpy(&count, lane->said, sizeof(count));
+    MUST(le64toh(count) > lane->told);
+    lane->told = le64toh(count);
+    lane->said_length = 0;
+    return (ssize_t)len;
+}
+
+static ssize_t lane_try_send(struct transport *t, const void *buf, size_t len)
+{
+    struct lane *lane = (struct lane *)t;
+    struct error err = {0};
+
     SCOPED_LOCK(&lane->lock);
-    if (lane->shut)
+    if (lane->shut || lane->deaf)
         return -EPIPE;
     /* The answer to the hello comes first, all at once. */
     if (!lane->greeted) {
         MUST(len == sizeof(struct wire_hello_reply));
+        MUST(wire_hello_reply_decode(buf, &lane->reply, &err) == 0);
         lane->greeted = true;
+        pthread_cond_broadcast(&lane->moved);
         return (ssize_t)len;
     }
     lane->full = lane->busy && !lane->full;
     if (lane->full)
         return -EAGAIN;
-    if (lane->base.traits.places) {
-        uint64_t count;
-        MUST(len == sizeof(count));
-        memcpy(&count, buf, sizeof(count));
-        MUST(le64toh(count) > lane->told);
-        lane->told = le64toh(count);
-        return (ssize_t)len;
-    }
+    if (lane->base.traits.places)
+        MUST(len == WIRE_APPLIED_SIZE);
     if (lane->slice && len > lane->slice)
         len = lane->slice;
-    MUST(lane->heard + len <= sizeof(lane->said));
-    memcpy(lane->said + lane->heard, buf, len);
-    lane->heard += len;
-    while (lane->heard >= sizeof(header)) {
-        memcpy(&header, lane->said, sizeof(header));
-        MUST(wire_message_decode(&header, &message, &err) == 0);
-        size_t whole = sizeof(header) + message.length;
-        MUST(whole <= 1024);
-        if (lane->heard < whole)
-            break;
-        MUST(wire_message_check(&header, lane->said + sizeof(header), message.length));
-        if (message.type == WIRE_EXPOSED)
-            hear_exposed(lane->said + sizeof(header), message.length);
-        memmove(lane->said, lane->said + whole, lane->heard - whole);
-        lane->heard -= whole;
-    }
-    return (ssize_t)len;
+    if (lane->mute)
+        return (ssize_t)len;
+    return lane->resumes || lane->base.traits.places ? take_counts(lane, buf, len)
+                                                     : take_messages(lane, buf, len);
 }
 
 struct copy {
@@ -198,22 +237,25 @@ static ssize_t lane_recv(struct transport *t, void *buf, size_t len, int flags)
     MUST(len > 0);
     SCOPED_LOCK(&lane->lock);
     for (;;) {
-        if (lane->at < lane->have && !lane->shut) {
+        if (lane->at < lane->have && !has_ended(lane)) {
             size_t n = lane->have - lane->at;
+            if (n > lane->end - lane->taken)
+                n = lane->end - lane->taken;
             if (n > len)
                 n = len;
             if (lane->slice && n > lane->slice)
                 n = lane->slice;
             struct copy c = {buf, lane->bytes + lane->at, n};
             int ret = guard_call(copy, &c);
-            lane->at += n;
+            lane->at += ret < 0 ? 0 : n;
+            lane->taken += ret < 0 ? 0 : n;
             update(lane);
             return ret < 0 ? ret : (ssize_t)n;
         }
-        if (lane->eof || lane->shut) {
+        if (has_ended(lane)) {
             lane->over = true;
             update(lane);
-            return 0;
+            return lane->shut ? 0 : lane->end_code;
         }
         if (flags & TRANSPORT_NOWAIT) {
             lane->turns++;
@@ -241,10 +283,17 @@ static void lane_set_timeout(struct transport *t, int timeout_ms)
 static void lane_shutdown(struct transport *t)
 {
     struct lane *lane = (struct lane *)t;
+    void (*at_shutdown)(void *arg);
 
-    SCOPED_LOCK(&lane->lock);
+    pthread_mutex_lock(&lane->lock);
     lane->shut = true;
+    at_shutdown = lane->at_shutdown;
+    lane->at_shutdown = NULL;
+    void *arg = lane->arg;
     update(lane);
+    pthread_mutex_unlock(&lane->lock);
+    if (at_shutdown)
+        at_shutdown(arg);
 }
 
 static void lane_finish(struct transport *t)
@@ -278,13 +327,20 @@ static const struct transport_ops lane_ops = {
     .close = lane_close,
 };
 
-void lane_init(struct lane *lane, size_t slice, bool busy)
+struct lane *lane_new(size_t slice, bool busy)
 {
-    *lane = (struct lane){.base = {.ops = &lane_ops, .peer = "the fuzzer"}, .slice = slice, .busy = busy};
+    struct lane *lane = calloc(1, sizeof(*lane));
+
+    MUST(lane);
+    lane->base = (struct transport){.ops = &lane_ops, .peer = "the fuzzer"};
+    lane->end = UINT64_MAX;
+    lane->slice = slice;
+    lane->busy = busy;
     lane->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     MUST(lane->fd >= 0);
     pthread_mutex_init(&lane->lock, NULL);
     pthread_cond_init(&lane->moved, NULL);
+    return lane;
 }
 
 void lane_places(struct lane *lane)
@@ -292,19 +348,23 @@ void lane_places(struct lane *lane)
     lane->base.traits.places = true;
 }
 
-void lane_fini(struct lane *lane)
+void lane_free(struct lane *lane)
 {
+    if (!lane)
+        return;
     MUST(lane->closed);
     close(lane->fd);
     free(lane->bytes);
     pthread_cond_destroy(&lane->moved);
     pthread_mutex_destroy(&lane->lock);
+    free(lane);
 }
 
 void lane_put(struct lane *lane, const void *bytes, size_t len)
 {
     SCOPED_LOCK(&lane->lock);
-    if (!len || lane->shut || lane->eof)
+    bool arrives = !lane->shut && lane->taken + (lane->have - lane->at) < lane->end;
+    if (!len || (!arrives && !lane->resumes))
         return;
     if (lane->at == lane->have)
         lane->at = lane->have = 0;
@@ -321,8 +381,104 @@ void lane_put(struct lane *lane, const void *bytes, size_t len)
 void lane_end(struct lane *lane)
 {
     SCOPED_LOCK(&lane->lock);
-    lane->eof = true;
+    if (lane->end > lane->taken + (lane->have - lane->at))
+        lane->end = lane->taken + (lane->have - lane->at);
     update(lane);
+}
+
+void lane_cut(struct lane *lane, size_t after, int code)
+{
+    SCOPED_LOCK(&lane->lock);
+    if (lane->end <= lane->taken + after)
+        return;
+    lane->end = lane->taken + after;
+    lane->end_code = code;
+    update(lane);
+}
+
+bool lane_is_cut(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    return lane->shut || lane->end < UINT64_MAX;
+}
+
+bool lane_is_over(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    return lane->over;
+}
+
+void lane_mute(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    lane->mute = true;
+}
+
+void lane_deafen(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    lane->deaf = true;
+}
+
+void lane_succeed(struct lane *lane, struct lane *old, uint64_t heard)
+{
+    SCOPED_LOCK(&old->lock);
+    MUST(old->mute);
+    lane->resumes = old->resumes;
+    lane->told = old->told;
+    lane->heard = heard;
+    lane->spoken = old->spoken;
+    memcpy(lane->heard_of, old->heard_of, sizeof(lane->heard_of));
+}
+
+void lane_carry_over(struct lane *lane, struct lane *old, size_t skip)
+{
+    pthread_mutex_lock(&old->lock);
+    size_t left = old->have - old->at;
+    const uint8_t *rest = left ? old->bytes + old->at : NULL;
+    uint64_t taken = old->taken;
+    pthread_mutex_unlock(&old->lock);
+    pthread_mutex_lock(&lane->lock);
+    lane->taken += taken;
+    pthread_mutex_unlock(&lane->lock);
+    if (left > skip)
+        lane_put(lane, rest + skip, left - skip);
+}
+
+bool lane_await_welcome(struct lane *lane, struct hello_reply *reply)
+{
+    SCOPED_LOCK(&lane->lock);
+    while (!lane->greeted && !lane->shut)
+        pthread_cond_wait(&lane->moved, &lane->lock);
+    *reply = lane->reply;
+    return lane->greeted;
+}
+
+uint64_t lane_taken(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    return lane->taken;
+}
+
+uint64_t lane_heard(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    return lane->heard;
+}
+
+void lane_speak(struct lane *lane, uint64_t messages)
+{
+    SCOPED_LOCK(&lane->lock);
+    lane->spoken = messages;
+}
+
+bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void *arg)
+{
+    SCOPED_LOCK(&lane->lock);
+    bool was_set = lane->at_shutdown != NULL;
+    lane->at_shutdown = at_shutdown;
+    lane->arg = arg;
+    return was_set;
 }
 
 void lane_settle(struct lane *lane)

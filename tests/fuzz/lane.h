@@ -11,6 +11,7 @@
 #define MIGFS_FUZZ_LANE_H
 
 #include "transport.h"
+#include "wire.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -21,38 +22,85 @@ struct lane {
     pthread_cond_t moved;
     uint8_t *bytes;
     size_t at, have, room;
-    size_t slice;          /* no receive gives more, and no send takes more; constant */
-    uint8_t said[1 << 17]; /* what was sent and is not a whole message yet */
-    size_t heard;
-    bool greeted;          /* the answer to the hello has been sent */
+    uint64_t taken; /* by readers; of a data channel that is made again: of all its lanes so far */
+    uint64_t end;   /* when so many are taken, receives say: */
+    int end_code;
+    size_t slice;       /* no receive gives more, and no send takes more; constant */
+    uint8_t said[2048]; /* what was sent and is not a whole message yet */
+    size_t said_length;
+    bool greeted; /* the answer to the hello has been sent: */
+    struct hello_reply reply;
+    bool resumes;    /* a data channel that tells what is applied; what does not arrive is kept; constant */
     bool busy, full; /* busy: whether `full` changes with every send; constant */
+    bool mute, deaf; /* what is sent gets lost; nothing can be sent */
     int fd; /* an eventfd: readable when a receive would have something to say, or while the driver waits */
     bool readable;
-    bool eof, shut, closed;
+    bool shut, closed;
     bool waiting;   /* the reader has taken everything and waits in recv */
     bool over;      /* the reader was told of the end */
-    uint64_t told; /* the last count of applied packets, on a lane that places */
-    unsigned turns; /* how often a reader that does not wait found nothing */
+    uint64_t told;  /* the last count of applied packets, on a lane that tells them */
+    uint64_t heard; /* messages, pings not counted, of all main channels so far */
+    uint64_t heard_of[WIRE_MESSAGE_MAX];
+    uint64_t spoken; /* so many may have been received on the main channels so far */
+    unsigned turns;  /* how often a reader that does not wait found nothing */
     unsigned wanted;
+    void (*at_shutdown)(void *arg); /* NULL; called once, in the thread that shuts it down */
+    void *arg;
 };
 
-/** lane_init - @slice: no receive gives more, 0: any; @busy: every other send finds no room */
-void lane_init(struct lane *lane, size_t slice, bool busy);
-void lane_fini(struct lane *lane);
+/** lane_new - @slice: no receive gives more, 0: any; @busy: every other send finds no room */
+struct lane *lane_new(size_t slice, bool busy);
+/** lane_free - it is closed; NULL is fine */
+void lane_free(struct lane *lane);
 
 /** lane_places - the driver can write what the destination exposes; before it is used */
 void lane_places(struct lane *lane);
-/** lane_exposed - where [@offset, @offset + @len) of the RAM is, if it is exposed, and the driver was told; or NULL */
+/** lane_exposed - where [@offset, @offset + @len) of the RAM is, if it is exposed, and the driver was told;
+ * or NULL */
 uint8_t *lane_exposed(uint64_t offset, size_t len);
 /** lane_exposure - the @n-th range that is exposed. Return: whether there is one */
 bool lane_exposure(unsigned n, uint64_t *offset, uint64_t *len);
 /** lane_keys - how many there are */
 unsigned lane_keys(void);
 
-/** lane_put - bytes arrive */
+/** lane_put - bytes arrive, unless it ends before */
 void lane_put(struct lane *lane, const void *bytes, size_t len);
-/** lane_end - and nothing more */
+/** lane_end - what has been put still arrives, and nothing more */
 void lane_end(struct lane *lane);
+/** lane_cut - so many bytes still arrive, and then receives say @code: 0, or a negative errno */
+void lane_cut(struct lane *lane, size_t after, int code);
+/** lane_is_cut - what is put now may not arrive */
+bool lane_is_cut(struct lane *lane);
+/** lane_is_over - its reader was told of the end */
+bool lane_is_over(struct lane *lane);
+/** lane_mute, lane_deafen - what the destination sends gets lost from now on; or that fails */
+void lane_mute(struct lane *lane);
+void lane_deafen(struct lane *lane);
+
+/**
+ * lane_succeed - a lane that nothing was sent on takes the place of another one, which is mute
+ * @heard: how many messages it tells that it has received
+ */
+void lane_succeed(struct lane *lane, struct lane *old, uint64_t heard);
+/**
+ * lane_carry_over - what was put on another lane and did not arrive arrives here
+ * @old: nobody reads it any more
+ * @skip: so many bytes of that do not
+ */
+void lane_carry_over(struct lane *lane, struct lane *old, size_t skip);
+/** lane_await_welcome - wait for the answer to the hello. Return: whether there is one */
+bool lane_await_welcome(struct lane *lane, struct hello_reply *reply);
+/** lane_taken, lane_heard - bytes that were taken; messages that were received from the destination */
+uint64_t lane_taken(struct lane *lane);
+uint64_t lane_heard(struct lane *lane);
+/** lane_speak - so many messages were sent at most: more cannot be received */
+void lane_speak(struct lane *lane, uint64_t messages);
+/**
+ * lane_ambush - call @at_shutdown when the destination shuts the lane down; NULL: do not
+ * Return: whether something was to be called before, and was not.
+ */
+bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void *arg);
+
 /** lane_settle - wait until all has been taken and acted on, or nobody reads any more */
 void lane_settle(struct lane *lane);
 /** lane_wait_closed - wait until the migration has closed it */

@@ -29,13 +29,17 @@ def u24(value):
 
 
 # The destination: see enum code and the flags in fuzz-incoming.c.
-CHECKSUM, ZSTD, LOOSE, ODD, DIGEST, BUSY, PLACES = 1, 2, 4, 8, 16, 32, 64
+CHECKSUM, ZSTD, LOOSE, ODD, DIGEST, BUSY, PLACES, RESUME = 1, 2, 4, 8, 16, 32, 64, 128
+LATE = 128
 HOW_BYTES, HOW_ZSTD, HOW_SEQUENCE, HOW_CHECK, HOW_LIE, HOW_FAR, HOW_ROUGH, HOW_SPLIT = 1, 2, 4, 8, 16, 32, 64, 128
 READ, SEEK, READABLE, MAP, FILE_DIGEST, CANCEL, QUERY, REMOVE, PATH, SETTLE = range(10)
+CLOSED, RESET, TIMED_OUT, BROKEN, MUTE, DEAF = 0, 1, 2, 3, 4, 8
+TWICE, AS_DATA, LIE, SKEW, ASTRAY, NO_WELCOME, SWAP, BY_RDMA = 1, 2, 4, 8, 16, 32, 64, 128
+OF_SESSION, OF_NAME, OF_IDENTITY, OF_CHANNEL, DAMAGED, OF_FEATURES = range(6)
 
 
-def header(channels, devices=0, flags=CHECKSUM, slice_=0):
-    return bytes([channels - 1, devices, flags, slice_])
+def header(channels, devices=0, flags=CHECKSUM, slice_=0, seconds=60):
+    return bytes([channels - 1, devices, flags, slice_] + [seconds] * bool(flags & RESUME))
 
 
 def packet(kind, file, offset, length, where=0, how=0):
@@ -131,6 +135,23 @@ def placed(offset, length, seed=5, how=0):
     return bytes([14, how]) + u24(offset) + u24(length) + bytes([seed])
 
 
+def lose(lane, after=0, how=CLOSED):
+    return bytes([15, lane, how]) + u24(after)
+
+
+def again(lane, how=0, *more):
+    return bytes([16, lane, how]) + bytes(n % 256 for n in more)
+
+
+def heard(skew):
+    return bytes([17, skew % 256])
+
+
+def passes(tenths):
+    return bytes([18]) + u16(tenths)
+
+
+AMBUSH = bytes([19])
 COMMIT = bytes([5, 0])
 FINISH = complete() + COMMIT
 
@@ -231,6 +252,74 @@ incoming('changes-that-wait', header(2), create(MIB), create(0, b'a'), remove(1,
          end(2), data(0, 0, 10), data(0, 0, 10), sync(1), data(0, 0, 10), sync(2), FINISH)
 incoming('packet-after-removal', header(1), create(MIB), create(0, b'a'), remove(1), data(1, 0, 5000))
 incoming('number-that-is-taken', header(2), create(MIB), create(0, b'a'), remove(1, 88), message(1, struct.pack('<IQH', 1, 0, 1) + b'x'))
+
+# Connections that are lost and made again. The main channel has the number after the data channels.
+AGAIN = CHECKSUM | RESUME
+incoming('resume', header(2, 0, AGAIN), create(2 * MIB), data(0, 0, 4096), lose(0), data(0, 5000, 70000), again(0), lose(1, 0, RESET),
+         data(0, MIB, 5000), again(1), data(0, MIB, 99), lose(2), sync(1), again(2), again(0), again(1), again(2), sync(2), FINISH)
+incoming('resume-edges', header(1, 0, AGAIN), create(2 * MIB), lose(0, 1), data(0, 0, 4096), again(0), lose(0, 40), data(0, 9, 4096), again(0),
+         lose(0, 64), data(0, 77, 4096, 9), again(0), lose(0, 70, RESET), pages(0, 0, 65536), again(0), lose(0, 5000), zero(0, 0, 4096),
+         pages(0, MIB, 262144, 3), again(0), lose(0, 300000, TIMED_OUT), data(0, 0, MIB), data(0, MIB, 99), again(0), FINISH)
+incoming('resume-in-place', header(1, 0, RESUME), create(2 * MIB), data(0, 0, MIB), pages(0, MIB, MIB, 3), lose(0, 300000, RESET),
+         data(0, 0, MIB, 9), again(0), lose(0, 5000), pages(0, MIB, MIB, 3), again(0), lose(0, 70), pages(0, MIB, 65536, 129), again(0), FINISH)
+incoming('resume-packed', header(1, 0, AGAIN | ZSTD), create(2 * MIB), lose(0, 99), data(0, 0, 90000, 7, HOW_ZSTD), again(0), lose(0, 80),
+         pages(0, MIB, MIB, 9, HOW_ZSTD), again(0), FINISH)
+incoming('resume-devices', header(3, 1, AGAIN), create(MIB), create(0, b'a'), data(1, 0, 5000), lose(2), data(1, 5000, 70000), user(READ, 1, 0, 9000),
+         end(1), again(2), lose(3, 50), rename(1, 6), again(3), remove(1), lose(3, 0, RESET), again(3), FINISH)
+incoming('resume-in-a-message', header(1, 0, AGAIN), create(MIB), lose(1, 10), sync(1), again(1), lose(1, 35), sync(2), again(1), lose(1, 40), sync(3),
+         sync(4), again(1), lose(1, 0, BROKEN), message(12, b''), complete(), message(12, b''), again(1), COMMIT)
+incoming('resume-unheard', header(1, 0, AGAIN), create(MIB), lose(1, 1000, MUTE), sync(1), sync(2), again(1), data(0, 0, 5000),
+         lose(1, 1000, MUTE), complete(), again(1), COMMIT)
+incoming('resume-deaf', header(1, 0, AGAIN), create(MIB), lose(1, 1000, DEAF), sync(1), again(1), lose(0, 5000, DEAF), data(0, 0, 5000), again(0),
+         again(1, NO_WELCOME), again(0, NO_WELCOME), sync(2), again(1), again(0), FINISH)
+incoming('resume-busy', header(2, 0, AGAIN | BUSY, 16), create(MIB), sync(1), data(0, 0, 3000), data(0, 0, 3000), lose(0), data(0, 0, 70000),
+         again(0), data(0, 9, 9), data(0, 9, 9), lose(2), again(2), sync(2), FINISH)
+incoming('resume-twice', header(2, 0, AGAIN), create(MIB), lose(0), again(0, TWICE), again(1, TWICE), data(0, 0, 5000), again(2, TWICE),
+         lose(2), again(2, TWICE), again(0, AS_DATA), again(0, AS_DATA | TWICE), FINISH)
+incoming('resume-loose', header(4, 1, AGAIN | LOOSE), create(3 * MIB), create(9, b'd'), lose(0, 9000), lose(1, 99), lose(2), lose(3),
+         data(0, 0, MIB), data(0, MIB, MIB), data(0, 2 * MIB, MIB), data(1, 0, 60000), again(3), again(2), again(1), again(0), user(SETTLE), FINISH)
+incoming('resume-late-channel', header(2, 0, AGAIN, 0, LATE | 60), again(2), again(0), again(0, AS_DATA), lose(2),
+         again(1, AS_DATA), again(2), create(MIB), FINISH)
+incoming('resume-late-channel-refused', header(2, 0, AGAIN, 0, LATE | 60), again(1, AS_DATA | BY_RDMA), again(1, AS_DATA | LIE, OF_CHANNEL, 1),
+         again(1, AS_DATA | NO_WELCOME), again(1, AS_DATA | TWICE), create(MIB), FINISH)
+incoming('resume-late-channel-never', header(2, 0, AGAIN, 0, LATE | 60), passes(700))
+incoming('resume-nothing-but-hello', header(1, 0, AGAIN, 0, LATE | 60), lose(1), again(0, AS_DATA))
+incoming('resume-lies', header(2, 0, AGAIN), create(MIB), again(0, LIE, OF_SESSION, 3), again(2, LIE, OF_SESSION, 15), again(0, LIE, OF_NAME),
+         again(2, LIE, OF_IDENTITY), again(0, LIE, OF_CHANNEL, 2), again(0, LIE | AS_DATA, OF_CHANNEL, 9), again(2, LIE, OF_CHANNEL, 5),
+         again(0, LIE, OF_CHANNEL, 1), again(0, LIE, DAMAGED, 20, 0, 7), again(1, LIE, OF_FEATURES), again(1, BY_RDMA), again(2, BY_RDMA),
+         data(0, 0, 5000), FINISH)
+incoming('resume-old-attempt', header(1, 0, AGAIN), create(MIB), sync(1), sync(2), again(1, SKEW, -3), again(1), FINISH)
+incoming('resume-heard-again', header(1, 0, AGAIN), create(MIB), sync(1), again(1, SKEW, -1), FINISH)
+incoming('resume-heard-too-many', header(1, 0, AGAIN), create(MIB), lose(1), again(1, SKEW, 5))
+incoming('resume-heard-far-too-many', header(1, 0, AGAIN), create(MIB), again(1, LIE, OF_FEATURES))
+incoming('resume-says-too-many', header(1, 0, AGAIN), create(MIB), heard(1), sync(1))
+incoming('resume-says-too-few', header(1, 0, AGAIN), create(MIB), heard(-1), sync(1), sync(2), heard(0), sync(3), again(1), FINISH)
+incoming('resume-astray', header(1, 0, AGAIN), create(MIB), lose(0, 70), data(0, 0, 10), data(0, 0, 20), again(0, ASTRAY, 4), sync(1))
+incoming('resume-junk', header(1, 0, AGAIN), create(MIB), again(0, ASTRAY, -64))
+incoming('resume-left-out', header(1, 0, AGAIN), create(MIB), lose(1), sync(1), sync(2), again(1, ASTRAY, 1), sync(3), FINISH)
+incoming('resume-repeated', header(1, 0, AGAIN), create(MIB), sync(1), again(1, ASTRAY, -1), sync(2), again(1), FINISH)
+incoming('resume-swapped', header(1, 0, AGAIN), create(MIB), sync(1), again(0, SWAP))
+incoming('resume-swapped-main', header(1, 0, AGAIN), create(MIB), sync(1), again(1, SWAP))
+incoming('resume-places', header(2, 0, AGAIN | PLACES), create(MIB), data(0, 0, 10), again(0), FINISH)
+incoming('resume-for-no-time', header(1, 0, AGAIN, 0, 0), create(MIB), data(0, 0, 10), again(0), again(1), again(0, AS_DATA), close(0))
+incoming('resume-not-asked-for', header(1), create(MIB), again(0), again(1), again(0, AS_DATA), AMBUSH, FINISH)
+incoming('resume-completed', header(1, 0, AGAIN), create(MIB), FINISH, again(0), again(1), again(0, AS_DATA), data(0, 0, 10))
+incoming('resume-removed', header(1, 0, AGAIN), create(MIB), FINISH, user(REMOVE), again(0), again(1))
+incoming('resume-when-it-ends', header(2, 0, AGAIN), create(MIB), AMBUSH, data(0, 0, 10), FINISH)
+incoming('resume-when-it-fails', header(2, 0, AGAIN), create(MIB), AMBUSH, again(0), AMBUSH, user(CANCEL))
+incoming('resume-commit-of-nothing', header(2, 0, AGAIN), create(MIB), AMBUSH, COMMIT)
+incoming('resume-paused', header(2, 0, AGAIN), create(MIB), data(0, 0, 10), lose(0, 5), data(0, 0, 10), lose(2))
+incoming('resume-paused-abort', header(2, 0, AGAIN), create(MIB), lose(0), abort(4, b'enough'))
+incoming('resume-paused-query', header(2, 0, AGAIN), create(MIB), lose(0), lose(2), user(QUERY))
+incoming('resume-too-late', header(2, 0, AGAIN), create(MIB), lose(2), passes(760), again(0))
+incoming('resume-too-late-for-a-channel', header(2, 0, AGAIN, 0, 10), create(MIB), lose(1), passes(100), lose(2), passes(36), again(2))
+incoming('resume-in-time', header(2, 0, AGAIN), create(MIB), lose(0), passes(500), lose(2), passes(249), again(2), again(0), FINISH)
+incoming('resume-silence', header(1, 0, AGAIN), create(MIB), passes(601), again(1), raw(1, b'MIGM'), passes(601), again(1), FINISH)
+incoming('silence', header(1), create(MIB), passes(601))
+incoming('stalled', header(1), create(MIB), sync(1, 72), passes(500), message(12, b''), passes(500), message(12, b''), passes(500),
+         message(12, b''), passes(500))
+incoming('resume-stalled', header(2, 0, AGAIN), create(MIB), sync(1, 72), lose(0), passes(500), message(12, b''), passes(240), message(12, b''), again(0),
+         passes(500), message(12, b''), passes(500), message(12, b''), passes(500), message(12, b''), passes(500))
 
 # The decoders of the wire: decoder, what is to be made right, bytes.
 HELLO, REPLY, MESSAGE, PACKET, BODY, ABORT = range(6)
