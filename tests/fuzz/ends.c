@@ -99,9 +99,9 @@ void ends_open(struct ends *ends, const struct hello *hello, bool places, bool l
 /* The moment has not come: what was to be made again in it is not. */
 static void disarm(struct ends *ends)
 {
-    if (!ends->ambush[0] || !lane_ambush(ends->now[0], NULL, NULL))
+    if (!ends->ambush[0] || !lane_ambush(ends->now[ends->ambushed], NULL, NULL, NULL))
         return;
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < 2 && ends->ambush[i]; i++)
         transport_close(&ends->ambush[i]->base);
     ends->ambush[0] = NULL;
 }
@@ -122,6 +122,38 @@ static void check_answers(struct ends *ends)
 
     for (size_t i = 0; i < sizeof(answers) / sizeof(answers[0]) && !ends->junk && !ends->lied; i++)
         MUST(heard[answers[i].answer] <= ends->asked[answers[i].question]);
+}
+
+void ends_check_answers(struct ends *ends)
+{
+    struct lane *lane = ends_main(ends);
+
+    if (ends->junk || ends->lied || ends->busy || !lane_hears(lane))
+        return;
+    MUST(lane->heard_of[WIRE_COMMITTED] == 1);
+    MUST(lane->heard_of[WIRE_FILE_REPLY] >= ends->asked_before_complete[WIRE_FILE_CREATE]);
+    MUST(lane->heard_of[WIRE_SYNC_ACK] >= ends->syncs_before_complete);
+}
+
+static bool has_end(const char *text, const char *end)
+{
+    size_t len = strlen(text), n = strlen(end);
+
+    return len >= n && !strcmp(text + len - n, end);
+}
+
+void ends_check_failure(const struct ends *ends, bool intact)
+{
+    const char *text = ends->m->failure.message;
+
+    if (!strncmp(text, "the source", strlen("the source"))) /* has said it, or asked what became of it */
+        return;
+    if (intact)
+        MUST(!has_end(text, " was due") && !has_end(text, " arrived damaged") &&
+             !has_end(text, " was due on the main channel"));
+    if (ends->resumes && ends->m->was_active)
+        MUST(ends->m->failure.cause != CAUSE_RESET ||
+             strstr(text, ", and the source has not come back within "));
 }
 
 void ends_close(struct ends *ends)
@@ -173,17 +205,20 @@ void ends_send(struct ends *ends, enum wire_message_type type, uint64_t id, cons
 {
     struct ends_message *message = &ends->messages[ends->said++];
     struct wire_message header;
-    uint64_t said = type != WIRE_PING;
+    uint64_t said = type != WIRE_PING, heard = lane_heard(ends_main(ends));
 
     MUST(ends->said <= ENDS_STEPS_MAX && ends->logged + sizeof(header) + len <= sizeof(ends->log));
-    wire_message_encode_received(type, id,
-                                 ends->resumes ? lane_heard(ends_main(ends)) + (uint64_t)ends->skew : 0, body,
+    wire_message_encode_received(type, id, ends->resumes ? heard + (uint64_t)ends->skew : 0, body,
                                  (uint32_t)len, &header);
     *message = (struct ends_message){ends->logged, sizeof(header) + len, type != WIRE_PING};
     memcpy(ends->log + ends->logged, &header, sizeof(header));
     if (len)
         memcpy(ends->log + ends->logged + sizeof(header), body, len);
     ends->logged += message->len;
+    if (type == WIRE_COMPLETE) {
+        memcpy(ends->asked_before_complete, ends->asked, sizeof(ends->asked));
+        ends->syncs_before_complete = ends->syncs;
+    }
     if (type < WIRE_MESSAGE_MAX)
         ends->asked[type]++;
     for (unsigned i = 0; i + 1 < ends->said; i++)
@@ -191,14 +226,14 @@ void ends_send(struct ends *ends, enum wire_message_type type, uint64_t id, cons
     lane_speak(ends_main(ends), ends->junk ? UINT64_MAX : said);
     lane_put(ends_main(ends), ends->log + message->at, message->len);
     ends_settle(ends, ends->channels);
+    if (!ends->skew && !lane_is_cut(ends_main(ends)) && heard > ends->told)
+        ends->told = heard;
 }
 
 void ends_put_junk(struct ends *ends, unsigned lane, const void *bytes, size_t len)
 {
-    if (lane == ends->channels) {
-        ends->junk = true;
-        lane_speak(ends->now[lane], UINT64_MAX);
-    }
+    ends->junk |= lane == ends->channels;
+    lane_speak(ends->now[lane], UINT64_MAX);
     lane_put(ends->now[lane], bytes, len);
     ends_settle(ends, lane);
 }
@@ -408,6 +443,9 @@ bool ends_again(struct ends *ends)
     lane_mute(ends->now[attempt.i]);
     if (how & AGAIN_SKEW)
         attempt.hello.received += (uint64_t)(int8_t)input_u8(ends->in);
+    /* A later one is there. */
+    if (is_main && !ends->lied && attempt.hello.received < ends->told)
+        attempt.lies = true;
     bool skewed = is_main && attempt.hello.received != lane_heard(ends_main(ends));
     lane_succeed(lane, ends->now[attempt.i], attempt.hello.received);
     disarm(ends);
@@ -423,12 +461,17 @@ bool ends_again(struct ends *ends)
     if (greet(ends, &attempt.hello, lane, attempt.where, attempt.damage, &err) < 0) {
         MUST(error_is_set(&err));
         transport_close(&lane->base);
+        if (state_is_final(before) && !attempt.lies)
+            MUST(err.cause == CAUSE_STATE || err.cause == CAUSE_NOT_FOUND);
         MUST((how & AGAIN_DEAF) || skewed || may_refuse(ends, &attempt, before));
         return false;
     }
     MUST(ends->resumes && !attempt.places && !attempt.lies);
     ends->lied |= skewed;
     go_on(ends, &attempt, lane, how);
+    /* So many are never sent. */
+    while (is_main && attempt.hello.received >> 40 && !state_is_final(state_of(ends)))
+        sched_yield();
     return how & (AGAIN_ASTRAY | AGAIN_SWAP);
 }
 
@@ -448,12 +491,35 @@ static void make_again_too_late(void *arg)
     }
 }
 
+/* In the reader's thread. */
+static void make_again_in_vain(void *arg)
+{
+    struct ends *ends = arg;
+    struct hello hello = ends->hello;
+    struct error err = {0};
+    bool is_main = ends->ambushed == ends->channels;
+
+    hello.kind = is_main ? WIRE_HELLO_MAIN_AGAIN : WIRE_HELLO_DATA_AGAIN;
+    hello.channel = is_main ? 0 : ends->ambushed;
+    hello.received = ends->ambush_heard;
+    if (greet(ends, &hello, ends->ambush[0], 0, 0, &err) < 0)
+        transport_close(&ends->ambush[0]->base);
+    migration_cancel(ends->m, &err);
+}
+
 void ends_ambush(struct ends *ends)
 {
+    unsigned which = input_u8(ends->in);
+    bool all = which >= 128;
+
     if (ends->ambush[0])
         return;
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < (all ? 2 : 1); i++)
         ends->ambush[i] = make_lane(ends);
+    if (!all)
+        ends->ambush[1] = NULL;
     ends->ambush_heard = lane_heard(ends_main(ends));
-    lane_ambush(ends->now[0], make_again_too_late, ends);
+    ends->ambushed = all ? 0 : which % (ends->channels + 1);
+    lane_ambush(ends->now[ends->ambushed], all ? make_again_too_late : NULL, all ? NULL : make_again_in_vain,
+                ends);
 }

@@ -72,8 +72,13 @@ struct ends {
     bool junk;         /* the destination may have received something else */
     bool lied;         /* the source has told more or fewer messages than it has received */
     int8_t skew;       /* how many more it tells */
+    uint64_t told;     /* the destination knows that the source has received so many */
 
-    struct lane *ambush[2]; /* NULL: nothing is to be made again when all ends */
+    /* What has to be answered before a migration can complete. */
+    uint64_t asked_before_complete[WIRE_MESSAGE_MAX], syncs, syncs_before_complete;
+
+    struct lane *ambush[2]; /* NULL: there is none */
+    unsigned ambushed;      /* the lane */
     uint64_t ambush_heard;
 };
 
@@ -100,6 +105,15 @@ void ends_settle_all(struct ends *ends);
 /** ends_send - send a message, and settle */
 void ends_send(struct ends *ends, enum wire_message_type type, uint64_t id, const void *body, size_t len);
 
+/** ends_check_answers - the migration has completed: all that was asked before has been answered */
+void ends_check_answers(struct ends *ends);
+
+/**
+ * ends_check_failure - it has not failed because a connection was lost that can be made again
+ * @intact: what was sent makes sense; then nor because that has not arrived as it was sent
+ */
+void ends_check_failure(const struct ends *ends, bool intact);
+
 /** ends_put_junk - and settle */
 void ends_put_junk(struct ends *ends, unsigned lane, const void *bytes, size_t len);
 
@@ -110,7 +124,10 @@ void ends_lose(struct ends *ends);
  * Return: whether the destination may have received something else than was sent.
  */
 bool ends_again(struct ends *ends);
-/** ends_ambush - a step: connections are made again in the moment in which all of them end */
+/**
+ * ends_ambush - a step: which lane; connections are made again in the moment in which all of them end (from
+ * 128 on), or the lane is made again and the migration cancelled in that in which the lane ends
+ */
 void ends_ambush(struct ends *ends);
 
 #endif

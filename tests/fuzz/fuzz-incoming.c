@@ -68,7 +68,7 @@ enum code {
     CODE_AGAIN,    /* lane, how, and what belongs to it: see ends.h */
     CODE_HEARD,    /* how many messages too many the source says that it has received, from now on (signed) */
     CODE_TIME,     /* tenths of a second 16, which pass */
-    CODE_AMBUSH,   /* connections are made again in the moment in which all of them end */
+    CODE_AMBUSH,   /* lane: see ends.h */
     CODE_MAX
 };
 
@@ -100,6 +100,7 @@ struct lab {
     int64_t passed_ms;           /* by which the clock has been shifted */
     struct model models[FILES_MAX];
     bool modelled; /* the models still know what was sent */
+    bool intact;   /* what was sent on the connections makes sense, as far as they go */
     uint64_t last_complete;
 };
 
@@ -222,6 +223,7 @@ static void send_packet(struct lab *lab, unsigned channel, const struct wire_pac
     size_t first = split ? input_u8(&lab->in) % sizeof(*wire) : 0;
     struct lane *lane = lab->ends.now[channel];
 
+    lane_speak(lane, lab->sent[channel]);
     if (split) {
         lane_put(lane, wire, first);
         ends_settle(&lab->ends, channel);
@@ -310,6 +312,8 @@ static void step_packet(struct lab *lab)
     if (packet.type == WIRE_TRUNCATE && packet.file < FILES_MAX && packet.range % 4 == 3)
         lab->models[packet.file].truncations = packet.range;
     packet.sequence = ++lab->sent[c];
+    if (how & (HOW_SEQUENCE | HOW_CHECK) || where >= 192)
+        lab->intact = false;
     if (how & HOW_SEQUENCE)
         packet.sequence += seed = input_u8(in);
     if (how & HOW_CHECK)
@@ -442,6 +446,7 @@ static void step_sync(struct lab *lab)
     struct wire_writer w = {buf, buf, buf + sizeof(buf)};
     uint64_t id = input_u8(&lab->in);
 
+    lab->ends.syncs += lab->in.left && !lab->in.p[0];
     write_counts(lab, &w);
     ends_send(&lab->ends, WIRE_SYNC, id, buf, wire_written(&w));
 }
@@ -522,7 +527,7 @@ static void step_raw(struct lab *lab)
 
     if (!len)
         return;
-    lab->modelled = false;
+    lab->modelled = lab->intact = false;
     ends_put_junk(&lab->ends, lane, bytes, len);
 }
 
@@ -567,11 +572,12 @@ static void step_placed(struct lab *lab)
     uint8_t *to = how & 1 ? NULL : lane_exposed(packet.offset, packet.length);
     /* What is written after the source has said that all is complete is its own fault. */
     if (!to || !file || lab->last_complete)
-        lab->modelled = false;
+        lab->modelled = lab->intact = false;
     if (to)
         memcpy(to, raw, packet.length);
     if (lab->modelled && lab->m->state != STATE_COMPLETED)
         model_packet(lab, file, &packet, raw);
+    lane_speak(lab->ends.now[packet.channel], packet.sequence);
     lane_put(lab->ends.now[packet.channel], &wire, sizeof(wire));
     ends_settle(&lab->ends, packet.channel);
 }
@@ -729,7 +735,9 @@ static void step_lose(struct lab *lab)
 
 static void step_again(struct lab *lab)
 {
-    lab->modelled &= !ends_again(&lab->ends);
+    if (!ends_again(&lab->ends))
+        return;
+    lab->modelled = lab->intact = false;
 }
 
 static void step_heard(struct lab *lab)
@@ -774,6 +782,7 @@ static void run_script(struct lab *lab)
         if (lab->m->state == STATE_COMPLETED && !completed) {
             completed = true;
             at_commit = applied(lab);
+            ends_check_answers(&lab->ends);
         }
     }
     ends_settle_all(&lab->ends);
@@ -811,7 +820,7 @@ static void set_up(struct lab *lab)
 
     lab->flags = flags;
     lab->channels = channels;
-    lab->modelled = true;
+    lab->modelled = lab->intact = true;
     for (unsigned i = 0; i < FILES_MAX; i++) {
         lab->models[i].image =
             mmap(NULL, IMAGE_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -838,6 +847,7 @@ static void tear_down(struct lab *lab)
 {
     ends_close(&lab->ends);
     await_threads(lab);
+    ends_check_failure(&lab->ends, lab->intact);
     MUST(lane_keys() == 0);
     check_limits(lab);
     for (uint32_t i = 0; i < lab->m->file_count; i++) {

@@ -181,7 +181,7 @@ static ssize_t take_counts(struct lane *lane, const void *buf, size_t len)
     if (lane->said_length < sizeof(count))
         return (ssize_t)len;
     memcpy(&count, lane->said, sizeof(count));
-    MUST(le64toh(count) > lane->told);
+    MUST(le64toh(count) > lane->told && le64toh(count) <= lane->spoken);
     lane->told = le64toh(count);
     lane->said_length = 0;
     return (ssize_t)len;
@@ -229,6 +229,23 @@ static void copy(void *arg)
     memcpy(c->to, c->from, c->len);
 }
 
+/* Called with the lock held, which is given up for a moment. */
+static ssize_t tell_end(struct lane *lane)
+{
+    void (*at_end)(void *arg) = lane->at_end;
+
+    lane->at_end = NULL;
+    if (at_end) {
+        void *arg = lane->arg;
+        pthread_mutex_unlock(&lane->lock);
+        at_end(arg);
+        pthread_mutex_lock(&lane->lock);
+    }
+    lane->over = true;
+    update(lane);
+    return lane->shut ? 0 : lane->end_code;
+}
+
 /* As recv(2) does it: where there is no memory any more it says so. */
 static ssize_t lane_recv(struct transport *t, void *buf, size_t len, int flags)
 {
@@ -252,11 +269,8 @@ static ssize_t lane_recv(struct transport *t, void *buf, size_t len, int flags)
             update(lane);
             return ret < 0 ? ret : (ssize_t)n;
         }
-        if (has_ended(lane)) {
-            lane->over = true;
-            update(lane);
-            return lane->shut ? 0 : lane->end_code;
-        }
+        if (has_ended(lane))
+            return tell_end(lane);
         if (flags & TRANSPORT_NOWAIT) {
             lane->turns++;
             update(lane);
@@ -408,6 +422,12 @@ bool lane_is_over(struct lane *lane)
     return lane->over;
 }
 
+bool lane_hears(struct lane *lane)
+{
+    SCOPED_LOCK(&lane->lock);
+    return !lane->shut && !lane->mute && !lane->deaf && lane->end == UINT64_MAX;
+}
+
 void lane_mute(struct lane *lane)
 {
     SCOPED_LOCK(&lane->lock);
@@ -466,17 +486,19 @@ uint64_t lane_heard(struct lane *lane)
     return lane->heard;
 }
 
-void lane_speak(struct lane *lane, uint64_t messages)
+void lane_speak(struct lane *lane, uint64_t n)
 {
     SCOPED_LOCK(&lane->lock);
-    lane->spoken = messages;
+    if (n > lane->spoken)
+        lane->spoken = n;
 }
 
-bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void *arg)
+bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void (*at_end)(void *arg), void *arg)
 {
     SCOPED_LOCK(&lane->lock);
-    bool was_set = lane->at_shutdown != NULL;
+    bool was_set = lane->at_shutdown || lane->at_end;
     lane->at_shutdown = at_shutdown;
+    lane->at_end = at_end;
     lane->arg = arg;
     return was_set;
 }

@@ -41,10 +41,11 @@ struct lane {
     uint64_t told;  /* the last count of applied packets, on a lane that tells them */
     uint64_t heard; /* messages, pings not counted, of all main channels so far */
     uint64_t heard_of[WIRE_MESSAGE_MAX];
-    uint64_t spoken; /* so many may have been received on the main channels so far */
+    uint64_t spoken; /* so many messages, or packets, may have been received so far */
     unsigned turns;  /* how often a reader that does not wait found nothing */
     unsigned wanted;
-    void (*at_shutdown)(void *arg); /* NULL; called once, in the thread that shuts it down */
+    void (*at_shutdown)(void *arg); /* NULL; called once, in the thread that shuts it down, */
+    void (*at_end)(void *arg);      /* or in the reader's, before it is told of the end */
     void *arg;
 };
 
@@ -71,6 +72,8 @@ void lane_end(struct lane *lane);
 void lane_cut(struct lane *lane, size_t after, int code);
 /** lane_is_cut - what is put now may not arrive */
 bool lane_is_cut(struct lane *lane);
+/** lane_hears - what the destination sends arrives, and what it is sent */
+bool lane_hears(struct lane *lane);
 /** lane_is_over - its reader was told of the end */
 bool lane_is_over(struct lane *lane);
 /** lane_mute, lane_deafen - what the destination sends gets lost from now on; or that fails */
@@ -93,13 +96,13 @@ bool lane_await_welcome(struct lane *lane, struct hello_reply *reply);
 /** lane_taken, lane_heard - bytes that were taken; messages that were received from the destination */
 uint64_t lane_taken(struct lane *lane);
 uint64_t lane_heard(struct lane *lane);
-/** lane_speak - so many messages were sent at most: more cannot be received */
-void lane_speak(struct lane *lane, uint64_t messages);
+/** lane_speak - so many messages, or packets, were sent at most: more cannot be received */
+void lane_speak(struct lane *lane, uint64_t n);
 /**
- * lane_ambush - call @at_shutdown when the destination shuts the lane down; NULL: do not
- * Return: whether something was to be called before, and was not.
+ * lane_ambush - call something when the destination shuts the lane down, or before it is told of the end;
+ * NULL: do not Return: whether something was to be called before, and was not.
  */
-bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void *arg);
+bool lane_ambush(struct lane *lane, void (*at_shutdown)(void *arg), void (*at_end)(void *arg), void *arg);
 
 /** lane_settle - wait until all has been taken and acted on, or nobody reads any more */
 void lane_settle(struct lane *lane);

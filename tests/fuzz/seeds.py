@@ -151,7 +151,13 @@ def passes(tenths):
     return bytes([18]) + u16(tenths)
 
 
-AMBUSH = bytes([19])
+AMBUSH = bytes([19, 128])
+
+
+def ambush(lane):
+    return bytes([19, lane])
+
+
 COMMIT = bytes([5, 0])
 FINISH = complete() + COMMIT
 
@@ -308,6 +314,11 @@ incoming('resume-removed', header(1, 0, AGAIN), create(MIB), FINISH, user(REMOVE
 incoming('resume-when-it-ends', header(2, 0, AGAIN), create(MIB), AMBUSH, data(0, 0, 10), FINISH)
 incoming('resume-when-it-fails', header(2, 0, AGAIN), create(MIB), AMBUSH, again(0), AMBUSH, user(CANCEL))
 incoming('resume-commit-of-nothing', header(2, 0, AGAIN), create(MIB), AMBUSH, COMMIT)
+incoming('resume-in-vain', header(2, 0, AGAIN), create(MIB), ambush(0), lose(0))
+incoming('resume-in-vain-main', header(2, 0, AGAIN), create(MIB), ambush(2), lose(2))
+incoming('resume-in-vain-both', header(2, 0, AGAIN), create(MIB), ambush(1), lose(0), again(1))
+incoming('resume-half-said', header(1, 0, AGAIN | BUSY), create(MIB), data(0, 0, 9), data(0, 0, 9), lose(0), again(0), data(0, 0, 9), data(0, 0, 9),
+         again(0), data(0, 9, 9), again(0), data(0, 9, 9), data(0, 9, 9), data(0, 9, 9), data(0, 9, 9), FINISH)
 incoming('resume-paused', header(2, 0, AGAIN), create(MIB), data(0, 0, 10), lose(0, 5), data(0, 0, 10), lose(2))
 incoming('resume-paused-abort', header(2, 0, AGAIN), create(MIB), lose(0), abort(4, b'enough'))
 incoming('resume-paused-query', header(2, 0, AGAIN), create(MIB), lose(0), lose(2), user(QUERY))
