@@ -331,6 +331,7 @@ static const struct transport_ops lane_ops = {
     .try_send = lane_try_send,
     .recv = lane_recv,
     .recv_parts = dummy_recv_parts,
+    .recv_fd = dummy_recv_fd,
     .expose = lane_expose,
     .withdraw = lane_withdraw,
     .pollfd = lane_pollfd,
@@ -348,6 +349,7 @@ struct lane *lane_new(size_t slice, bool busy)
     MUST(lane);
     lane->base = (struct transport){.ops = &lane_ops, .peer = "the fuzzer"};
     lane->end = UINT64_MAX;
+    lane->base.traits.receives_to_file = !slice;
     lane->slice = slice;
     lane->busy = busy;
     lane->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -49,7 +49,8 @@ struct lane {
     void *arg;
 };
 
-/** lane_new - @slice: no receive gives more, 0: any; @busy: every other send finds no room */
+/** lane_new - @slice: no receive gives more, 0: any, and it receives into files, too; @busy: every other send
+ * finds no room */
 struct lane *lane_new(size_t slice, bool busy);
 /** lane_free - it is closed; NULL is fine */
 void lane_free(struct lane *lane);

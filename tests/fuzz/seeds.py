@@ -268,6 +268,8 @@ incoming('resume-edges', header(1, 0, AGAIN), create(2 * MIB), lose(0, 1), data(
          pages(0, MIB, 262144, 3), again(0), lose(0, 300000, TIMED_OUT), data(0, 0, MIB), data(0, MIB, 99), again(0), FINISH)
 incoming('resume-in-place', header(1, 0, RESUME), create(2 * MIB), data(0, 0, MIB), pages(0, MIB, MIB, 3), lose(0, 300000, RESET),
          data(0, 0, MIB, 9), again(0), lose(0, 5000), pages(0, MIB, MIB, 3), again(0), lose(0, 70), pages(0, MIB, 65536, 129), again(0), FINISH)
+incoming('resume-in-a-file', header(1, 0, RESUME), create(2 * MIB), lose(0, 200000), data(0, 0, MIB), again(0), lose(0, 0, RESET), data(0, MIB, MIB),
+         again(0), lose(0, 70), data(0, 0, MIB, 9), again(0), FINISH)
 incoming('resume-packed', header(1, 0, AGAIN | ZSTD), create(2 * MIB), lose(0, 99), data(0, 0, 90000, 7, HOW_ZSTD), again(0), lose(0, 80),
          pages(0, MIB, MIB, 9, HOW_ZSTD), again(0), FINISH)
 incoming('resume-devices', header(3, 1, AGAIN), create(MIB), create(0, b'a'), data(1, 0, 5000), lose(2), data(1, 5000, 70000), user(READ, 1, 0, 9000),
