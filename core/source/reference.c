@@ -169,11 +169,18 @@ static uint64_t end_of_run(const struct look *look, uint64_t at, uint64_t end, e
     return at < end ? at : end;
 }
 
-static bool is_hole(const struct reference_reader *reader, uint64_t offset, size_t len)
+/* Whether a range is a hole: 1 or 0; -ENODATA when the file is shorter. */
+static int is_hole(const struct reference_reader *reader, uint64_t offset, size_t len)
 {
     off_t data = reader->seeks ? lseek(reader->fd, (off_t)offset, SEEK_DATA) : (off_t)offset;
+    struct stat st;
 
-    return data >= 0 ? data >= (off_t)(offset + len) : errno == ENXIO;
+    if (data >= 0)
+        return data >= (off_t)(offset + len);
+    if (errno != ENXIO)
+        return 0;
+    /* There is no data up to the end of the file, which may come before that of the range. */
+    return fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size >= offset + len ? 1 : -ENODATA;
 }
 
 /* Whether a page has to be sent; then its bytes are in the buffer, and recorded. */
@@ -201,9 +208,11 @@ static bool take_if_changed(struct look *look, uint64_t at, size_t len, bool res
 /* The pages of a run that have changed: their bits in changed_bits, their bytes in the buffer. */
 static void compare_run(struct look *look, uint64_t at, uint64_t end, enum page_kind kind)
 {
-    bool hole = kind == PAGE_ABSENT && is_hole(look->reader, look->offset + at, end - at);
+    int hole = kind == PAGE_ABSENT ? is_hole(look->reader, look->offset + at, end - at) : 0;
 
-    if (kind == PAGE_ABSENT && !hole)
+    if (hole < 0)
+        look->ret = hole;
+    else if (kind == PAGE_ABSENT && !hole)
         look->ret = read_file(look->ref->fd, look->buffer + at, end - at, look->offset + at);
     for (size_t len; at < end && look->ret == 0; at += len) {
         len = end - at < WIRE_PAGE_SIZE ? end - at : WIRE_PAGE_SIZE;
@@ -677,10 +686,10 @@ struct reference_reader reference_open(const struct reference *ref)
 
 ssize_t reference_read(const struct reference_reader *reader, uint64_t offset, void *buf, size_t len)
 {
-    struct stat st;
+    int hole = is_hole(reader, offset, len);
 
-    if (is_hole(reader, offset, len))
-        return fstat(reader->fd, &st) == 0 && (uint64_t)st.st_size >= offset + len ? 0 : -ENODATA;
+    if (hole)
+        return hole < 0 ? hole : 0;
     int ret = read_file(reader->fd, buf, len, offset);
     return ret < 0 ? ret : (ssize_t)len;
 }

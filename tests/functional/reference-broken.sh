@@ -101,6 +101,15 @@ for setting in "checksum off" "checksum on" "compression zstd" "zero-page-detect
 	done
 done
 
+# Nobody asks for its pages: what is not there any more is no zeros.
+for what in precopy complete; do
+	begin "shorter-$what" dirty-tracking compare
+	tell "src/$name" precopy
+	truncate -s $MB ram
+	command_in_background "src/$name" $what
+	shorter
+done
+
 # At any moment, again and again: what was sent before is all there is, or it fails. At whole pages: the rest of a page that
 # is cut becomes zero while it is on its way, as in any file.
 for ((run = 0; run < $(scaled 30 8); run++)); do
