@@ -134,12 +134,12 @@ static void add_to_list(struct registry *registry, struct migration *m, bool vis
     m->visible = visible;
 }
 
-static int is_taken(const struct migration *m, struct error *err)
+static int is_taken(const struct migration *m, bool is_paused, struct error *err)
 {
     enum state state = m->state;
 
     return error_set(err, CAUSE_EXISTS, "a migration '%.64s' exists already: it is %s", m->name,
-                     state_names[state]);
+                     is_paused ? "paused" : state_names[state]);
 }
 
 /* Takes a migration out of the list, for a new one; @gone is a list of those that have to go. */
@@ -222,7 +222,7 @@ int registry_add_outgoing(struct registry *registry, const char *name, uid_t uid
     if (registry->host.closed)
         ret = error_set(err, CAUSE_SHUTDOWN, "the daemon is going away");
     else if (old)
-        ret = is_taken(old, err);
+        ret = is_taken(old, migration_is_paused(old), err);
     else if (registry->count - registry->arrived >= registry->host.limits.max_outgoing)
         ret = error_set(err, CAUSE_QUOTA,
                         "%u migrations have been made here already, and no more are allowed (max-outgoing)",
@@ -269,7 +269,7 @@ static struct migration *expect_again(struct registry *registry, struct migratio
 }
 
 /* Whether a peer may come under a name, and what was prepared for it. Called with registry->lock held. */
-static int check_arrival(struct registry *registry, const struct migration *expected, const char *name,
+static int check_arrival(struct registry *registry, struct migration *expected, const char *name,
                          struct error *err)
 {
     if (registry->host.closed)
@@ -277,7 +277,7 @@ static int check_arrival(struct registry *registry, const struct migration *expe
     if (!expected && registry->host.limits.expect)
         return error_set(err, CAUSE_DENIED, "nobody here expects a migration '%.64s': mkdir it first", name);
     if (expected && expected->role != ROLE_NONE)
-        return is_taken(expected, err);
+        return is_taken(expected, migration_is_paused(expected), err);
     return 0;
 }
 
@@ -392,7 +392,7 @@ static int become(struct migration *expected, struct migration *arriving, struct
     error_set(&over, CAUSE_STATE, "a migration that was expected has taken its place");
     /* `uri` can be written at any time. */
     if (expected->role != ROLE_NONE)
-        return is_taken(expected, err);
+        return is_taken(expected, expected->lost > 0, err);
     if (!migration_move(arriving, STATE_CANCELLED, &over))
         return error_set(err, CAUSE_CANCELLED, "cancelled");
     expected->settings.channels = arriving->settings.channels;
@@ -463,7 +463,7 @@ int registry_remove(struct registry *registry, struct migration *m, struct error
     pthread_mutex_lock(&registry->lock);
     pthread_mutex_lock(&m->lock);
     enum state state = m->state;
-    bool running = state_is_running(state);
+    bool running = state_is_running(state), is_paused = m->lost > 0;
     m->removed = m->removed || !running;
     migration_tell(m);
     pthread_mutex_unlock(&m->lock);
@@ -471,7 +471,7 @@ int registry_remove(struct registry *registry, struct migration *m, struct error
     pthread_mutex_unlock(&registry->lock);
     if (running)
         return error_set(err, CAUSE_STATE, "the migration is %s: write 'cancel' to control first",
-                         state_names[state]);
+                         is_paused ? "paused" : state_names[state]);
     if (!removed)
         return error_set(err, CAUSE_NOT_FOUND, "the migration is gone already");
     migration_operations(m)->release(m);

@@ -57,7 +57,8 @@ int interruption_attach(struct migration *m, struct inbound *in, int channel, ui
         return error_set(err, CAUSE_AGAIN, "the migration is still starting");
     /* What it said of that itself was lost with the main channel. */
     if (error_is_set(&m->failure))
-        return error_set(err, CAUSE_STATE, "the migration has been given up there: %s", m->failure.message);
+        return error_set(err, m->failure.cause == CAUSE_CANCELLED ? CAUSE_CANCELLED : CAUSE_STATE,
+                         "the migration has been given up there: %s", m->failure.message);
     if (m->state != STATE_ACTIVE)
         return error_set(err, CAUSE_STATE, "a connection was made again when the migration was %s",
                          state_names[m->state]);

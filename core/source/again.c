@@ -25,7 +25,7 @@ void again_init(struct again *again)
 static bool is_final(enum cause refusal)
 {
     return refusal == CAUSE_NOT_FOUND || refusal == CAUSE_STATE || refusal == CAUSE_PROTOCOL ||
-           refusal == CAUSE_DENIED || refusal == CAUSE_UNSUPPORTED;
+           refusal == CAUSE_DENIED || refusal == CAUSE_UNSUPPORTED || refusal == CAUSE_CANCELLED;
 }
 
 /* Waits before another attempt. False: there is none; with @err, if it is over. */
@@ -37,7 +37,7 @@ static bool may_try(int cancel_fd, int64_t deadline_ms, int *backoff_ms, struct 
     if (left <= 0)
         return false;
     if (poll(&fd, 1, *backoff_ms < left ? *backoff_ms : (int)left) > 0) {
-        error_set(err, CAUSE_CANCELLED, "it is over");
+        error_set(err, CAUSE_INTERRUPTED, "it is over");
         return false;
     }
     *backoff_ms = *backoff_ms ? 2 * *backoff_ms : BACKOFF_MS;
@@ -67,7 +67,7 @@ static int reach_until(const struct attempt *attempt, int64_t deadline_ms, int *
 
     while (may_try(attempt->cancel_fd, deadline_ms, backoff_ms, err)) {
         if (attempt->is_over && attempt->is_over(attempt->is_over_arg))
-            return error_set(err, CAUSE_CANCELLED, "it is over");
+            return error_set(err, CAUSE_INTERRUPTED, "it is over");
         int64_t until = clock_ms() + conn->hello.timeout_ms;
         struct transport_wait wait = {.cancel_fd = attempt->cancel_fd,
                                       .deadline_ms = until < deadline_ms ? until : deadline_ms};
@@ -128,7 +128,7 @@ static int take_channel(void *arg, struct transport *t, const struct hello_reply
     transport_set_timeout(t, (int)l->conn->hello.timeout_ms);
     int ret = channel_renew(&l->conn->channels[l->index], t, reply->received);
     if (ret == -ECANCELED)
-        return error_set(err, CAUSE_CANCELLED, "it is over");
+        return error_set(err, CAUSE_INTERRUPTED, "it is over");
     if (ret < 0)
         return error_set(err, CAUSE_PROTOCOL, "the destination has received %llu bytes, which cannot be",
                          (unsigned long long)reply->received);
@@ -141,7 +141,7 @@ static void give_up(struct again_listener *l, const struct error *why)
     struct connection *conn = l->conn;
 
     channel_close(&conn->channels[l->index], CHANNEL_DEAD);
-    if (why->cause != CAUSE_CANCELLED && !atomic_load(&conn->committed))
+    if (why->cause != CAUSE_INTERRUPTED && !atomic_load(&conn->committed))
         conn->failed(conn->failed_arg, why, 0);
 }
 

@@ -309,7 +309,7 @@ static int step(void *role, struct connection *conn, int64_t deadline_ms, struct
         return -EIO;
     if (again_main(&out->source.again, conn, out->source.cancel_fd, err, &failure) < 0) {
         *err = failure;
-        if (failure.cause != CAUSE_CANCELLED || !state_is_running(out->source.m->state))
+        if (failure.cause != CAUSE_INTERRUPTED || !state_is_running(out->source.m->state))
             return -EIO;
         *err = (struct error){0};
         return error_set(err, CAUSE_INTERRUPTED, "interrupted");

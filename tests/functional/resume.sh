@@ -131,6 +131,8 @@ expect_status src/while pauses -eq 1
 dd if=image of=src/while/ram bs=1M conv=notrunc status=none &
 writer=$!
 refused EBUSY src/while/error 'has been started already' write src/while/control start
+expect EBUSY rmdir dst/while
+grep -q 'the migration is paused' dst/while/error || fail "rmdir says: $(cat dst/while/error)"
 if [ "$size" -gt 33554432 ]; then
 	eventually "the writer is blocked" in_write $writer
 fi
@@ -191,6 +193,21 @@ says_why dst/cancelled
 [[ $(limited cat dst/cancelled/wait) = "failed: "*"has not come back within 1 s"* ]] || fail "wait says: $(limited cat dst/cancelled/wait)"
 ask up
 forget src/cancelled dst/cancelled
+
+say "cancelled at the destination during the pause"
+begins refused 2
+tell src/refused start
+ask down
+is_paused src/refused
+is_paused dst/refused
+tell dst/refused cancel
+command_in_background src/refused sync
+ask up
+command_says ECANCELED
+reaches src/refused cancelled
+[[ $(limited cat src/refused/error) = *"given up there: cancelled at the destination" ]] ||
+	fail "error says: $(limited cat src/refused/error)"
+forget src/refused dst/refused
 
 say "the link does not come back"
 begins gone 2

@@ -241,9 +241,9 @@ Test(again, refusals)
         enum cause cause;
         bool final;
     } cases[] = {
-        {CAUSE_AGAIN, false},    {CAUSE_QUOTA, false},    {CAUSE_EXISTS, false},
-        {CAUSE_SHUTDOWN, false}, {CAUSE_NOT_FOUND, true}, {CAUSE_STATE, true},
-        {CAUSE_PROTOCOL, true},  {CAUSE_DENIED, true},    {CAUSE_UNSUPPORTED, true},
+        {CAUSE_AGAIN, false},      {CAUSE_QUOTA, false},    {CAUSE_EXISTS, false},  {CAUSE_SHUTDOWN, false},
+        {CAUSE_NOT_FOUND, true},   {CAUSE_STATE, true},     {CAUSE_PROTOCOL, true}, {CAUSE_DENIED, true},
+        {CAUSE_UNSUPPORTED, true}, {CAUSE_CANCELLED, true},
     };
 
     for (size_t i = 0; i < ARRAY_LENGTH(cases); i++) {
