@@ -147,11 +147,27 @@ static int accept_main(struct listener *l, struct pending *p, const struct hello
     return ret;
 }
 
+/* The migration of a session, or NULL. Who knows the session and is another one hears no more than that there
+ * is none. */
+static struct migration *find_own(const struct listener *l, const struct pending *p,
+                                  const struct hello *hello)
+{
+    const struct transport *t = p->transport;
+    struct migration *m = registry_find_session(l->registry, hello->name, hello->session, member(l, t));
+    struct migration *other =
+        m ? NULL : registry_find_session(l->registry, hello->name, hello->session, NULL);
+
+    if (other)
+        log_error("%s: '%s' is of '%s', and this is '%s'", t->peer, other->name, other->peer.name,
+                  t->identity.name);
+    migration_put(other);
+    return m;
+}
+
 static int accept_data(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
     struct hello_reply reply = welcome(&l->registry->host);
-    struct migration *m =
-        registry_find_session(l->registry, hello->name, hello->session, member(l, p->transport));
+    struct migration *m = find_own(l, p, hello);
 
     if (!m)
         return error_set(err, CAUSE_NOT_FOUND, "a channel for '%.64s', but no such migration is starting",
@@ -165,8 +181,7 @@ static int accept_data(struct listener *l, struct pending *p, const struct hello
 
 static int accept_again(struct listener *l, struct pending *p, const struct hello *hello, struct error *err)
 {
-    struct migration *m =
-        registry_find_session(l->registry, hello->name, hello->session, member(l, p->transport));
+    struct migration *m = find_own(l, p, hello);
     int channel = hello->kind == WIRE_HELLO_MAIN_AGAIN ? -1 : (int)hello->channel;
 
     if (!m)

@@ -219,6 +219,12 @@ cp ca/ca-crl.pem strict-dst/
 cp ca/ca-crl.pem strict-src/
 meets "tls=revoked" ",tls=strict-dst" "it has been revoked" "the peer's certificate has been revoked"
 meets "tls=strict-src" ",tls=revoked" "the peer's certificate has been revoked" "it has been revoked"
+echo 01 >crlnumber
+printf '%s\n' "[ca]" default_ca=d "[d]" database=index crlnumber=crlnumber default_md=sha256 \
+	certificate="$dir/ca/ca-cert.pem" private_key="$dir/ca/ca-key.pem" >crl.conf
+openssl ca -config crl.conf -gencrl -crl_lastupdate 20200101000000Z -crl_nextupdate 20200102000000Z -out strict-dst/ca-crl.pem 2>openssl.log ||
+	fail "openssl ca: $(cat openssl.log)"
+meets "tls=$c/src" ",tls=strict-dst" "it has expired, or the peer's ca-crl.pem has" "cannot be said: ca-crl.pem: CRL has expired"
 
 cp -r "$c/dst" only-server
 rm only-server/client-*
@@ -283,6 +289,29 @@ for name in before after later; do
 	tell "src/$name" cancel
 	reaches "dst/$name" failed cancelled
 done
+
+say "who has become another one cannot go on"
+helper line
+coproc LINE { "$helper" "${uri##*:}" 1; }
+ask() { echo "$1" >&"${LINE[1]}"; read -r -t "$limit" answer <&"${LINE[0]}" || fail "the line does not answer '$1'"; }
+read -r -t "$limit" port <&"${LINE[0]}"
+unmount src
+cp -r "$c/src" becoming
+migfs src -o tls=becoming
+outgoing vm 2 "tcp:127.0.0.1:$port"
+expect ok write src/vm/resume 60
+tell src/vm start
+ask down
+reaches src/vm paused
+cp new/client-* becoming/
+kill -HUP "${daemon[src]}"
+eventually "they are read" grep -q 'have been read again' src.log
+ask up
+reaches src/vm failed
+grep -q "'vm' cannot go on here" src/vm/error || fail "error says: $(cat src/vm/error)"
+grep -q "'vm' is of 'CN=source.example', and this is 'CN=renewed.example'" dst.log
+tell dst/vm cancel
+forget src/vm dst/vm
 
 say "unix sockets stay as they are, with the same options"
 unmount dst
