@@ -78,6 +78,8 @@ sends 1 'no destination: --uri' --qmp qmp src/vm
 sends 1 "cannot be the uri" --qmp qmp --uri nonsense src/vm
 sends 1 "cannot be the channels of vm: '0'" --qmp qmp --uri "$uri" --channels 0 src/vm
 sends 1 "there is no setting 'speed'" --qmp qmp --uri "$uri" --set speed=1 src/vm
+sends 1 "there is no setting 'control'" --qmp qmp --uri "$uri" --set control=cancel src/vm
+sends 1 "compression: it has no value" --qmp qmp --uri "$uri" --set compression src/vm
 sends 1 'Connection refused' --qmp qmp --uri tcp:192.0.2.2:1 src/vm
 grep -q 'the guest runs on here' said
 here
