@@ -40,8 +40,7 @@ static int parse_number(const char *text, const char *what, unsigned long min, u
     errno = 0;
     unsigned long value = strtoul(text, &end, 10);
     if (!isdigit((unsigned char)*text) || *end || errno || value < min || value > max)
-        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a number of %s: %lu to %lu", text, what, min,
-                         max);
+        return error_set(err, CAUSE_SYNTAX, "'%.32s' is not a %s: %lu to %lu", text, what, min, max);
     *out = value;
     return 0;
 }
@@ -60,7 +59,7 @@ static int parse_channels(struct settings *settings, const char *text, struct er
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "channels", 1, WIRE_CHANNELS_MAX, &value, err) < 0)
+    if (parse_number(text, "number of channels", 1, WIRE_CHANNELS_MAX, &value, err) < 0)
         return -EIO;
     settings->channels = (unsigned)value;
     return 0;
@@ -75,7 +74,7 @@ static int parse_timeout(struct settings *settings, const char *text, struct err
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "seconds", 1, 3600, &value, err) < 0)
+    if (parse_number(text, "number of seconds", 1, 3600, &value, err) < 0)
         return -EIO;
     settings->timeout_ms = (uint32_t)value * 1000;
     return 0;
@@ -90,7 +89,7 @@ static int parse_resume(struct settings *settings, const char *text, struct erro
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "seconds", 0, WIRE_RESUME_MAX, &value, err) < 0)
+    if (parse_number(text, "number of seconds", 0, WIRE_RESUME_MAX, &value, err) < 0)
         return -EIO;
     settings->resume_ms = (uint32_t)value * 1000;
     return 0;
@@ -105,7 +104,7 @@ static int parse_device_channels(struct settings *settings, const char *text, st
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "channels", 0, WIRE_CHANNELS_MAX - 1, &value, err) < 0)
+    if (parse_number(text, "number of channels", 0, WIRE_CHANNELS_MAX - 1, &value, err) < 0)
         return -EIO;
     settings->device_channels = (unsigned)value;
     return 0;
@@ -247,7 +246,7 @@ static int parse_downtime_limit(struct settings *settings, const char *text, str
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "milliseconds", 1, 3600000, &value, err) < 0)
+    if (parse_number(text, "number of milliseconds", 1, 3600000, &value, err) < 0)
         return -EIO;
     settings->downtime_limit_ms = (uint32_t)value;
     return 0;
@@ -294,7 +293,7 @@ static int parse_max_rounds(struct settings *settings, const char *text, struct 
 {
     unsigned long value = 0;
 
-    if (parse_number(text, "rounds", 1, 10000, &value, err) < 0)
+    if (parse_number(text, "number of rounds", 1, 10000, &value, err) < 0)
         return -EIO;
     settings->max_rounds = (unsigned)value;
     return 0;

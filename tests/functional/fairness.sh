@@ -15,7 +15,7 @@ done
 pair -o "max-bandwidth=${rate}M"
 expect ok mkdir dst/many
 for bad in 0 10001 -1 heavy; do
-	expect EINVAL write dst/many/weight "$bad"
+	refused EINVAL dst/many/error "'$bad' is not a weight: 1 to 10000" write dst/many/weight "$bad"
 done
 [ "$(cat dst/many/weight)" = 100 ]
 
