@@ -551,20 +551,27 @@ static void count_stream(struct channel *ch, uint64_t position)
     ch->zerocopy.counters.copied_bytes = ch->wire_bytes;
 }
 
-/* Called with the lock held: the batch that was in hand is not any more. Returns what the gate is due. */
+/*
+ * Called with the lock held: the batch that was in hand is not any more. Returns what the gate is due.
+ *
+ * What a lost connection was given counts as sent, and is counted, from then on: the destination can tell of
+ * it as soon as it has been sent again, before the thread that did so is here.
+ */
 static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, int ret)
 {
+    bool cured = keeps && kept_cures(ret);
+
     if (ret == 0) {
         ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
         ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
         zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
-    } else if (keeps && kept_cures(ret)) {
+    } else if (cured) {
         lose(ch);
     } else {
         ch->lost = true;
     }
     uint64_t bytes = retire_batch(ch, batch->entries, keeps);
-    if (keeps && ret == 0)
+    if (keeps && (ret == 0 || cured))
         count_stream(ch, kept_end(&ch->kept));
     ch->in_hand = false;
     if (ch->flushers)
@@ -827,7 +834,6 @@ int channel_renew(struct channel *ch, struct transport *transport, uint64_t rece
     ch->applied_have = 0;
     ch->moved = received > ch->renewed_at;
     ch->renewed_at = received;
-    count_stream(ch, received);
     while ((entry = kept_take_received(&ch->kept, received)))
         bytes += retire(ch, entry);
     kept_put_back(&ch->kept, &ch->head, &ch->tail);

@@ -107,13 +107,13 @@ struct channel {
     struct channel_entry *head, **tail;
     struct channel_entry *open_slice; /* the last entry, if it is a slice that nobody sends yet */
     struct chunk_pool chunks;
-    uint64_t last_sequence; /* given to a packet */
-    uint64_t left_sequence; /* everything up to here has been sent */
-    uint64_t sent_sequence; /* and its buffers are free */
-    uint64_t wire_bytes;    /* sent, headers and all; each byte once, however often it is sent again */
-    uint64_t spliced_bytes; /* the part of it that came out of pipes */
-    uint64_t placed_bytes;  /* the part of it that was placed, and is complete */
-    uint64_t drains;        /* flushes that waited for what was in flight */
+    uint64_t last_sequence;           /* given to a packet */
+    uint64_t left_sequence;           /* everything up to here has been sent */
+    uint64_t sent_sequence;           /* and its buffers are free */
+    uint64_t wire_bytes;              /* of what counts as sent, headers and all; each byte once */
+    uint64_t spliced_bytes;           /* the part of it that came out of pipes */
+    uint64_t placed_bytes;            /* the part of it that was placed, and is complete */
+    uint64_t drains;                  /* flushes that waited for what was in flight */
     struct transport_figures figures; /* the transport's, when it has been closed */
     uint64_t returned;                /* the last ticket that is back */
     /* Where the transport places: what the destination may not have applied */
