@@ -349,6 +349,21 @@ newer_qemu() {
 	"${qemu[@]}" --version >qemu.version 2>&1 || skip "QEMU 10 does not run here: $(head -n 1 qemu.version)"
 }
 
+# lay SEED: a line to the destination (line.c) that can be lost, and $uri leads over it
+lay() {
+	local port
+	helper line
+	coproc LINE { "$helper" "${uri##*:}" "$1" 2>line.log; }
+	read -r -t "$limit" port <&"${LINE[0]}" || fail "there is no line"
+	uri=tcp:127.0.0.1:$port
+}
+
+# ask COMMAND: of the line; sets $answer
+ask() {
+	echo "$1" >&"${LINE[1]}"
+	read -r -t "$limit" answer <&"${LINE[0]}" || fail "the line does not answer '$1'"
+}
+
 # two_namespaces: $a and $b, which nothing joins
 two_namespaces() {
 	local ns

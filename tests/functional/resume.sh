@@ -6,24 +6,10 @@
 [ -z "${MIGFS_CUTS:-}" ] || export MIGFS_TEST_LIMIT=${MIGFS_TEST_LIMIT:-$((MIGFS_CUTS + 200))}
 MIGFS_TEST_LISTEN=tcp:127.0.0.1:0
 . "$(dirname "$0")/functions.sh"
-helper line && line=$helper
 
 seed=${MIGFS_SEED:-$RANDOM$RANDOM}
 cuts=${MIGFS_CUTS:-$(scaled 200 60)}
 size=$(scaled 40000000 6000000)
-
-# ask COMMAND: of the line; sets $answer
-ask() {
-	echo "$1" >&"${LINE[1]}"
-	read -r -t "$limit" answer <&"${LINE[0]}" || fail "the line does not answer '$1'"
-}
-
-# lay SEED: a line to the destination, and $uri leads over it
-lay() {
-	coproc LINE { "$line" "${uri##*:}" "$1" 2>line.log; }
-	read -r -t "$limit" port <&"${LINE[0]}" || fail "there is no line"
-	uri=tcp:127.0.0.1:$port
-}
 
 # begins NAME CHANNELS [KEY=VALUE...]: an outgoing migration with these settings, and `resume`
 begins() {

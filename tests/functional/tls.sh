@@ -291,14 +291,11 @@ for name in before after later; do
 done
 
 say "who has become another one cannot go on"
-helper line
-coproc LINE { "$helper" "${uri##*:}" 1; }
-ask() { echo "$1" >&"${LINE[1]}"; read -r -t "$limit" answer <&"${LINE[0]}" || fail "the line does not answer '$1'"; }
-read -r -t "$limit" port <&"${LINE[0]}"
+lay 1
 unmount src
 cp -r "$c/src" becoming
 migfs src -o tls=becoming
-outgoing vm 2 "tcp:127.0.0.1:$port"
+outgoing vm 2
 expect ok write src/vm/resume 60
 tell src/vm start
 ask down
