@@ -118,6 +118,17 @@ uint64_t ram_dirty_size(struct source *source)
     return source->reference ? (size + WIRE_PAGE_SIZE * 64 - 1) / (WIRE_PAGE_SIZE * 64) * 8 : 0;
 }
 
+/*
+ * What a reader may ask; NULL: nothing. It does not depend on what has been given up already: the thread
+ * that gives it up begins when the migration is over. The caller holds migration.lock.
+ */
+static struct reference *readable(const struct source *source)
+{
+    const struct migration *m = source->m;
+
+    return m->was_active && state_is_final(m->state) ? NULL : source->reference;
+}
+
 ssize_t ram_read(struct source *source, uint64_t offset, void *buf, size_t len)
 {
     struct migration *m = source->m;
@@ -125,8 +136,9 @@ ssize_t ram_read(struct source *source, uint64_t offset, void *buf, size_t len)
     CLEANUP_FD int fd = -EOPNOTSUPP;
 
     pthread_mutex_lock(&m->lock);
-    if (source->reference)
-        fd = reference_dup(source->reference);
+    struct reference *ref = readable(source);
+    if (ref)
+        fd = reference_dup(ref);
     pthread_mutex_unlock(&m->lock);
     if (fd < 0)
         return fd;
@@ -138,5 +150,6 @@ ssize_t ram_read(struct source *source, uint64_t offset, void *buf, size_t len)
 size_t ram_read_dirty(struct source *source, uint64_t offset, void *buf, size_t len)
 {
     SCOPED_LOCK(&source->m->lock);
-    return source->reference ? reference_read_dirty(source->reference, offset, buf, len) : 0;
+    struct reference *ref = readable(source);
+    return ref ? reference_read_dirty(ref, offset, buf, len) : 0;
 }
