@@ -2,9 +2,7 @@
 /* What has changed since it was sent; see tracking.h. */
 #include "tracking.h"
 #include "cleanup.h"
-#include "xxh3.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,23 +11,19 @@
 
 #define SLOTS 64 /* stripes that can be kept apart */
 
-static_assert(TRACKING_SECRET >= XXH3_SECRET_SIZE_MIN, "XXH3 takes it");
-
-static struct tracking_digest digest_of(const struct tracking *t, const void *bytes, size_t len)
+static struct page_hash digest_of(const struct tracking *t, const void *bytes, size_t len)
 {
-    XXH128_hash_t hash = XXH3_128bits_withSecret(bytes, len, t->secret, sizeof(t->secret));
-
-    return (struct tracking_digest){hash.low64, hash.high64};
+    return t->hash(bytes, len, t->secret);
 }
 
-static bool is_equal(const struct tracking_digest *a, const struct tracking_digest *b)
+static bool is_equal(const struct page_hash *a, const struct page_hash *b)
 {
     return a->low == b->low && a->high == b->high;
 }
 
 static size_t digests_size(const struct tracking *t)
 {
-    return (t->pages + 1) * sizeof(struct tracking_digest); /* mmap(2) maps no nothing */
+    return (t->pages + 1) * sizeof(struct page_hash); /* mmap(2) maps no nothing */
 }
 
 struct tracking *tracking_new(uint64_t bytes, struct error *err)
@@ -54,6 +48,7 @@ struct tracking *tracking_new(uint64_t bytes, struct error *err)
     }
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->changed_busy, NULL);
+    t->hash = page_hash_best();
     t->zero = digest_of(t, zeros, sizeof(zeros));
     return t;
 }
@@ -116,12 +111,12 @@ void tracking_kick(struct tracking *t)
 
 bool tracking_is_same(struct tracking *t, uint64_t page, const void *bytes, size_t len)
 {
-    struct tracking_digest digest = digest_of(t, bytes, len);
+    struct page_hash digest = digest_of(t, bytes, len);
 
     return page < t->pages && is_equal(&t->digests[page], &digest);
 }
 
-static bool record(struct tracking *t, uint64_t page, const struct tracking_digest *digest)
+static bool record(struct tracking *t, uint64_t page, const struct page_hash *digest)
 {
     /* What is beyond is always sent. */
     if (page >= t->pages)
@@ -134,7 +129,7 @@ static bool record(struct tracking *t, uint64_t page, const struct tracking_dige
 
 bool tracking_record(struct tracking *t, uint64_t page, const void *bytes, size_t len)
 {
-    struct tracking_digest digest = digest_of(t, bytes, len);
+    struct page_hash digest = digest_of(t, bytes, len);
 
     return record(t, page, &digest);
 }
@@ -154,7 +149,7 @@ void tracking_forget(struct tracking *t, uint64_t offset, uint64_t len)
     for (uint64_t page = first; page < end; page++) {
         /* Memory that was never touched is not known already. */
         if (t->digests[page].low | t->digests[page].high)
-            t->digests[page] = (struct tracking_digest){0};
+            t->digests[page] = (struct page_hash){0};
     }
 }
 

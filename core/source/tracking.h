@@ -26,6 +26,7 @@
 
 #include "error.h"
 #include "interrupt.h"
+#include "page_hash.h"
 #include "wire.h"
 
 #include <pthread.h>
@@ -33,13 +34,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#define TRACKING_SECRET 192 /* bytes of XXH3's */
-
-/* Of a page; all zero: not known. */
-struct tracking_digest {
-    uint64_t low, high;
-};
 
 /* Sums since tracking_init(); relaxed, they only count. */
 struct tracking_figures {
@@ -50,10 +44,11 @@ struct tracking_figures {
 
 struct tracking {
     uint64_t pages; /* constant */
-    struct tracking_digest
-        *digests; /* address space for all pages; memory for those that have one; constant */
-    uint8_t secret[TRACKING_SECRET]; /* constant */
-    struct tracking_digest zero;     /* a page of zeros has this one; constant */
+    /* Of each page; all zero: not known. Address space for all; memory for those that have one; constant. */
+    struct page_hash *digests;
+    page_hash_fn *hash;               /* constant */
+    uint8_t secret[PAGE_HASH_SECRET]; /* constant */
+    struct page_hash zero;            /* a page of zeros has this one; constant */
 
     _Atomic uint64_t scanned, changed, scan_ns;
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <xxhash.h>
 
 #define PAGES 600u /* two stripes and a bit */
 #define IMAGE (PAGES * (uint64_t)WIRE_PAGE_SIZE - 100)
@@ -224,4 +225,40 @@ Test(tracking, a_wait_is_interrupted)
     cr_expect(eq(int, entry.ret, -EINTR));
     tracking_leave(t, 0, 10);
     expect_free(0, 10);
+}
+
+/* Each instruction set gives what the library gives, of any length, and wherever the bytes are. */
+Test(tracking, page_hash)
+{
+    static const struct {
+        const char *set;
+        page_hash_fn *hash;
+    } all[] = {{"plain", page_hash_plain},
+#ifdef __x86_64__
+               {"avx2", page_hash_avx2},
+               {"avx512", page_hash_avx512}
+#endif
+    };
+    char bytes[WIRE_PAGE_SIZE + 1], secret[PAGE_HASH_SECRET];
+    unsigned known = 0;
+
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (char)(i * 7 + i / 256 * 3);
+    for (unsigned i = 0; i < sizeof(secret); i++)
+        secret[i] = (char)(i * 11 + 5);
+    for (unsigned i = 0; i < sizeof(all) / sizeof(*all); i++) {
+        known += all[i].hash == page_hash_best();
+#ifdef __x86_64__
+        if ((all[i].hash == page_hash_avx2 && !__builtin_cpu_supports("avx2")) ||
+            (all[i].hash == page_hash_avx512 && !__builtin_cpu_supports("avx512f")))
+            continue;
+#endif
+        for (size_t len = 1; len <= WIRE_PAGE_SIZE; len += len < 600 ? 1 : 437) {
+            XXH128_hash_t right = XXH3_128bits_withSecret(bytes + 1, len, secret, sizeof(secret));
+            struct page_hash got = all[i].hash(bytes + 1, len, secret);
+            cr_assert(eq(u64, got.low, right.low64), "%s, %zu bytes", all[i].set, len);
+            cr_assert(eq(u64, got.high, right.high64), "%s, %zu bytes", all[i].set, len);
+        }
+    }
+    cr_expect(eq(uint, known, 1), "the best is one of them");
 }
