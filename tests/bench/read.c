@@ -18,24 +18,37 @@ const char program[] = "read";
 
 struct part {
     pthread_t thread;
-    const uint64_t *from, *to;
+    const char *from, *to;
     uint64_t sum;
 };
 
 static pthread_barrier_t ready;
 
+/* One load for a cache line if the processor has it: with eight, of words, memory seems to be half as fast. */
+typedef uint64_t line __attribute__((vector_size(64), may_alias));
+
+#ifdef __x86_64__
+__attribute__((target_clones("default", "avx2", "avx512f")))
+#endif
+static void sum_lines(const char *p, const char *end, uint64_t *sum)
+{
+    line sums[2] = {0};
+
+    for (; p < end; p += 2 * sizeof(line)) {
+        sums[0] += *(const line *)p;
+        sums[1] += *(const line *)(p + sizeof(line));
+    }
+    sums[0] += sums[1];
+    for (int i = 0; i < 8; i++)
+        *sum += sums[0][i];
+}
+
 static void *read_part(void *arg)
 {
     struct part *part = arg;
-    uint64_t sums[8] = {0};
 
     pthread_barrier_wait(&ready);
-    for (const uint64_t *p = part->from; p < part->to; p += 8) {
-        for (int i = 0; i < 8; i++)
-            sums[i] += p[i];
-    }
-    for (int i = 0; i < 8; i++)
-        part->sum += sums[i];
+    sum_lines(part->from, part->to, &part->sum);
     return NULL;
 }
 
@@ -56,8 +69,7 @@ int main(int argc, char **argv)
         die_errno("mmap");
     pthread_barrier_init(&ready, NULL, threads + 1);
     for (unsigned i = 0; i < threads; i++) {
-        parts[i] = (struct part){.from = (const uint64_t *)(map + i * share),
-                                 .to = (const uint64_t *)(map + (i + 1) * share)};
+        parts[i] = (struct part){.from = map + i * share, .to = map + (i + 1) * share};
         if (pthread_create(&parts[i].thread, NULL, read_part, &parts[i]))
             die("cannot make a thread");
     }
