@@ -11,6 +11,8 @@
 #define RATE   100000000ull
 #define UNIT   1000000ull /* bytes of a payment; what comes in 10 ms */
 #define PAYERS 64
+#define BEGIN_MS 10000 /* what the clock says at first */
+#define DAY_MS (24 * 3600000ll)
 
 struct payer {
     struct worker worker;
@@ -37,8 +39,9 @@ static const struct account *peer(int number)
 static void begin(uint64_t rate)
 {
     shifted_clock_stop();
-    /* What the kernel waits for is over by then. */
-    shifted_clock_add(-3600000);
+    /* What the kernel waits for is over by then. Not before the machine has begun: a wait that cannot be gives
+     * nobody else the lock. */
+    shifted_clock_add(BEGIN_MS - clock_ms());
     intake_init(&intake, rate);
     intake_share_init(&a, &intake, peer(0));
     intake_share_init(&b, &intake, peer(0));
@@ -255,6 +258,7 @@ Test(intake, another_weight_is_for_those_who_wait)
 Test(intake, a_share_has_a_rate_of_its_own)
 {
     begin(0);
+    shifted_clock_add(DAY_MS); /* the kernel's waits do not end by themselves */
     intake_share_set(&a, 100, RATE / 10);
     intake_pay(&c, 1ull << 40);
     payers[0] = (struct payer){.share = &a, .bytes = UNIT, .name = 'a'};
