@@ -405,7 +405,7 @@ void session_goodbye(struct session *s, const struct error *failure)
     session_send(s, WIRE_ABORT, 0, buf, wire_written(&body));
 }
 
-void session_linger(struct session *s, int timeout_ms)
+bool session_part(struct session *s, int timeout_ms)
 {
     int64_t deadline = clock_ms() + timeout_ms;
     char rest[4096];
@@ -427,9 +427,15 @@ void session_linger(struct session *s, int timeout_ms)
                 flush_queue(s);
             }
         } else if (n <= 0 && n != -EINTR) {
-            break;
+            return n == 0 && !queued;
         }
     }
+    return false;
+}
+
+void session_linger(struct session *s, int timeout_ms)
+{
+    session_part(s, timeout_ms);
     SCOPED_LOCK(&s->send_lock);
     give_up(s);
     transport_close(s->transport);

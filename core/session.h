@@ -130,9 +130,13 @@ int session_step(struct session *s, int64_t deadline_ms,
 void session_goodbye(struct session *s, const struct error *failure);
 
 /**
- * session_linger - send what is queued and nothing more, wait until the peer has
- * closed or @timeout_ms is over, and close; the loop is over
+ * session_part - send what is queued and nothing more, and wait until the peer has closed or @timeout_ms is
+ * over; the loop is over
+ * Return: whether all was sent, and the peer has closed in good order, as it does when it has read a goodbye.
  */
+bool session_part(struct session *s, int timeout_ms);
+
+/** session_linger - session_part(), and close */
 void session_linger(struct session *s, int timeout_ms);
 
 /**

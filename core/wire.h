@@ -238,6 +238,15 @@ struct hello {
     char name[WIRE_NAME_SIZE];
 };
 
+/**
+ * wire_resume_wait_ms - how long the destination waits for a source that tries for @resume_ms: longer, so
+ * that the one who knows more gives up first
+ */
+static inline int64_t wire_resume_wait_ms(uint32_t resume_ms)
+{
+    return (int64_t)resume_ms + resume_ms / 4 + 1000;
+}
+
 struct hello_reply {
     enum cause cause; /* CAUSE_NONE: accepted */
     char text[WIRE_TEXT_SIZE];

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define RESUME_SLACK_MS     1000
 #define SUSPECT_MS          1000 /* how long a broken data channel waits for the main channel to say why */
 #define SESSION_DESCRIPTORS 2    /* a connection and an eventfd */
 
@@ -238,8 +237,7 @@ int64_t inbound_deadline(const struct inbound *in, struct error *reason)
         return INT64_MAX;
     if (reason)
         *reason = first->reason;
-    /* The source, which knows more, gives up first. */
-    return first->since + in->resume_ms + in->resume_ms / 4 + RESUME_SLACK_MS;
+    return first->since + wire_resume_wait_ms(in->resume_ms);
 }
 
 bool inbound_is_whole(const struct inbound *in)

@@ -15,6 +15,7 @@
 #define BACKOFF_MAX_MS   1000
 #define BACKOFF_THERE_MS 100  /* the most where the destination has just been there */
 #define SETTLED_MS       1000 /* a connection that lasts so long was worth the effort */
+#define GOODBYE_MS       2000 /* how long the peer has to read one */
 
 void again_init(struct again *again)
 {
@@ -270,4 +271,24 @@ int again_main(struct again *again, struct connection *conn, int cancel_fd, cons
     }
     error_prefix(err, "%s", reason->message);
     return -EIO;
+}
+
+void again_goodbye(struct connection *conn, bool (*is_over)(void *arg), void *arg)
+{
+    int64_t deadline = clock_ms() + wire_resume_wait_ms(conn->hello.resume_ms);
+    const struct attempt attempt = {.conn = conn,
+                                    .index = -1,
+                                    .cancel_fd = -1,
+                                    .is_over = is_over,
+                                    .is_over_arg = arg,
+                                    .take = take_main,
+                                    .arg = conn};
+    int backoff_ms = 0;
+    struct error err = {0};
+
+    while (!session_part(&conn->main, GOODBYE_MS)) {
+        session_lose(&conn->main);
+        if (reach_until(&attempt, deadline, &backoff_ms, &err) < 0)
+            return;
+    }
 }

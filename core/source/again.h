@@ -79,4 +79,13 @@ void again_join(struct again *again);
 int again_main(struct again *again, struct connection *conn, int cancel_fd, const struct error *reason,
                struct error *err);
 
+/**
+ * again_goodbye - see to it that the destination hears why it is over, also where it cannot now; after
+ * session_goodbye(), in the thread that reads the main channel, and when no listener is left
+ * @is_over: looked at before each attempt: whether there is no time for it
+ *
+ * Tries for as long as the destination may wait for the source to come back.
+ */
+void again_goodbye(struct connection *conn, bool (*is_over)(void *arg), void *arg);
+
 #endif

@@ -5,6 +5,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "handover.h"
+#include "host.h"
 #include "question.h"
 #include "ram.h"
 #include "source.h"
@@ -403,6 +404,14 @@ static struct fate fate_of(struct outgoing *out)
     return (struct fate){out->source.doom, out->source.doom_at, handover_is_committing(&out->handover)};
 }
 
+/* Whether the daemon is going away. */
+static bool is_closing(void *arg)
+{
+    const struct host *host = arg;
+
+    return atomic_load(&host->closed);
+}
+
 static void *mig_out(void *arg)
 {
     struct migration *m = arg;
@@ -442,6 +451,8 @@ static void *mig_out(void *arg)
         reference_close(out->source.reference);
         pthread_mutex_unlock(&m->lock);
     }
+    if (m->state == STATE_CANCELLED && !conn->peer_aborted && connection_resumes(conn))
+        again_goodbye(conn, is_closing, m->host);
     connection_hang_up(conn);
     if (out->source.tracking)
         tracking_end(out->source.tracking);

@@ -165,20 +165,41 @@ for ((bytes = 1; bytes < 700; bytes += $(scaled 60 250))); do
 	forget src/last dst/last
 done
 
-say "cancelled during the pause"
+say "cancelled during the pause: the destination hears of it as soon as it can be reached"
 begins cancelled 2
-expect ok write src/cancelled/resume 1
 tell src/cancelled start
 ask down
 is_paused src/cancelled
 is_paused dst/cancelled
 tell src/cancelled cancel
 reaches src/cancelled cancelled
-reaches dst/cancelled failed
-says_why dst/cancelled
-[[ $(limited cat dst/cancelled/wait) = "failed: "*"has not come back within 1 s"* ]] || fail "wait says: $(limited cat dst/cancelled/wait)"
+rmdir src/cancelled
+is_paused dst/cancelled
 ask up
+reaches dst/cancelled cancelled
+says_why dst/cancelled
+[[ $(limited cat dst/cancelled/wait) = "cancelled: the source: cancelled at the source"* ]] ||
+	fail "wait says: $(limited cat dst/cancelled/wait)"
+rmdir dst/cancelled
+begins cancelled 2
+tell src/cancelled start
+tell src/cancelled complete
 forget src/cancelled dst/cancelled
+
+say "cancelled during the pause, and not reached"
+begins unreached 2
+expect ok write src/unreached/resume 1
+tell src/unreached start
+ask down
+is_paused src/unreached
+is_paused dst/unreached
+tell src/unreached cancel
+reaches src/unreached cancelled
+reaches dst/unreached failed
+says_why dst/unreached
+[[ $(limited cat dst/unreached/wait) = "failed: "*"has not come back within 1 s"* ]] || fail "wait says: $(limited cat dst/unreached/wait)"
+ask up
+forget src/unreached dst/unreached
 
 say "cancelled at the destination during the pause"
 begins refused 2
@@ -228,3 +249,12 @@ reaches src/again failed
 [[ $(limited cat src/again/error) = *"cannot go on here: this daemon has been started again since"* ]] ||
 	fail "error says: $(limited cat src/again/error)"
 forget src/again
+
+say "the daemon goes away with a goodbye that nobody hears"
+begins unheard 2
+tell src/unheard start
+ask down
+is_paused src/unheard
+tell src/unheard cancel
+unmount src
+not grep 'not all migrations have ended' src.log

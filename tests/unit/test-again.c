@@ -588,3 +588,102 @@ Test(again, main_channel_is_cancelled)
     close(renewal.cancel_fd);
     end();
 }
+
+/*
+ * A goodbye
+ */
+
+static atomic_uint looked;
+static atomic_bool is_over;
+
+static bool look_whether_over(void *arg)
+{
+    cr_expect(eq(ptr, arg, &renewal));
+    atomic_fetch_add(&looked, 1);
+    return atomic_load(&is_over);
+}
+
+static void say_goodbye(void *arg)
+{
+    (void)arg;
+    again_goodbye(conn, look_whether_over, &renewal);
+}
+
+/* The listeners are gone, as they are when the migration is over. */
+static void begin_goodbye(uint32_t resume_ms, bool lost)
+{
+    struct error reason = {0};
+
+    begin(resume_ms);
+    error_set(&reason, CAUSE_CANCELLED, "enough");
+    if (lost)
+        session_lose(&conn->main);
+    session_goodbye(&conn->main, &reason);
+    again_stop(&again);
+    connection_break(conn);
+    again_join(&again);
+    worker_start(&renewal.worker, say_goodbye, NULL);
+}
+
+static void expect_goodbye(void)
+{
+    static uint8_t body[WIRE_BODY_MAX];
+    struct message message;
+
+    do
+        cr_assert(zero(int, peer_receive(main_end, &message, body)));
+    while (message.type == WIRE_PING);
+    cr_expect(eq(int, (int)message.type, WIRE_ABORT));
+    transport_close(main_end);
+    main_end = NULL;
+}
+
+/* The one that there is will do. */
+Test(again, goodbye)
+{
+    struct transport *t = NULL;
+
+    begin_goodbye(LONG_MS, false);
+    expect_goodbye();
+    worker_join(&renewal.worker);
+    cr_expect(zero(uint, looked));
+    cr_expect(lt(int, transport_accept(fake.listener, &t), 0));
+    end();
+}
+
+/* A connection that is lost, and one that is lost with the goodbye in it, is made again. */
+Test(again, goodbye_by_another_connection)
+{
+    begin_goodbye(LONG_MS, true);
+    answer_main(0);
+    transport_close(main_end); /* unread */
+    main_end = NULL;
+    answer_main(0);
+    expect_goodbye();
+    worker_join(&renewal.worker);
+    cr_expect(eq(uint, looked, 2));
+    cr_expect(zero(uint, finds), "it does not go on");
+    end();
+}
+
+Test(again, goodbye_is_refused)
+{
+    begin_goodbye(LONG_MS, true);
+    fake.reply.cause = CAUSE_NOT_FOUND;
+    answer_main(0);
+    worker_join(&renewal.worker);
+    cr_expect(eq(uint, looked, 1));
+    end();
+}
+
+/* It cannot be said now, and then there is no time for it. */
+Test(again, goodbye_is_given_up)
+{
+    begin_goodbye(LONG_MS, true);
+    fake.reply.cause = CAUSE_NO_MEMORY;
+    answer_main(0);
+    atomic_store(&is_over, true);
+    worker_join(&renewal.worker);
+    cr_expect(ge(uint, looked, 2));
+    end();
+}
