@@ -2,7 +2,7 @@
 /*
  * The hash of a page that stands in memory, at the memory's rate.
  *
- * Of a page in the cache XXH3 takes a sixth of what it takes to bring the page there, so what counts is that
+ * Of a page in the cache XXH3 takes a third of what it takes to bring the page there, so what counts is that
  * the processor always asks for as many cache lines as it can. The library's binary asks for those half a KiB
  * ahead, and so falls behind whenever a page begins, whose first lines its prefetchers do not foresee. The
  * library's own code, compiled here to ask for those a page and a half ahead, reads memory faster by a
