@@ -18,6 +18,13 @@ void barriers_init(struct barriers *barriers, struct source *source, const struc
     *barriers = (struct barriers){.source = source, .streams = streams};
 }
 
+void barriers_forget(struct barriers *barriers)
+{
+    barriers->waiters = NULL;
+    barriers->unanswered = 0;
+    barriers->round_start = (struct round){0};
+}
+
 /* Whether channel_flush() says that zero-copy is required in vain: the data may be there, but the migration
  * fails. */
 static bool is_verdict(int ret)

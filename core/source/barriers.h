@@ -28,6 +28,8 @@ struct barriers {
 };
 
 void barriers_init(struct barriers *barriers, struct source *source, const struct streams *streams);
+/** barriers_forget - it starts anew, and nobody waits; the caller holds migration.lock */
+void barriers_forget(struct barriers *barriers);
 
 /** barriers_flush - outgoing_flush() */
 int barriers_flush(struct barriers *barriers, struct file *file, const struct interrupt *interrupt,

@@ -18,6 +18,11 @@ void handover_init(struct handover *handover, struct source *source, struct stre
     *handover = (struct handover){.source = source, .streams = streams, .question = question};
 }
 
+void handover_forget(struct handover *handover)
+{
+    handover->prepared_id = handover->manifest_id = handover->commit_id = 0;
+}
+
 /* From active to completing. */
 static int begin(struct handover *handover, const struct interrupt *interrupt, struct error *err)
 {

@@ -33,6 +33,8 @@ struct handover {
 
 void handover_init(struct handover *handover, struct source *source, struct streams *streams,
                    struct question *question);
+/** handover_forget - it starts anew; the caller holds migration.lock */
+void handover_forget(struct handover *handover);
 
 /** handover_complete - outgoing_complete() */
 int handover_complete(struct handover *handover, const struct interrupt *interrupt, struct error *err);

@@ -33,11 +33,8 @@ struct outgoing {
     struct start start;
 };
 
-/* Nothing has been said to a destination yet. */
-static void init_parts(void *role)
+static void init_parts(struct outgoing *out)
 {
-    struct outgoing *out = role;
-
     streams_init(&out->streams, &out->source);
     barriers_init(&out->barriers, &out->source, &out->streams);
     precopy_init(&out->precopy, &out->source, &out->barriers);
@@ -45,11 +42,25 @@ static void init_parts(void *role)
     handover_init(&out->handover, &out->source, &out->streams, &out->question);
 }
 
+/*
+ * It starts anew: nothing has been said to a destination yet. Whom the parts belong to stays as it is: that
+ * is read without a lock. The caller holds migration.lock.
+ */
+static void forget(void *role)
+{
+    struct outgoing *out = role;
+
+    streams_forget(&out->streams);
+    barriers_forget(&out->barriers);
+    precopy_forget(&out->precopy);
+    question_forget(&out->question);
+    handover_forget(&out->handover);
+}
+
 static int step(void *role, struct connection *conn, int64_t deadline_ms, struct error *err);
 static void *mig_out(void *arg);
 
-static const struct start_operations start_operations = {
-    .forget = init_parts, .step = step, .thread = mig_out};
+static const struct start_operations start_operations = {.forget = forget, .step = step, .thread = mig_out};
 
 struct outgoing *outgoing_new(struct migration *m)
 {
@@ -451,11 +462,11 @@ static void *mig_out(void *arg)
         reference_close(out->source.reference);
         pthread_mutex_unlock(&m->lock);
     }
+    if (out->source.tracking)
+        tracking_end(out->source.tracking);
     if (m->state == STATE_CANCELLED && !conn->peer_aborted && connection_resumes(conn))
         again_goodbye(conn, is_closing, m->host);
     connection_hang_up(conn);
-    if (out->source.tracking)
-        tracking_end(out->source.tracking);
     settle(m);
     migration_put(m);
     return NULL;

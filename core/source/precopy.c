@@ -16,6 +16,13 @@ void precopy_init(struct precopy *precopy, struct source *source, struct barrier
     *precopy = (struct precopy){.source = source, .barriers = barriers};
 }
 
+void precopy_forget(struct precopy *precopy)
+{
+    precopy->running = false;
+    precopy->slow_looks = 0;
+    precopy->bytes_per_ms = 0;
+}
+
 double precopy_estimate(const struct precopy_round *last, double interval_ms, double bytes_per_ms,
                         double barrier_ms)
 {

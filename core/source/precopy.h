@@ -34,6 +34,8 @@ struct precopy {
 };
 
 void precopy_init(struct precopy *precopy, struct source *source, struct barriers *barriers);
+/** precopy_forget - it starts anew; the caller holds migration.lock */
+void precopy_forget(struct precopy *precopy);
 
 /** precopy_run - outgoing_precopy() */
 int precopy_run(struct precopy *precopy, const struct interrupt *interrupt, struct error *err);

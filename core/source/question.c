@@ -9,6 +9,11 @@
 void question_init(struct question *question, struct source *source)
 {
     question->source = source;
+    question_forget(question);
+}
+
+void question_forget(struct question *question)
+{
     question->id = 0;
 }
 

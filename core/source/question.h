@@ -28,6 +28,8 @@ struct question {
 
 /** question_init - none is open; @question was zeroed once */
 void question_init(struct question *question, struct source *source);
+/** question_forget - it starts anew, and none is open; the caller holds migration.lock */
+void question_forget(struct question *question);
 
 /** question_digest - outgoing_digest() */
 int question_digest(struct question *question, struct file *file, const struct interrupt *interrupt,

@@ -12,6 +12,13 @@ void streams_init(struct streams *streams, struct source *source)
     *streams = (struct streams){.source = source};
 }
 
+void streams_forget(struct streams *streams)
+{
+    streams->changes = 0;
+    streams->last_change = streams->last_made = 0;
+    memset(&streams->announced, 0, sizeof(streams->announced));
+}
+
 void streams_fini(struct streams *streams)
 {
     file_put(streams->announced.file);

@@ -41,6 +41,9 @@ struct streams {
 
 void streams_init(struct streams *streams, struct source *source);
 void streams_fini(struct streams *streams);
+/** streams_forget - it starts anew: nothing has been said to a destination; the caller holds migration.lock
+ */
+void streams_forget(struct streams *streams);
 
 /** streams_number - before the start: devices that were removed have left gaps; no lock held */
 void streams_number(struct streams *streams);

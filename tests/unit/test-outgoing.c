@@ -253,6 +253,36 @@ Test(outgoing, nobody_listens)
     end();
 }
 
+static struct file *coming_device;
+static atomic_bool has_started;
+
+static void come_and_go(void *arg)
+{
+    (void)arg;
+    do {
+        outgoing_open_writer(m, coming_device);
+        outgoing_close_writer(m, coming_device);
+    } while (!atomic_load(&has_started));
+}
+
+/* Whoever closes a device finds its migration also while it begins anew. */
+Test(outgoing, writers_come_and_go_while_it_starts)
+{
+    struct worker writer;
+    struct error err = {0};
+
+    transport_listener_close(fake.listener);
+    fake.listener = NULL;
+    CHECK_OK(outgoing_create_device(m, "dev", false, NULL, &coming_device, &err));
+    worker_start(&writer, come_and_go, NULL);
+    for (int i = 0; i < 100; i++)
+        CHECK_FAILS(outgoing_start(m, NULL, &err), CAUSE_REFUSED);
+    atomic_store(&has_started, true);
+    worker_join(&writer);
+    file_put(coming_device);
+    end();
+}
+
 Test(outgoing, interrupted_start)
 {
     start_begin();
