@@ -2,6 +2,10 @@
 /* Compiled once for each instruction set, as PAGE_HASH; see page_hash.h. */
 #include "page_hash.h"
 
+#ifndef PAGE_HASH
+#define PAGE_HASH page_hash_plain
+#endif
+
 #define XXH_INLINE_ALL
 #define XXH_PREFETCH_DIST 6144 /* 2 to 8 KiB are nearly as good */
 #include <xxhash.h>
