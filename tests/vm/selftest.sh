@@ -114,3 +114,16 @@ grep -qx '1: mtu 4200' output
 grep -qx '1: hello from 2' output
 grep -qx '2: guest 1 has ended and has not said never' output
 nothing_left
+
+say "a guest that has died has one more chance"
+(
+	tries=0
+	guest() { status=$((tries++ == 0 ? 125 : 0)); }
+	guest_passes -- true
+	[ $tries = 2 ]
+)
+not_at_all() (
+	guest() { status=125; }
+	guest_passes -- true
+)
+not not_at_all >/dev/null 2>&1
