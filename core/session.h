@@ -32,6 +32,8 @@
 #define SESSION_QUEUE (256u << 10)
 /* that one can have without a budget */
 #define SESSION_MEMORY (2 * SESSION_QUEUE + sizeof(struct wire_message))
+/* How long the peer has to read a goodbye. */
+#define SESSION_LINGER_MS 2000
 
 struct session {
     struct transport *transport; /* the loop's thread receives; sending is guarded by send_lock */

@@ -20,7 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LINGER_MS   2000
 #define TIMEOUT_MAX (3600u * 1000) /* as long as the setting can be, whatever the source says */
 /* times the longer timeout: the source, which knows more, gives up before this side does */
 #define PATIENCE 2
@@ -652,7 +651,7 @@ static void *mig_in(void *arg)
         host_record(m->host, m->session_id, m->peer.digest, WIRE_OUTCOME_FAILED);
     /* After a completion the source closes when it has read the confirmation. */
     if (!failed)
-        session_linger(&in->inbound.session, LINGER_MS);
+        session_linger(&in->inbound.session, SESSION_LINGER_MS);
     end_receivers(m);
     if (failed) {
         shown_end_streams(m, true);
@@ -661,7 +660,7 @@ static void *mig_in(void *arg)
     settle(m, failed);
     if (failed) {
         migration_announce(m);
-        session_linger(&in->inbound.session, LINGER_MS);
+        session_linger(&in->inbound.session, SESSION_LINGER_MS);
     }
     end_session(m);
     if (!m->was_active)

@@ -15,7 +15,6 @@
 #define BACKOFF_MAX_MS   1000
 #define BACKOFF_THERE_MS 100  /* the most where the destination has just been there */
 #define SETTLED_MS       1000 /* a connection that lasts so long was worth the effort */
-#define GOODBYE_MS       2000 /* how long the peer has to read one */
 
 void again_init(struct again *again)
 {
@@ -286,7 +285,7 @@ void again_goodbye(struct connection *conn, bool (*is_over)(void *arg), void *ar
     int backoff_ms = 0;
     struct error err = {0};
 
-    while (!session_part(&conn->main, GOODBYE_MS)) {
+    while (!session_part(&conn->main, SESSION_LINGER_MS)) {
         session_lose(&conn->main);
         if (reach_until(&attempt, deadline, &backoff_ms, &err) < 0)
             return;

@@ -552,15 +552,14 @@ static void count_stream(struct channel *ch, uint64_t position)
 }
 
 /*
- * Called with the lock held: the batch that was in hand is not any more. Returns what the gate is due.
+ * Called with the lock held: the batch that was in hand is not any more. @cured: another connection makes up
+ * for it that @ret is an error. Returns what the gate is due.
  *
  * What a lost connection was given counts as sent, and is counted, from then on: the destination can tell of
  * it as soon as it has been sent again, before the thread that did so is here.
  */
-static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, int ret)
+static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, bool cured, int ret)
 {
-    bool cured = keeps && kept_cures(ret);
-
     if (ret == 0) {
         ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
         ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
@@ -608,13 +607,14 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         bool keeps = ch->keeps && !dead;
         int copied = keeps ? kept_copy(batch.entries) : 0;
         ret = copied < 0 ? copied : ret;
+        bool cured = keeps && kept_cures(ret);
 
         pthread_mutex_lock(&ch->lock);
-        uint64_t bytes = put_down(ch, &batch, keeps, ret);
+        uint64_t bytes = put_down(ch, &batch, keeps, cured, ret);
         pthread_mutex_unlock(&ch->lock);
         gate_leave(ch->gate, bytes);
         pthread_mutex_lock(&ch->lock);
-        if (ret < 0 && !(keeps && kept_cures(ret)))
+        if (ret < 0 && !cured)
             fail(ch, ret);
     }
     ch->busy = false;

@@ -15,7 +15,6 @@
 #define RETRY_MS   20
 #define SUSPECT_MS 1000       /* how long a broken data channel waits for the main channel to say why */
 #define KEPT_MIN   (2u << 20) /* bytes that a channel can always keep until they are applied */
-#define LINGER_MS  2000       /* how long the peer has to read a goodbye */
 
 /* channel.failed */
 static void channel_failed(void *arg, unsigned index, int code)
@@ -505,7 +504,7 @@ void connection_hang_up(struct connection *conn)
 {
     for (unsigned c = 0; c < conn->channel_count; c++)
         channel_disconnect(&conn->channels[c]);
-    session_linger(&conn->main, LINGER_MS);
+    session_linger(&conn->main, SESSION_LINGER_MS);
     if (conn->compressor)
         compressor_close(conn->compressor);
 }

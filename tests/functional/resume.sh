@@ -37,6 +37,13 @@ is_paused() {
 	[ -n "$(status "$1" pause-reason)" ] || is_in "$1" active || fail "$1 is paused and does not say why"
 }
 
+# loses NAME: its link goes down, and both ends are paused
+loses() {
+	ask down
+	is_paused "src/$1"
+	is_paused "dst/$1"
+}
+
 pair -o timeout=20
 lay "$seed"
 say "seed $seed"
@@ -107,9 +114,7 @@ tell src/while sync
 write_devices src/while
 await_devices
 tell src/while sync
-ask down
-is_paused src/while
-is_paused dst/while
+loses while
 grep -q '"status": "paused"' src/while/status.json
 limited cat src/while/error | grep -q . || fail "'error' says nothing while it is paused"
 expect_status src/while pauses -eq 1
@@ -168,9 +173,7 @@ done
 say "cancelled during the pause: the destination hears of it as soon as it can be reached"
 begins cancelled 2
 tell src/cancelled start
-ask down
-is_paused src/cancelled
-is_paused dst/cancelled
+loses cancelled
 tell src/cancelled cancel
 reaches src/cancelled cancelled
 rmdir src/cancelled
@@ -190,9 +193,7 @@ say "cancelled during the pause, and not reached"
 begins unreached 2
 expect ok write src/unreached/resume 1
 tell src/unreached start
-ask down
-is_paused src/unreached
-is_paused dst/unreached
+loses unreached
 tell src/unreached cancel
 reaches src/unreached cancelled
 reaches dst/unreached failed
@@ -204,9 +205,7 @@ forget src/unreached dst/unreached
 say "cancelled at the destination during the pause"
 begins refused 2
 tell src/refused start
-ask down
-is_paused src/refused
-is_paused dst/refused
+loses refused
 tell dst/refused cancel
 command_in_background src/refused sync
 ask up

@@ -59,9 +59,9 @@ for ((n = 0; n <= count; n++)); do
 		rm -f bin/qemu-system-x86_64
 	fi
 	say "$title"
-	sed -i "s/:4444/:$port/g" lines.$n
 	# A guest has the time to say something before it is ended.
-	sed -i -E 's/^examples\/qmp (there[0-9]*)\.qmp quit$/until grep -qs "good$" \1.serial; do sleep 0.05; done\n&/' lines.$n
+	sed -i -E -e "s/:4444/:$port/g" \
+		-e 's/^examples\/qmp (there[0-9]*)\.qmp quit$/until grep -qs "good$" \1.serial; do sleep 0.05; done\n&/' lines.$n
 	PATH=$path limited bash -euo pipefail lines.$n >said 2>&1 </dev/null || fail "$title: $(cat said)"
 	ran=$((ran + $(grep -vc '^until grep' lines.$n)))
 done

@@ -610,11 +610,11 @@ static void say_goodbye(void *arg)
 }
 
 /* The listeners are gone, as they are when the migration is over. */
-static void begin_goodbye(uint32_t resume_ms, bool lost)
+static void begin_goodbye(bool lost)
 {
     struct error reason = {0};
 
-    begin(resume_ms);
+    begin(LONG_MS);
     error_set(&reason, CAUSE_CANCELLED, "enough");
     if (lost)
         session_lose(&conn->main);
@@ -643,7 +643,7 @@ Test(again, goodbye)
 {
     struct transport *t = NULL;
 
-    begin_goodbye(LONG_MS, false);
+    begin_goodbye(false);
     expect_goodbye();
     worker_join(&renewal.worker);
     cr_expect(zero(uint, looked));
@@ -654,7 +654,7 @@ Test(again, goodbye)
 /* A connection that is lost, and one that is lost with the goodbye in it, is made again. */
 Test(again, goodbye_by_another_connection)
 {
-    begin_goodbye(LONG_MS, true);
+    begin_goodbye(true);
     answer_main(0);
     transport_close(main_end); /* unread */
     main_end = NULL;
@@ -668,7 +668,7 @@ Test(again, goodbye_by_another_connection)
 
 Test(again, goodbye_is_refused)
 {
-    begin_goodbye(LONG_MS, true);
+    begin_goodbye(true);
     fake.reply.cause = CAUSE_NOT_FOUND;
     answer_main(0);
     worker_join(&renewal.worker);
@@ -679,7 +679,7 @@ Test(again, goodbye_is_refused)
 /* It cannot be said now, and then there is no time for it. */
 Test(again, goodbye_is_given_up)
 {
-    begin_goodbye(LONG_MS, true);
+    begin_goodbye(true);
     fake.reply.cause = CAUSE_NO_MEMORY;
     answer_main(0);
     atomic_store(&is_over, true);
