@@ -61,14 +61,16 @@ processes_with() {
 mounts_below() { awk -v dir="$1/" 'index($2, dir) == 1 { list = $2 "\n" list } END { printf "%s", list }' /proc/self/mounts; }
 
 supervise() {
-	local dir status=0 child left try mount log test
+	local dir status=0 child left try mount log test huge_lock
 	test=$(basename "$0" .sh)
 
 	dir=$(mktemp -d "${TMPDIR:-/tmp}/migfs-test.XXXXXX")
 	chmod 755 "$dir"
 	[ -x "$MIGFS" ] || { echo "$test: there is no $MIGFS: build it first"; rmdir "$dir"; exit 1; }
+	# What a test locks there (huge_pages) stays locked until all that it has changed is put back.
+	exec {huge_lock}>/tmp/migfs-test-huge-pages.lock || huge_lock=
 	# The group of processes is the test's own, so that timeout(1) ends all of it.
-	MIGFS_TEST_DIR=$dir setsid timeout -k 5 "${MIGFS_TEST_LIMIT:-$([ -n "$MIGFS_SLOW" ] && echo 400 || echo 200)}" \
+	MIGFS_TEST_DIR=$dir MIGFS_TEST_HUGE_LOCK=$huge_lock setsid timeout -k 5 "${MIGFS_TEST_LIMIT:-$([ -n "$MIGFS_SLOW" ] && echo 400 || echo 200)}" \
 		bash "$0" "$@" </dev/null &
 	child=$!
 	trap 'kill "$child" 2>/dev/null; status=143' HUP INT TERM
@@ -208,8 +210,7 @@ gone() { ! kill -0 "$1" 2>/dev/null; }
 huge_pages() {
 	local had
 	grep -q '^Hugepagesize: *2048 kB' /proc/meminfo || { echo "no huge pages of 2 MiB"; return 1; }
-	exec {huge_lock}>/tmp/migfs-test-huge-pages.lock
-	flock -w 300 "$huge_lock" || { echo "another test has the huge pages"; return 1; }
+	flock -w 300 "$MIGFS_TEST_HUGE_LOCK" || { echo "another test has the huge pages"; return 1; }
 	had=$(cat /proc/sys/vm/nr_hugepages)
 	at_exit "echo $had > /proc/sys/vm/nr_hugepages"
 	{ echo $((had + $1)) >/proc/sys/vm/nr_hugepages; } 2>/dev/null ||
