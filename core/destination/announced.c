@@ -152,7 +152,7 @@ int announced_on_change(struct announced *a, const struct message *message, stru
  * Changes of names
  */
 
-static void make_change(struct announced *a, const struct change *change)
+void announced_change(struct announced *a, const struct change *change)
 {
     uint32_t number = change->type == CHANGE_REMOVE ? change->number : change->replaced;
     struct file *gone = number ? catalog_forget(a->catalog, number) : NULL;
@@ -171,13 +171,15 @@ static void make_change(struct announced *a, const struct change *change)
     }
 }
 
-void announced_change(struct announced *a, const struct change *change)
+void announced_changed(struct announced *a, const struct change *made)
 {
-    make_change(a, change);
-    if (change->type == CHANGE_REMOVE)
-        a->operations->send(a->owner, WIRE_FILE_REMOVE, change->id, NULL, 0);
-    else if (change->type == CHANGE_RENAME)
-        a->operations->send(a->owner, WIRE_FILE_RENAME, change->id, NULL, 0);
+    for (const struct change *change = made; change; change = change->next) {
+        if (change->type == CHANGE_REMOVE)
+            a->operations->send(a->owner, WIRE_FILE_REMOVE, change->id, NULL, 0);
+        else if (change->type == CHANGE_RENAME)
+            a->operations->send(a->owner, WIRE_FILE_RENAME, change->id, NULL, 0);
+    }
+    announced_bury(a);
 }
 
 void announced_bury(struct announced *a)

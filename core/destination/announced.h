@@ -76,8 +76,17 @@ int announced_on_stream(struct announced *a, const struct message *message, stru
 int announced_on_change(struct announced *a, const struct message *message, struct wire_reader *body,
                         struct error *err);
 
-/** announced_change - the turn of a change has come: make it, and tell the source */
+/** announced_change - the turn of a change has come: make it */
 void announced_change(struct announced *a, const struct change *change);
+
+/**
+ * announced_changed - no more of them can be made for now: tell the source, and announced_bury()
+ * @made: those that were, a list
+ *
+ * The source takes the answer for a file, too, that it has announced after a change and that is shown with
+ * it.
+ */
+void announced_changed(struct announced *a, const struct change *made);
 
 /** announced_bury - give up the removed files that no receiver has any more; their readers keep them */
 void announced_bury(struct announced *a);

@@ -278,13 +278,18 @@ static int check_manifest(struct arrival *a, struct error *err)
 /* Makes all changes of names whose turn has come. */
 static void make_changes(struct arrival *a)
 {
-    struct change *change;
+    struct change *made = NULL, **last = &made, *change;
 
     while ((change = catalog_take(a->catalog))) {
         a->operations->change(a->owner, change);
+        *last = change;
+        last = &change->next;
+    }
+    a->operations->changed(a->owner, made);
+    while ((change = made)) {
+        made = change->next;
         free(change);
     }
-    a->operations->changed(a->owner);
 }
 
 static int reach(struct arrival *a, const struct barrier *barrier, struct error *err)

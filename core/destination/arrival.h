@@ -58,10 +58,10 @@ struct arrival_operations {
     void (*synced)(void *owner, uint64_t id);
     /* A stream has ended, unless a channel has applied more than @counts. */
     void (*ended)(void *owner, struct file *file, const uint64_t *counts);
-    /* Make a change of names, for which all that was sent before it is applied. It is freed afterwards. */
+    /* Make a change of names, for which all that was sent before it is applied. */
     void (*change)(void *owner, const struct change *change);
-    /* No more changes can be made for now. */
-    void (*changed)(void *owner);
+    /* No more changes can be made for now. @made: those that were, a list; they are freed afterwards. */
+    void (*changed)(void *owner, const struct change *made);
     /* Manifest @id is what has arrived, and nothing else has; negative: it cannot be kept all the same. */
     int (*complete)(void *owner, uint64_t id, struct error *err);
 };

@@ -166,6 +166,7 @@ struct change *catalog_take(struct catalog *catalog)
     catalog->first = change->next;
     if (!change->next)
         catalog->last = &catalog->first;
+    change->next = NULL;
     catalog->asked -= change->type != CHANGE_CREATE;
     return change;
 }

@@ -197,11 +197,11 @@ static void make_change(void *arg, const struct change *change)
     announced_change(&in->announced, change);
 }
 
-static void changes_made(void *arg)
+static void changes_made(void *arg, const struct change *made)
 {
     struct incoming *in = arg;
 
-    announced_bury(&in->announced);
+    announced_changed(&in->announced, made);
     migration_announce(in->m);
 }
 

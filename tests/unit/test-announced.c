@@ -147,10 +147,10 @@ static void turn_comes(void *owner, const struct change *made)
     announced_change(&announced, made);
 }
 
-static void changed(void *owner)
+static void changed(void *owner, const struct change *made)
 {
     (void)owner;
-    announced_bury(&announced);
+    announced_changed(&announced, made);
 }
 
 static int complete(void *owner, uint64_t id, struct error *error)
@@ -466,7 +466,22 @@ Test(announced, after_a_change_that_waits)
     cr_expect(ne(ptr, catalog_file(&catalog, 2), expected));
     applied[0] = 1;
     CHECK_OK(arrival_check(&arrival, &err));
-    expect_told("removed1 gone1 REMOVE7 created2 ");
+    /* A sync of the new one waits for the answer: it is seen by then. */
+    expect_told("removed1 gone1 created2 REMOVE7 ");
+}
+
+/* Of changes that are made together each is answered, in their order, when all of them have been made. */
+Test(announced, several_changes)
+{
+    CHECK_OK(create_file(1, 0, "dev"));
+    CHECK_OK(create_file(2, 0, "other"));
+    CHECK_OK(say_change(7, 1, 1, NULL, 0));
+    CHECK_OK(say_change(8, 2, 1, "dev", 0));
+    CHECK_OK(create_file(3, 0, "other"));
+    told[0] = '\0';
+    applied[0] = 1;
+    CHECK_OK(arrival_check(&arrival, &err));
+    expect_told("removed1 gone1 REMOVE7 renamed2 created3 RENAME8 ");
 }
 
 /* A source that goes on after a manifest has made it void. */

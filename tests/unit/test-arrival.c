@@ -77,10 +77,12 @@ static void change(void *owner, const struct change *made)
         file_put(catalog_forget(&catalog, made->number));
 }
 
-static void changed(void *owner)
+static void changed(void *owner, const struct change *made)
 {
     cr_assert(eq(ptr, owner, applied));
     tell('.', 0);
+    for (; made; made = made->next)
+        tell('+', made->id);
 }
 
 static int complete(void *owner, uint64_t id, struct error *error)
@@ -308,7 +310,7 @@ Test(arrival, changes)
     expect_told(".0 ");
     applied[0] = 2;
     CHECK_OK(arrival_check(&arrival, &err));
-    expect_told("r11 n12 .0 ");
+    expect_told("r11 n12 .0 +11 +12 ");
     cr_expect(lt(int, arrival_change(&arrival, NULL, applied, &err), 0), "no change");
 }
 
