@@ -158,18 +158,14 @@ static void reload(struct tls *tls)
 }
 
 /* Until a signal asks the daemon to stop, or the mount is gone. */
-static int await_end(const struct loop *loop, struct tls *tls)
+static int await_end(int signal_fd, const struct loop *loop, struct tls *tls)
 {
     struct signalfd_siginfo info = {0};
-    sigset_t set = stop_signals();
-    CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
     struct pollfd fds[2] = {
         {.fd = signal_fd, .events = POLLIN},
         {.fd = loop_ended_fd(loop), .events = POLLIN},
     };
 
-    if (signal_fd < 0)
-        return -errno;
     for (;;) {
         if (poll(fds, 2, -1) < 0) {
             if (errno == EINTR)
@@ -190,7 +186,14 @@ static int serve(const struct options *options, struct registry *registry, struc
 {
     struct error err = {0};
     struct loop *loop;
+    sigset_t set = stop_signals();
+    /* Before anything is served: a daemon that answers has all that it needs. */
+    CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
 
+    if (signal_fd < 0) {
+        log_error("cannot watch for signals: %s", strerror(errno));
+        return EXIT_FAILED;
+    }
     if (listener_start(listener, &err) < 0) {
         log_error("%s", err.message);
         return EXIT_FAILED;
@@ -205,7 +208,7 @@ static int serve(const struct options *options, struct registry *registry, struc
         log_error("cannot serve: %s", strerror(-ret));
         return EXIT_FAILED;
     }
-    ret = await_end(loop, registry->host.tls);
+    ret = await_end(signal_fd, loop, registry->host.tls);
     if (ret < 0)
         log_error("cannot watch for signals: %s", strerror(-ret));
     watch_for_hurry(options->mountpoint);

@@ -34,10 +34,11 @@ class Wrong(Exception):
 
 
 def until(what, done):
+    """@what: a text, or what gives one when it is too late."""
     end = time.monotonic() + PATIENCE
     while not done():
         if time.monotonic() > end:
-            raise Wrong(f"for ever: {what}")
+            raise Wrong(f"for ever: {what() if callable(what) else what}")
         time.sleep(0.002)
 
 
@@ -58,7 +59,8 @@ class Daemon:
         until(f"{self.name} is mounted ({self.last_words()})", lambda: self.process.poll() is not None or os.path.ismount(self.path))
         if self.process.poll() is not None:
             raise Wrong(f"{self.name} does not start: {self.last_words()}")
-        self.before = None
+        os.listdir(self.path)               # it answers, and so has all that it needs
+        self.before = len(self.descriptors())
 
     def last_words(self):
         try:
@@ -90,20 +92,33 @@ class Daemon:
         if code:
             raise Wrong(f"{self.name} ends with {code}: {self.last_words()}")
 
-    def resources(self):
-        proc = f"/proc/{self.process.pid}"
-        threads = 0
-        for task in os.listdir(proc + "/task"):
+    def migration_threads(self):
+        proc = f"/proc/{self.process.pid}/task"
+        names = []
+        for task in os.listdir(proc):
             try:
-                with open(f"{proc}/task/{task}/comm") as comm:
-                    threads += comm.read().startswith(("mig-recv", "mig-in", "mig-out", "mig-ref", "mig-digest", "mig-pre"))
+                with open(f"{proc}/{task}/comm") as comm:
+                    names.append(comm.read().strip())
             except OSError:
                 pass
-        return len(os.listdir(proc + "/fd")), threads
+        return [name for name in names if name.startswith(("mig-recv", "mig-in", "mig-out", "mig-ref", "mig-digest", "mig-pre"))]
+
+    def descriptors(self):
+        return os.listdir(f"/proc/{self.process.pid}/fd")
+
+    def possessions(self):
+        """For a report."""
+        names = []
+        for fd in self.descriptors():
+            try:
+                names.append(os.readlink(f"/proc/{self.process.pid}/fd/{fd}"))
+            except OSError:
+                pass
+        return (f"{self.name} has no more than it had: {len(names)} descriptors, and had {self.before}; "
+                f"{' '.join(sorted(names))} {' '.join(self.migration_threads())}; {', '.join(os.listdir(self.path))}")
 
     def holds_nothing(self):
-        descriptors, threads = self.resources()
-        return threads == 0 and descriptors <= self.before
+        return not self.migration_threads() and len(self.descriptors()) <= self.before
 
 
 class Case:
@@ -198,9 +213,6 @@ class Worker:
             source, destination = more.get(kind, [[], []])
             self.daemons[kind] = (Daemon(f"{self.dir}/{kind}-src", *common, *source),
                                   Daemon(f"{self.dir}/{kind}-dst", f"listen={uri}", *common, *destination), uri)
-            for daemon in self.daemons[kind][:2]:
-                os.listdir(daemon.path)         # it has answered, and so all that it needs
-                daemon.before = daemon.resources()[0]
         return self.daemons[kind]
 
     # ---- Steps ----
@@ -279,7 +291,7 @@ class Worker:
             except OSError:
                 pass
         elif case.kind == "descriptors":
-            limit = destination.resources()[0] + case.spare
+            limit = len(destination.descriptors()) + case.spare
             subprocess.run(["prlimit", "--pid", str(destination.process.pid), f"--nofile={limit}:"])
         elif case.kind == "remove":
             try:
@@ -383,10 +395,7 @@ class Worker:
     def look(self):
         for kind in self.daemons:
             for daemon in self.daemons[kind][:2]:
-                if daemon.before is None:
-                    daemon.before = daemon.resources()[0] + 1
-                until(f"{daemon.name} has no more than it had: {daemon.resources()}, and had {daemon.before}",
-                      daemon.holds_nothing)
+                until(daemon.possessions, daemon.holds_nothing)
 
     def work(self):
         try:
