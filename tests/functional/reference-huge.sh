@@ -9,6 +9,10 @@ huge() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
 hugetlbfs store 12 >why || skip "$(cat why)"
 
 all() { head -c "$1" /dev/zero | tr '\0' '\377'; }
+# let_go NAME: the source has nothing of it mapped, a moment after `complete` at the latest
+not_mapped() { ! grep -q "$1" "/proc/${daemon[src]}/maps"; }
+let_go() { eventually "$1 is not mapped" not_mapped "$1"; }
+
 pair
 random image 7000001
 overwrite /dev/zero image bs=4096 seek=100 count=1000
@@ -30,7 +34,7 @@ for size in 7000001 $((8 << 20)); do
 		tell src/vm complete
 		limited cmp -n 7000001 image dst/vm/ram
 		[ "$(status dst/vm ram-size)" = $size ]
-		not grep -q 'memfd:guest' "/proc/${daemon[src]}/maps"
+		let_go memfd:guest
 		forget src/vm dst/vm
 	done
 done
@@ -49,7 +53,7 @@ tell src/vm sync
 tell src/vm complete
 [ "$(status src/vm verified-bytes)" = $((64 << 20)) ]
 [ "$(stat -c %b store/ram)" = 0 ] || fail "verifying has allocated $(stat -c %b store/ram) blocks"
-not grep -q store/ram "/proc/${daemon[src]}/maps"
+let_go store/ram
 forget src/vm dst/vm
 rm store/ram
 unmount src

@@ -27,7 +27,6 @@ boot() {
 	rm -f "$name.in" "$name.out" "$name.serial"
 	mkfifo "$name.in" "$name.out"
 	"${qemu[@]}" -accel tcg -machine pc -m $((ram >> 20)) -nodefaults -no-user-config -display none -no-reboot \
-		-name "$name,debug-threads=on" \
 		-drive if=floppy,format=raw,readonly=on,file=guest.img -serial file:"$name.serial" \
 		-chardev pipe,id=qmp,path="$name" -mon chardev=qmp,mode=control "$@" >"qemu-$name.log" 2>&1 &
 	vm[$name]=$!
@@ -99,8 +98,12 @@ in_the_middle() {
 	not let_go
 }
 
-# QEMU 10.0 says that a migration has failed before its threads have ended, and does not bear a new one meanwhile.
-let_go() { ! grep -q '^mig/src/' /proc/"${vm[source]}"/task/*/comm 2>/dev/null; }
+# QEMU 10.0 says that a migration has failed before it has let go of all that it had, and does not bear a new one meanwhile.
+# What `yank` could end goes last.
+let_go() {
+	qmp source query-yank
+	[[ $reply != *'"type": "migration"'* ]]
+}
 
 # after WHAT: QEMU has noticed, and the guest lives
 after() {
