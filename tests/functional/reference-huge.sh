@@ -9,7 +9,7 @@ huge() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
 hugetlbfs store 12 >why || skip "$(cat why)"
 
 all() { head -c "$1" /dev/zero | tr '\0' '\377'; }
-# let_go NAME: the source has nothing of it mapped, a moment after `complete` at the latest
+# let_go NAME: the source has nothing of it mapped, a moment after `complete`
 not_mapped() { ! grep -q "$1" "/proc/${daemon[src]}/maps"; }
 let_go() { eventually "$1 is not mapped" not_mapped "$1"; }
 

@@ -110,8 +110,8 @@ names EBUSY 'cannot be changed' "$dir/image"
 expect ENOENT stat dst/vm/ram-source
 expect ENOENT stat dst/vm/dirty
 # The file is the VMM's again.
-not grep -q image <(ls -l "/proc/${daemon[src]}/fd")
-not grep -q image "/proc/${daemon[src]}/maps"
+let_go() { ! grep -q image <(ls -l "/proc/${daemon[src]}/fd") && ! grep -q image "/proc/${daemon[src]}/maps"; }
+eventually "the source has let go of it" let_go
 forget src/vm dst/vm
 
 say "without a source"
