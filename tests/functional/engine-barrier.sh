@@ -8,7 +8,7 @@
 MB=$((1 << 20))
 
 # Every send of a channel takes $delay ms, and there are some of them in the way of the barrier: small packets may travel together.
-delay=2000
+# A machine that is busy with other things may not get done what it has to meanwhile: then nothing is $shown.
 
 # stripe FILE FROM TO: the stripe FROM of the image is written as stripe TO of the file
 stripe() { limited dd if=image of="$1" bs=1M skip="$2" seek="$3" count=1 conv=notrunc status=none; }
@@ -18,6 +18,14 @@ arrived() { limited cmp -s -n $MB -i $(($2 * MB)):$(($3 * MB)) image "$1"; }
 
 # past NAME CHANNELS SLOW [SETTING VALUE]...: the connection SLOW (0 is the main one) is slow
 past() {
+	for delay in 2000 4000 8000; do
+		go_past "$@"
+		[ $shown = no ] || return 0
+		say "    nothing was shown"
+	done
+	fail "$1: each barrier was over before"
+}
+go_past() {
 	local name=$1 channels=$2 slow=$(($3 - 1)) round waiting others=() c
 	# A few of them will do: the test must be done before the barrier is.
 	for ((c = 0; c < channels; c++)); do
@@ -52,9 +60,9 @@ past() {
 		done
 		limited head -c 100000 image >"src/$name/device-state/dev$round"
 	done
-	[ ! -s synced ] && kill -0 $waiting 2>/dev/null || fail "$name: the barrier was over before: nothing is shown"
-	[ "$(status "dst/$name" "channel-$slow-normal-bytes")" -lt $((6 * 65536)) ] ||
-		fail "$name: the slow channel was not slow: nothing is shown"
+	shown=no
+	[ -s synced ] || ! kill -0 $waiting 2>/dev/null ||
+		[ "$(status "dst/$name" "channel-$slow-normal-bytes")" -ge $((6 * 65536)) ] || shown=yes
 	wait $waiting
 	[ "$(cat synced)" = ok ] || fail "$name: sync says $(cat synced)"
 	[ "$(status "dst/$name" "channel-$slow-normal-bytes")" = $((6 * 65536)) ] || fail "$name: sync did not wait for the slow channel"
