@@ -198,7 +198,10 @@ int image_begin(struct image *image, const struct image_form *form, struct error
 {
     image->is_ram = form->is_ram;
     image->homes = form->homes;
+    /* It may be discharged before it begins. */
+    pthread_mutex_lock(&image->lock);
     image->budgets = form->budgets;
+    pthread_mutex_unlock(&image->lock);
     if (charge(image, form->size, err) < 0 || make_ends(image, form->size, err) < 0 ||
         (form->is_ram && make_ram(image, form, err) < 0)) {
         give_back(image);

@@ -940,6 +940,34 @@ Test(image, settled_while_the_last_user_leaves)
     }
 }
 
+static void *discharge_racing(void *arg)
+{
+    pthread_barrier_wait(&both);
+    image_discharge(&racing);
+    return arg;
+}
+
+/* Its user removes it when its first byte is still to come. */
+Test(image, discharged_while_it_begins)
+{
+    const struct image_form form = form_of(true, 2, STRIPE);
+
+    pthread_barrier_init(&both, NULL, 2);
+    for (int i = 0; i < 500; i++) {
+        pthread_t thread;
+        struct error err;
+        image_init(&racing);
+        pthread_create(&thread, NULL, discharge_racing, NULL);
+        pthread_barrier_wait(&both);
+        CHECK_OK(image_begin(&racing, &form, &err));
+        pthread_join(thread, NULL);
+        cr_assert(budget.used == 0 || budget.used == STRIPE, "round %d", i);
+        image_discharge(&racing);
+        cr_assert(eq(u64, budget.used, 0), "round %d", i);
+        finish(&racing);
+    }
+}
+
 /* What cannot be finished is said. */
 Test(image, not_finished)
 {
