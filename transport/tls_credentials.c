@@ -15,7 +15,7 @@
 #include <limits.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
-#include <openssl/x509.h>
+#include <openssl/x509v3.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -143,6 +143,19 @@ static int load_pair(const struct tls *tls, SSL_CTX *ctx, const char *side, stru
     return 1;
 }
 
+/* What OpenSSL works out of a certificate when somebody looks at it first: now, before several threads do. */
+static void work_out(SSL_CTX *ctx)
+{
+    STACK_OF(X509_OBJECT) *trusted = X509_STORE_get0_objects(SSL_CTX_get_cert_store(ctx));
+
+    for (int i = 0; i < sk_X509_OBJECT_num(trusted); i++) {
+        X509 *cert = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(trusted, i));
+        if (cert)
+            X509_check_purpose(cert, -1, 0);
+    }
+    X509_check_purpose(SSL_CTX_get0_certificate(ctx), -1, 0);
+}
+
 /* The context of one side; *@out stays NULL when there are no files for it. */
 static int load_side(const struct tls *tls, const char *side, const SSL_METHOD *method, SSL_CTX **out,
                      struct error *err)
@@ -164,10 +177,12 @@ static int load_side(const struct tls *tls, const char *side, const SSL_METHOD *
         error_set(err, CAUSE_SYNTAX, "tls: %s: no certificate: %s", ca, library_error());
     if (!error_is_set(err) && load_revoked(tls, ctx, err) == 0)
         ret = load_pair(tls, ctx, side, err);
-    if (error_is_set(err) || ret == 0)
+    if (error_is_set(err) || ret == 0) {
         SSL_CTX_free(ctx);
-    else
+    } else {
+        work_out(ctx);
         *out = ctx;
+    }
     return error_is_set(err) ? -EIO : 0;
 }
 
