@@ -55,6 +55,14 @@ void pace_take(struct pace *pace, uint64_t bytes)
         pace->tokens = 0;
 }
 
+uint64_t pace_piece(const struct pace *pace)
+{
+    uint64_t rate = atomic_load_explicit(&pace->rate, memory_order_relaxed);
+    uint64_t burst = rate / 1000 * PACE_BURST_MS;
+
+    return !rate ? UINT64_MAX : burst > PACE_LEAST ? burst : PACE_LEAST;
+}
+
 void pace_close(struct pace *pace)
 {
     SCOPED_LOCK(&pace->lock);

@@ -3,8 +3,9 @@
  * How fast a connection may send, or an incoming migration receive: `max-bandwidth`.
  *
  * A bucket that fills with the rate, and holds what may pass at once. A thread that moves bytes takes first,
- * also more than there is, and then waits until the bucket is not in debt any more: so packets are not cut,
- * and the rate holds over any time that is longer than that of a packet.
+ * also more than there is, and then waits until the bucket is not in debt any more: so nothing has to be
+ * cut, and the rate holds over any time that is longer than that of a piece. What can be cut is: a packet of
+ * 1 MiB is a tenth of a second at 10 MB/s.
  *
  * Lock: pace.lock, a leaf. Without a rate nobody takes it.
  */
@@ -16,7 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_BURST_MS 10 /* what may pass at once: of so long a time */
+#define PACE_BURST_MS 10          /* what may pass at once: of so long a time */
+#define PACE_LEAST    (64u << 10) /* bytes that are not worth to be cut */
 
 struct pace {
     _Atomic uint64_t rate; /* bytes a second; 0: as fast as can be. Written with the lock held */
@@ -41,6 +43,11 @@ static inline bool pace_is_on(const struct pace *pace)
 
 /** pace_take - @bytes are about to be sent, or have been received: wait until they may be, or pace_close() */
 void pace_take(struct pace *pace, uint64_t bytes);
+
+/** pace_piece - into how large pieces is to be cut what can be, in bytes, so that they come evenly; any
+ * thread
+ */
+uint64_t pace_piece(const struct pace *pace);
 
 /** pace_close, pace_open - nobody waits any more; they do again */
 void pace_close(struct pace *pace);

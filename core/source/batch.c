@@ -9,6 +9,7 @@ void batch_begin(struct batch *batch, struct channel_entry *entries)
     batch->entries = entries;
     batch->n = 0;
     batch->bytes = batch->large = batch->uncopied = batch->placed = 0;
+    batch->counted = false;
     batch->piped = NULL;
     batch->zerocopy = NULL;
 }

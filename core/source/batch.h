@@ -14,6 +14,7 @@ struct batch {
     uint64_t bytes, large; /* that are copied: of iov, and of large payloads in it */
     uint64_t uncopied;     /* of other payloads */
     uint64_t placed;       /* of payloads that are placed, and not in iov */
+    bool counted;          /* it counts as sent already, piece by piece */
     /* One of them, or none: the payload of the last entry, which is not in iov. */
     const struct channel_entry *piped;
     struct channel_entry *zerocopy;

@@ -521,18 +521,67 @@ static int send_batch(struct channel *ch, struct batch *batch)
     return transport_send_pipe(ch->transport, batch->iov, batch->n, piped->pipe, piped->length);
 }
 
-/* Waits until the batch may be sent. Called without the lock. */
-static void keep_pace(struct channel *ch, const struct batch *batch)
+/* Waits until so much may be sent. Called without the lock. */
+static void keep_pace(struct channel *ch, uint64_t bytes)
+{
+    pthread_mutex_lock(&ch->lock);
+    ch->paced = true;
+    pthread_mutex_unlock(&ch->lock);
+    pace_take(ch->pace, bytes);
+    SCOPED_LOCK(&ch->lock);
+    ch->paced = false;
+}
+
+/* A piece of a batch that is all in iov is sent. Called without the lock. */
+static void count_piece(struct channel *ch, struct batch *batch, uint64_t bytes)
+{
+    SCOPED_LOCK(&ch->lock);
+    if (ch->keeps) /* its position in the stream counts */
+        return;
+    ch->wire_bytes += bytes;
+    zerocopy_copied(&ch->zerocopy, bytes, batch->counted ? 0 : batch->large);
+    batch->counted = true;
+}
+
+/* The pieces come evenly: at a low rate a batch is a large part of what is sent in a second. Without the
+ * lock. */
+static int send_pieces(struct channel *ch, struct batch *batch)
+{
+    size_t sent = 0; /* of iov[i] */
+    int i = 0, ret = 0;
+
+    while (i < batch->n && ret == 0) {
+        struct iovec piece[TRANSPORT_IOV_MAX];
+        uint64_t room = pace_piece(ch->pace), bytes = 0;
+        int n = 0;
+        for (; i < batch->n && bytes < room; n++) {
+            size_t left = batch->iov[i].iov_len - sent, len = left < room - bytes ? left : room - bytes;
+            piece[n] = (struct iovec){(char *)batch->iov[i].iov_base + sent, len};
+            bytes += len;
+            sent = len < left ? sent + len : 0;
+            i += len == left;
+        }
+        keep_pace(ch, bytes);
+        ret = transport_send(ch->transport, piece, n);
+        if (ret == 0)
+            count_piece(ch, batch, bytes);
+    }
+    return ret;
+}
+
+/* Sends a batch as fast as it may be. Called without the lock. */
+static int send_paced(struct channel *ch, struct batch *batch)
 {
     uint64_t bytes = batch->bytes + batch->placed;
 
+    if (!batch->placed && !batch->piped && !batch->zerocopy)
+        return send_pieces(ch, batch);
     if (batch->piped)
         bytes += batch->piped->length;
     if (batch->zerocopy)
         bytes += batch->zerocopy->length;
-    pace_take(ch->pace, bytes);
-    SCOPED_LOCK(&ch->lock);
-    ch->paced = false;
+    keep_pace(ch, bytes);
+    return send_batch(ch, batch);
 }
 
 /* Called with the lock held. */
@@ -560,13 +609,13 @@ static void count_stream(struct channel *ch, uint64_t position)
  */
 static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, bool cured, int ret)
 {
-    if (ret == 0) {
+    if (ret == 0 && !batch->counted) {
         ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
         ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
         zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
     } else if (cured) {
         lose(ch);
-    } else {
+    } else if (ret < 0) {
         ch->lost = true;
     }
     uint64_t bytes = retire_batch(ch, batch->entries, keeps);
@@ -600,10 +649,8 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         ch->paced = !dead && ch->pace && pace_is_on(ch->pace);
         bool paced = ch->paced;
         pthread_mutex_unlock(&ch->lock);
-        if (paced)
-            keep_pace(ch, &batch);
 
-        int ret = dead ? -ECONNRESET : send_batch(ch, &batch);
+        int ret = dead ? -ECONNRESET : paced ? send_paced(ch, &batch) : send_batch(ch, &batch);
         bool keeps = ch->keeps && !dead;
         int copied = keeps ? kept_copy(batch.entries) : 0;
         ret = copied < 0 ? copied : ret;

@@ -718,6 +718,82 @@ Test(channel, payloads_in_parts)
     bench_fini(&b);
 }
 
+/* A packet that is sent as fast as 20 MB/s. */
+struct paced {
+    struct bench b;
+    struct pace pace;
+    struct worker worker;
+    struct channel_entry entry;
+    uint8_t payload[1 << 20];
+};
+
+static void send_paced_packet(void *arg)
+{
+    struct paced *p = arg;
+
+    cr_assert(add(&p->b.ch, 1, p->payload, sizeof(p->payload), &p->entry, NULL));
+    finish(&p->b.ch, sizeof(p->payload), &p->entry);
+}
+
+/* Comes back when so many of its pieces have gone, and all the others wait. */
+static struct paced *paced_begin(unsigned let)
+{
+    struct paced *p = calloc(1, sizeof(*p));
+    uint64_t sent = 0;
+
+    pattern(p->payload, sizeof(p->payload), 1);
+    bench_init(&p->b, false);
+    p->b.valve.let = let;
+    pace_init(&p->pace, 20000000);
+    p->b.ch.pace = &p->pace;
+    worker_start(&p->worker, send_paced_packet, p);
+    while (sent < let * 200000) {
+        pthread_mutex_lock(&p->b.ch.lock);
+        sent = p->b.ch.wire_bytes;
+        pthread_mutex_unlock(&p->b.ch.lock);
+        sched_yield();
+    }
+    return p;
+}
+
+static void paced_end(struct paced *p)
+{
+    bench_fini(&p->b);
+    pace_fini(&p->pace);
+    free(p);
+}
+
+/* Where there is a rate a packet goes in pieces, and each counts when it is sent. */
+Test(channel, paced_in_pieces)
+{
+    struct paced *p = paced_begin(3);
+    struct parser parser = {0};
+    char first[2];
+
+    cr_expect(eq(u64, p->b.ch.wire_bytes, 600000));
+    cr_expect(zero(u64, p->b.ch.sent_sequence));
+    valve_set(&p->b.valve, true, 0);
+    worker_join(&p->worker);
+    cr_expect(eq(uint, p->b.valve.sends, 6));
+    cr_expect(eq(uint, parse_valve(&p->b, &parser, first, sizeof(first)), 1));
+    cr_expect(eq(u64, p->b.ch.wire_bytes, p->b.valve.have));
+    cr_expect(eq(u64, p->b.ch.zerocopy.counters.copied_bytes, p->b.valve.have));
+    cr_expect(eq(u64, p->b.ch.sent_sequence, 1));
+    paced_end(p);
+}
+
+Test(channel, lost_between_pieces)
+{
+    struct paced *p = paced_begin(2);
+
+    valve_set(&p->b.valve, false, -EPIPE);
+    worker_join(&p->worker);
+    cr_expect(eq(uint, atomic_load(&p->b.failures), 1));
+    cr_expect(eq(int, p->b.failed_code, -EPIPE));
+    cr_expect(eq(u64, p->b.ch.wire_bytes, 400000), "what has gone has gone");
+    paced_end(p);
+}
+
 /* Packets without a payload: discards and truncations. */
 Test(channel, no_payload)
 {

@@ -33,6 +33,17 @@ Test(pace, without_a_rate_nobody_waits)
     cr_expect(zero(dbl, pace.tokens));
 }
 
+/* Of 10 ms, if that is worth a send. */
+Test(pace, pieces)
+{
+    pace_init(&pace, 0);
+    cr_expect(eq(u64, pace_piece(&pace), UINT64_MAX));
+    pace_set(&pace, 1 << 20);
+    cr_expect(eq(u64, pace_piece(&pace), 65536));
+    pace_set(&pace, 50000000);
+    cr_expect(eq(u64, pace_piece(&pace), 500000));
+}
+
 Test(pace, holds_the_rate)
 {
     pace_init(&pace, 10000000);
