@@ -23,8 +23,8 @@ if [ "$got" = EOPNOTSUPP ]; then
 fi
 [ "$got" = ok ] || fail "start: $got"
 tell src/vm cancel
-forget src/vm
-expect ok rmdir dst/vm
+reaches dst/vm cancelled failed
+forget src/vm dst/vm
 
 # begin NAME URI CHANNELS PATH [SETTING VALUE]...
 begin() {

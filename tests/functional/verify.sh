@@ -195,7 +195,10 @@ for end in signal cancel kill; do
 		;;
 	esac
 	reaches "src/$end" cancelled failed completed
-	[ "$end" = kill ] || forget "dst/$end"
+	if [ "$end" != kill ]; then
+		reaches "dst/$end" cancelled failed completed
+		forget "dst/$end"
+	fi
 	forget "src/$end"
 	[ "$end" = kill ] || same_resources
 done
