@@ -286,10 +286,7 @@ static void make_changes(struct arrival *a)
         last = &change->next;
     }
     a->operations->changed(a->owner, made);
-    while ((change = made)) {
-        made = change->next;
-        free(change);
-    }
+    change_free_all(made);
 }
 
 static int reach(struct arrival *a, const struct barrier *barrier, struct error *err)

@@ -18,17 +18,22 @@ int catalog_init(struct catalog *catalog, uint32_t max_devices)
     return -ENOMEM;
 }
 
+void change_free_all(struct change *first)
+{
+    while (first) {
+        struct change *change = first;
+        first = change->next;
+        free(change);
+    }
+}
+
 void catalog_fini(struct catalog *catalog)
 {
     for (uint32_t i = 0; catalog->files && catalog->names && i < catalog->size; i++) {
         file_put(catalog->files[i]);
         free(catalog->names[i]);
     }
-    while (catalog->first) {
-        struct change *change = catalog->first;
-        catalog->first = change->next;
-        free(change);
-    }
+    change_free_all(catalog->first);
     free(catalog->files);
     free(catalog->names);
     *catalog = (struct catalog){0};

@@ -35,6 +35,9 @@ struct change {
     char name[]; /* RENAME: the new one */
 };
 
+/** change_free_all - a list of them; NULL: there are none */
+void change_free_all(struct change *first);
+
 struct catalog {
     uint32_t size;               /* numbers are below it; constant */
     struct file *_Atomic *files; /* by number, each with a reference; [0] is RAM */
@@ -91,8 +94,8 @@ struct change *catalog_rename(struct catalog *catalog, uint64_t id, uint32_t num
 bool catalog_is_coming(const struct catalog *catalog, const char *name);
 
 /**
- * catalog_take - the next change that can be made, which is the caller's to make and free; NULL: there is
- * none
+ * catalog_take - the next change that can be made, which is the caller's to make and free, and in no list;
+ * NULL: there is none
  */
 struct change *catalog_take(struct catalog *catalog);
 

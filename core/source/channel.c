@@ -600,6 +600,16 @@ static void count_stream(struct channel *ch, uint64_t position)
     ch->zerocopy.counters.copied_bytes = ch->wire_bytes;
 }
 
+/* The batch is sent. Called with the lock held. */
+static void count_batch(struct channel *ch, const struct batch *batch, bool keeps)
+{
+    if (batch->counted)
+        return;
+    ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
+    ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
+    zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
+}
+
 /*
  * Called with the lock held: the batch that was in hand is not any more. @cured: another connection makes up
  * for it that @ret is an error. Returns what the gate is due.
@@ -609,15 +619,12 @@ static void count_stream(struct channel *ch, uint64_t position)
  */
 static uint64_t put_down(struct channel *ch, struct batch *batch, bool keeps, bool cured, int ret)
 {
-    if (ret == 0 && !batch->counted) {
-        ch->wire_bytes += keeps ? 0 : batch->bytes + batch->uncopied + batch->placed;
-        ch->spliced_bytes += batch->piped ? batch->uncopied : 0;
-        zerocopy_copied(&ch->zerocopy, batch->bytes, batch->large);
-    } else if (cured) {
+    if (ret == 0)
+        count_batch(ch, batch, keeps);
+    else if (cured)
         lose(ch);
-    } else if (ret < 0) {
+    else
         ch->lost = true;
-    }
     uint64_t bytes = retire_batch(ch, batch->entries, keeps);
     if (keeps && (ret == 0 || cured))
         count_stream(ch, kept_end(&ch->kept));
@@ -646,8 +653,7 @@ static void send_queued(struct channel *ch, struct channel_entry *mine)
         bool dead = ch->closed == CHANNEL_DEAD;
         take_batch(ch, &batch);
         ch->in_hand = true;
-        ch->paced = !dead && ch->pace && pace_is_on(ch->pace);
-        bool paced = ch->paced;
+        bool paced = !dead && ch->pace && pace_is_on(ch->pace);
         pthread_mutex_unlock(&ch->lock);
 
         int ret = dead ? -ECONNRESET : paced ? send_paced(ch, &batch) : send_batch(ch, &batch);

@@ -386,7 +386,8 @@ static void one_start(struct one *o, struct bench *b, char mark, uint32_t length
     o->ch = &b->ch;
     o->length = length;
     o->payload = malloc(length);
-    memset(o->payload, mark, length);
+    pattern(o->payload, length, (unsigned)mark);
+    o->payload[0] = (uint8_t)mark;
     o->added = add(&b->ch, 0, o->payload, length, &o->entry, NULL);
     cr_assert(o->added);
     worker_start(&o->worker, finish_one, o);
@@ -722,18 +723,8 @@ Test(channel, payloads_in_parts)
 struct paced {
     struct bench b;
     struct pace pace;
-    struct worker worker;
-    struct channel_entry entry;
-    uint8_t payload[1 << 20];
+    struct one one;
 };
-
-static void send_paced_packet(void *arg)
-{
-    struct paced *p = arg;
-
-    cr_assert(add(&p->b.ch, 1, p->payload, sizeof(p->payload), &p->entry, NULL));
-    finish(&p->b.ch, sizeof(p->payload), &p->entry);
-}
 
 /* Comes back when so many of its pieces have gone, and all the others wait. */
 static struct paced *paced_begin(unsigned let)
@@ -741,12 +732,11 @@ static struct paced *paced_begin(unsigned let)
     struct paced *p = calloc(1, sizeof(*p));
     uint64_t sent = 0;
 
-    pattern(p->payload, sizeof(p->payload), 1);
     bench_init(&p->b, false);
     p->b.valve.let = let;
     pace_init(&p->pace, 20000000);
     p->b.ch.pace = &p->pace;
-    worker_start(&p->worker, send_paced_packet, p);
+    one_start(&p->one, &p->b, 'A', 1 << 20);
     while (sent < let * 200000) {
         pthread_mutex_lock(&p->b.ch.lock);
         sent = p->b.ch.wire_bytes;
@@ -773,7 +763,7 @@ Test(channel, paced_in_pieces)
     cr_expect(eq(u64, p->b.ch.wire_bytes, 600000));
     cr_expect(zero(u64, p->b.ch.sent_sequence));
     valve_set(&p->b.valve, true, 0);
-    worker_join(&p->worker);
+    one_join(&p->one);
     cr_expect(eq(uint, p->b.valve.sends, 6));
     cr_expect(eq(uint, parse_valve(&p->b, &parser, first, sizeof(first)), 1));
     cr_expect(eq(u64, p->b.ch.wire_bytes, p->b.valve.have));
@@ -787,7 +777,7 @@ Test(channel, lost_between_pieces)
     struct paced *p = paced_begin(2);
 
     valve_set(&p->b.valve, false, -EPIPE);
-    worker_join(&p->worker);
+    one_join(&p->one);
     cr_expect(eq(uint, atomic_load(&p->b.failures), 1));
     cr_expect(eq(int, p->b.failed_code, -EPIPE));
     cr_expect(eq(u64, p->b.ch.wire_bytes, 400000), "what has gone has gone");
