@@ -649,11 +649,16 @@ static void free_role(struct migration *m)
     outgoing_free(m->out);
 }
 
-/* Who waits for a peer to fill a device waits in vain. */
+/*
+ * Who waits for a peer to fill a device waits in vain. The file of the RAM is the VMM's again, also where the
+ * kernel still knows the name of something in the directory.
+ */
 static void release(struct migration *m)
 {
     SCOPED_LOCK(&m->lock);
     migration_expect_nothing(m);
+    if (m->out->source.reference)
+        reference_close(m->out->source.reference);
 }
 
 static void count(struct migration *m, unsigned channel, struct channel_record *record)

@@ -137,6 +137,15 @@ same image dst/vm/ram
 forget src/vm dst/vm
 same_resources
 
+say "removed, and somebody has a file of it open"
+outgoing vm 2 "unix:$dir/nobody"
+expect ok write src/vm/ram-source "$dir/image"
+refuses ECONNREFUSED nobody write src/vm/control start
+exec {held}<src/vm/error
+forget src/vm
+let_go || fail "the source holds on to it"
+exec {held}<&-
+
 say "a mount of its own"
 expect ok mkdir src/vm
 attempt write src/vm/ram-source "$dir/src/vm/ram-source"
